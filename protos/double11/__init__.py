@@ -1,0 +1,1 @@
+"""Generated protobuf and gRPC stubs; import `double11.v1`. Regenerate with `make protos`."""

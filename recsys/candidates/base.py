@@ -1,0 +1,27 @@
+"""What every candidate source promises."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from feature_store import UserFeatures
+from recsys.core import Candidates, Deadline, Query
+
+
+class CandidateSource(Protocol):
+    """Gives up to `limit` distinct items for a query, best first, with its own score.
+
+    A source may come back with fewer, or none (a newcomer has no own history); that is a result, not an error.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name in responses, reports and metrics, e.g. "own_history"."""
+        ...
+
+    async def retrieve(self, query: Query, user: UserFeatures, limit: int, deadline: Deadline) -> Candidates:
+        """Candidates with one source bit and one score column, both called `name`.
+
+        Raises: DeadlineExceeded, Unavailable. The pipeline counts those and goes on without this source.
+        """
+        ...

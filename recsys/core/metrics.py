@@ -1,0 +1,30 @@
+"""Prometheus metric names, in one place, so that two parts never count the same thing under two names.
+
+Owners import the metric object from here. Names end in the unit; counters in `_total`.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_MS_BUCKETS = (1, 2, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000, 2000, 5000)
+
+REQUESTS = Counter("double11_requests_total", "Recommend calls by tier and status", ["tier", "status"])
+REQUEST_MS = Histogram("double11_request_ms", "Receipt to response, milliseconds", ["tier"], buckets=_MS_BUCKETS)
+STAGE_MS = Histogram("double11_stage_ms", "One pipeline stage, milliseconds", ["stage", "outcome"], buckets=_MS_BUCKETS)
+FALLBACKS = Counter("double11_fallbacks_total", "Stages that fell through, by reason", ["stage", "reason"])
+SHED = Counter("double11_shed_total", "Requests refused by admission control", ["reason"])
+IN_FLIGHT = Gauge("double11_in_flight_requests", "Recommend calls being served")
+IMPRESSIONS = Counter("double11_impressions_total", "Impression events by outcome", ["outcome"])
+MISSING_FEATURES = Counter("double11_missing_features_total", "Feature values replaced by a default", ["feature"])
+EVENTS = Counter("double11_events_total", "Events by outcome of the streaming job", ["outcome"])
+DEAD_LETTERS = Counter("double11_dead_letters_total", "Dead letters by cause", ["cause"])
+LAG_RECORDS = Gauge("double11_lag_records", "Records not applied yet", ["topic", "partition"])
+PUBLISHED = Counter("double11_published_events_total", "Events taken by EventService.Publish", ["outcome"])
+RERANK_BATCH_ITEMS = Histogram(
+    "double11_rerank_batch_items", "Candidates per engine batch", buckets=(1, 8, 16, 32, 64, 128, 256, 512)
+)
+RERANK_QUEUE_MS = Histogram(
+    "double11_rerank_queue_ms", "Wait before an engine batch, milliseconds", buckets=_MS_BUCKETS
+)
+RERANK_PREFIX_CACHE = Counter("double11_rerank_prefix_cache_total", "Prefix cache look-ups", ["outcome"])
