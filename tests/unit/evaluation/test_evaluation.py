@@ -1,0 +1,126 @@
+"""Refusals, sampling, bootstrap and Holm; the design's check values where the data is at hand."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+import polars as pl
+import pytest
+
+from recsys.core import BadInput
+from recsys.evaluation import (
+    bootstrap_mean_ci,
+    holm,
+    make_queries,
+    measures,
+    paired_bootstrap,
+    parse_positives,
+)
+
+CUT = int(datetime(2020, 1, 2, tzinfo=UTC).timestamp()) * 1_000_000
+
+
+def history(users: int = 50) -> pl.DataFrame:
+    names = [f"u{n:02d}" for n in range(users)]
+    return pl.DataFrame(
+        {
+            "user_id": names * 2,
+            "item_id": ["old"] * users + ["new"] * users,
+            "event_type": ["purchase"] * (2 * users),
+            "event_time": [datetime(2020, 1, 1, tzinfo=UTC)] * users + [datetime(2020, 1, 3, tzinfo=UTC)] * users,
+        },
+        schema_overrides={"event_time": pl.Datetime("us", "UTC")},
+    )
+
+
+def ask(events: pl.DataFrame, **options) -> pl.DataFrame:
+    return make_queries(events, **{"from_us": CUT, "to_us": 2 * CUT, "positives": ["purchase"], **options})
+
+
+def test_the_sample_is_seeded_and_does_not_depend_on_row_order():
+    events = history()
+    one, two = ask(events, queries_max=10, seed=3), ask(events.reverse(), queries_max=10, seed=3)
+    assert len(one) == 10
+    assert one.equals(two)
+    assert not one.equals(ask(events, queries_max=10, seed=4))
+    assert ask(events, queries_max=1_000).equals(ask(events))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"positives": ["buy"]},
+        {"positives": []},
+        {"positives": ["impression"]},
+        {"task": "new"},
+        {"from_us": 5, "to_us": 5},
+        {"queries_max": 0},
+    ],
+)
+def test_questions_that_make_no_sense_are_refused(options):
+    with pytest.raises(BadInput):
+        ask(history(), **options)
+
+
+def test_positives_are_a_comma_list_or_any():
+    assert parse_positives("purchase, cart") == ("purchase", "cart")
+    assert parse_positives("any") == ("view", "favorite", "cart", "purchase")
+    for text in ("buy", "", "purchase,fav", "impression"):
+        with pytest.raises(BadInput, match="any"):
+            parse_positives(text)
+
+
+def test_measures_refuse_slates_that_are_not_slates():
+    queries = pl.DataFrame({"query_id": ["q"], "relevant": [["a"]]})
+    for rank, item in (([1, 2], ["a", "a"]), ([1, 1], ["a", "b"]), ([0, 1], ["a", "b"])):
+        with pytest.raises(BadInput, match="slates"):
+            measures(pl.DataFrame({"query_id": ["q", "q"], "rank": rank, "item_id": item}), queries)
+    empty = pl.DataFrame(schema={"query_id": pl.String, "rank": pl.Int32, "item_id": pl.String})
+    assert measures(empty, queries)["ndcg@10"].to_list() == [0.0]
+    with pytest.raises(BadInput, match="relevant"):
+        measures(empty, queries.with_columns(relevant=pl.lit([], dtype=pl.List(pl.String))))
+
+
+def test_the_interval_covers_the_truth_about_19_times_in_20():
+    rng = np.random.default_rng(0)
+    inside = 0
+    for trial in range(200):
+        low, high = bootstrap_mean_ci(rng.exponential(1.0, 150), trial, samples=400)
+        inside += low <= 1.0 <= high
+    assert 175 <= inside <= 199
+
+
+def test_users_are_drawn_whole():
+    """Ten copies of each user's value say no more than one copy: the interval must not shrink."""
+    values = np.random.default_rng(1).normal(size=60)
+    users = [f"u{n}" for n in range(60)]
+    once = bootstrap_mean_ci(values, 7, users=users)
+    copies = bootstrap_mean_ci(np.repeat(values, 10), 7, users=[u for u in users for _ in range(10)])
+    naive = bootstrap_mean_ci(np.repeat(values, 10), 7)
+    assert copies[1] - copies[0] == pytest.approx(once[1] - once[0], rel=0.15)
+    assert naive[1] - naive[0] < 0.5 * (once[1] - once[0])
+
+
+def test_the_paired_test_sees_a_small_steady_gain_and_nothing_where_nothing_is():
+    rng = np.random.default_rng(2)
+    base = rng.uniform(size=400)
+    better = paired_bootstrap(base + 0.01 + rng.normal(0, 0.02, 400), base, 0)
+    assert better.ci95[0] < better.diff < better.ci95[1]
+    assert better.diff == pytest.approx(0.01, abs=0.005)
+    assert better.p < 0.002
+    same = paired_bootstrap(base, base, 0)
+    assert (same.diff, same.ci95, same.p) == (0.0, (0.0, 0.0), 1.0)
+    rejected = sum(paired_bootstrap(rng.normal(size=100), np.zeros(100), s, samples=300).p < 0.05 for s in range(200))
+    assert rejected <= 22  # 5 % of 200, plus four standard deviations
+    with pytest.raises(BadInput):
+        paired_bootstrap([1.0, 2.0], [1.0], 0)
+    for bad in ([], [float("nan")]):
+        with pytest.raises(BadInput):
+            bootstrap_mean_ci(bad, 0)
+
+
+def test_holm_against_the_published_step_down():
+    assert holm([0.01, 0.04, 0.03, 0.005]).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]).tolist() == [1.0, 1.0]
+    assert holm([]).tolist() == []
+    with pytest.raises(BadInput):
+        holm([1.5])
