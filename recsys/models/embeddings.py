@@ -1,0 +1,98 @@
+"""TorchRec embedding tables whose rows are addressed by item key, category or brand through a private vocabulary.
+
+Row 0 of every table is "unknown": what the vocabulary has never seen, and what training puts in a known id's place now
+and then, so that the row means "some item" rather than noise. Nobody outside this package ever sees a row number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig, PoolingType
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+UNKNOWN_ROW = 0
+
+
+class Vocabulary:
+    """Keys to table rows: key i of `keys` has row i + 1, everything else row 0."""
+
+    def __init__(self, keys: npt.NDArray[np.int64]) -> None:
+        """keys: int64 [M], distinct, in row order."""
+        self.keys = np.ascontiguousarray(keys, dtype=np.int64)
+        self._order = np.argsort(self.keys, kind="stable")
+        self._sorted = self.keys[self._order]
+        assert not (self._sorted[1:] == self._sorted[:-1]).any(), "a vocabulary's keys are distinct"
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the table, row 0 included."""
+        return len(self.keys) + 1
+
+    def rows(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Row of each key, 0 where unknown; same shape as `keys`."""
+        if not len(self._sorted):
+            return np.zeros(len(keys), np.int64)
+        at = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
+        return np.where(self._sorted[at] == keys, self._order[at] + 1, UNKNOWN_ROW)
+
+
+def sequence_tables(
+    num_rows: Mapping[str, int], dim: int, features: Mapping[str, Sequence[str]]
+) -> EmbeddingCollection:
+    """One vector per id. features: table name to the jagged features that look it up."""
+    return EmbeddingCollection(
+        tables=[
+            EmbeddingConfig(
+                name=name,
+                embedding_dim=dim,
+                num_embeddings=rows,
+                feature_names=list(features[name]),
+                init_fn=_small_normal,
+            )
+            for name, rows in num_rows.items()
+        ],
+        device=torch.device("cpu"),
+    )
+
+
+def bag_tables(num_rows: Mapping[str, int], dim: int, features: Mapping[str, Sequence[str]]) -> EmbeddingBagCollection:
+    """The mean vector of each list of ids (zeros for an empty list)."""
+    return EmbeddingBagCollection(
+        tables=[
+            EmbeddingBagConfig(
+                name=name,
+                embedding_dim=dim,
+                num_embeddings=rows,
+                feature_names=list(features[name]),
+                pooling=PoolingType.MEAN,
+                init_fn=_small_normal,
+            )
+            for name, rows in num_rows.items()
+        ],
+        device=torch.device("cpu"),
+    )
+
+
+def fuse_optimizer(tables: nn.Module, learning_rate: float) -> None:
+    """Row-wise Adagrad inside the backward pass: rows are updated as their gradient appears, and no gradient is kept.
+
+    The same declaration becomes the fused FBGEMM kernel when DistributedModelParallel shards the tables.
+    Source: torchrec.optim; Duchi et al. 2011 (Adagrad), one accumulator per row.
+    """
+    apply_optimizer_in_backward(RowWiseAdagrad, tables.parameters(), {"lr": learning_rate, "eps": 1e-8})
+
+
+def dense_parameters(model: nn.Module, tables: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """Parameters of `model` that no table owns: those an ordinary optimizer steps."""
+    fused = {id(p) for t in tables for p in t.parameters()}
+    return [p for p in model.parameters() if id(p) not in fused]
+
+
+def _small_normal(weight: torch.Tensor) -> torch.Tensor:
+    return nn.init.normal_(weight, std=0.05)

@@ -1,0 +1,195 @@
+"""The ranker: features of a user, an item and both, to the chance that the user acts on the item.
+
+Scaled features go through low-rank DCN-v2 crosses and a small MLP; beside them the candidate's embedding meets the mean
+embedding of the user's history (both from TorchRec bags). The output is a logit, calibrated (Platt) on the validation
+window: sigmoid(score) is a probability.
+
+Shape legend: Q users (queries), N candidates of all queries, F features, D embedding dimension, X network inputs.
+Source: Wang et al. 2021 (DCN V2, eq. 2); Zhou et al. 2018 (DIN: history meets candidate); Platt 1999.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recsys.core import BadInput, RunDirectory, VersionMismatch
+from recsys.core.metrics import MISSING_FEATURES
+from recsys.models import storage
+from recsys.models.config import RankerConfig
+from recsys.models.embeddings import Vocabulary, bag_tables
+from recsys.models.history import Histories
+from recsys.models.jagged import Jagged, keyed
+from recsys.models.scaling import Scaling
+
+
+class CrossLayer(nn.Module):
+    """x0 * (U V x + b) + x, the low-rank cross of DCN-v2."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, rank, bias=False)
+        self.up = nn.Linear(rank, width)
+
+    def forward(self, first_NX: Tensor, x_NX: Tensor) -> Tensor:
+        """One crossing, [N, X]."""
+        crossed: Tensor = first_NX * self.up(self.down(x_NX)) + x_NX
+        return crossed
+
+
+class RankerNet(nn.Module):
+    """The weights of the ranker. `scaling` is fitted before training and fixed afterwards."""
+
+    def __init__(self, num_features: int, num_rows: int, config: RankerConfig) -> None:
+        """num_rows: rows of the item table."""
+        super().__init__()
+        self.scaling = Scaling(num_features, config.quantiles)
+        self.tables = bag_tables({"item": num_rows}, config.dim, {"item": ["candidate", "history"]})
+        width = self.scaling.num_outputs
+        self.crosses = nn.ModuleList(CrossLayer(width, config.cross_rank) for _ in range(config.cross_layers))
+        self.deep = nn.Sequential(
+            nn.Linear(width + config.dim + 1, config.hidden),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.hidden, config.hidden),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+        )
+        self.out = nn.Linear(width + config.hidden + 1, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, values_NF: Tensor, ids: KeyedJaggedTensor, query_N: Tensor) -> Tensor:
+        """Logits [N]. ids: features candidate and history as lists; query_N: history list of each candidate."""
+        x_NX = self.scaling(values_NF)
+        crossed_NX = x_NX
+        for cross in self.crosses:
+            crossed_NX = cross(x_NX, crossed_NX)
+        bags = self.tables(ids)
+        met_ND = bags["candidate"] * bags["history"][query_N]
+        dot_N1 = met_ND.sum(dim=1, keepdim=True)
+        deep_NX = self.deep(torch.cat([x_NX, met_ND, dot_N1], dim=1))
+        logit_N: Tensor = self.out(torch.cat([crossed_NX, deep_NX, dot_N1], dim=1)).squeeze(1)
+        return logit_N
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Platt scaling: calibrated logit = slope * logit + intercept; slope > 0 keeps the order."""
+
+    slope: float = 1.0
+    intercept: float = 0.0
+
+
+class Ranker:
+    """A trained ranker, as serving uses it."""
+
+    def __init__(
+        self,
+        net: RankerNet,
+        feature_names: Sequence[str],
+        vocabulary: Vocabulary,
+        config: RankerConfig,
+        calibration: Calibration | None = None,
+        version: str = "unsaved",
+    ) -> None:
+        """Use `load`, or training."""
+        self.net, self.vocabulary, self.config, self.version = net, vocabulary, config, version
+        self.feature_names = tuple(feature_names)
+        self.calibration = calibration or Calibration()
+
+    @classmethod
+    def load(cls, run: RunDirectory) -> Ranker:
+        """The ranker of a run. Raises: NotFound, CorruptData."""
+        stored = storage.load(run, "ranker")
+        names, config = tuple(stored.settings["feature_names"]), RankerConfig(**stored.settings["config"])
+        vocabulary = Vocabulary(stored.tensors["items.key"].numpy())
+        net = RankerNet(len(names), vocabulary.num_rows, config)
+        storage.restore(net, stored.section("net"), f"run {run.run_id}, models/ranker.safetensors")
+        return cls(net, names, vocabulary, config, Calibration(**stored.settings["calibration"]), stored.version)
+
+    def save(self, folder: Path) -> None:
+        """Write ranker.safetensors and ranker.json into `folder`."""
+        tensors = {f"net.{n}": t for n, t in self.net.state_dict().items()}
+        tensors["items.key"] = storage.keys_tensor(self.vocabulary.keys)
+        settings = {
+            "config": asdict(self.config),
+            "feature_names": list(self.feature_names),
+            "defaults": dict.fromkeys(self.feature_names),  # null: a missing value is an input of its own
+            "calibration": asdict(self.calibration),
+        }
+        self.version = storage.save(folder, "ranker", settings, tensors)
+
+    def ids(self, item_key: npt.NDArray[np.int64], histories: Histories) -> KeyedJaggedTensor:
+        """Features of N candidates and Q histories, max(N, Q) lists each: the shorter one is filled up with empty."""
+        used = histories.last(self.config.history_items_max)
+        num_lists = max(len(item_key), len(used.lengths))
+        candidate = np.zeros(num_lists, np.int32)
+        candidate[: len(item_key)] = 1
+        history = np.zeros(num_lists, np.int32)
+        history[: len(used.lengths)] = used.lengths
+        rows = self.vocabulary.rows
+        return keyed({"candidate": Jagged(rows(item_key), candidate), "history": Jagged(rows(used.item_key), history)})
+
+    @torch.inference_mode()
+    def score(
+        self,
+        values: npt.NDArray[np.float32],
+        names: Sequence[str],
+        item_key: npt.NDArray[np.int64],
+        history_keys: npt.NDArray[np.int64],
+        history_types: npt.NDArray[np.int8],
+        history_times_us: npt.NDArray[np.int64],
+        as_of_us: int,
+    ) -> npt.NDArray[np.float32]:
+        """Calibrated logits [N] of one user's candidates; sigmoid of them is a probability.
+
+        values: [N, F'] with columns `names`, NaN = missing. A feature the model knows and `names` lacks counts as
+        missing, and in double11_missing_features_total.
+        Raises: BadInput for values of another shape; VersionMismatch when no name is the model's.
+        """
+        if values.shape != (len(item_key), len(names)):
+            raise BadInput(
+                "ranker features",
+                came=f"shape {values.shape}",
+                expected=f"({len(item_key)}, {len(names)}): one row per candidate, one column per name",
+                fix="Pass the matrix with its own names.",
+            )
+        one = Histories.from_lists([history_keys], [history_types], [history_times_us], [as_of_us])
+        num_candidates = len(item_key)
+        if not num_candidates:
+            return np.empty(0, np.float32)
+        logit_N = self.net(
+            torch.from_numpy(self._in_order(values, names)),
+            self.ids(item_key, one),
+            torch.zeros(num_candidates, dtype=torch.int64),
+        )
+        scores: npt.NDArray[np.float32] = (self.calibration.slope * logit_N + self.calibration.intercept).numpy()
+        return scores
+
+    def _in_order(self, values: npt.NDArray[np.float32], names: Sequence[str]) -> npt.NDArray[np.float32]:
+        if tuple(names) == self.feature_names:
+            return np.ascontiguousarray(values, np.float32)
+        place = {n: i for i, n in enumerate(names)}
+        missing = [n for n in self.feature_names if n not in place]
+        if len(missing) == len(self.feature_names):
+            raise VersionMismatch(
+                "ranker features",
+                came=", ".join(names) or "none",
+                expected=", ".join(self.feature_names),
+                fix="Serve the run with the release that trained it, or train again.",
+            )
+        for name in missing:
+            MISSING_FEATURES.labels(feature=name).inc(len(values))
+        ordered = np.full((len(values), len(self.feature_names)), np.nan, np.float32)
+        for i, name in enumerate(self.feature_names):
+            if name in place:
+                ordered[:, i] = values[:, place[name]]
+        return ordered

@@ -1,0 +1,167 @@
+"""The two towers: a user's recent actions and an item to vectors whose inner product is affinity.
+
+User: the embeddings of the last L actions (item + category + brand + behaviour + age), pooled by H learned attention
+queries. Item: item + category + brand through one linear layer. Both are normalised to length 1. An item without
+training events uses the "unknown" id row, so what is left of it, category and brand, places it.
+
+Shape legend: B users, L actions of one, V actions of all, N items, D dimension, H heads.
+Source: attention pooling as in Lee et al. 2019 (Set Transformer, PMA); two towers as in Yi et al. 2019.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recsys.core import RunDirectory
+from recsys.core.ids import key
+from recsys.core.items import ItemTable
+from recsys.models import storage
+from recsys.models.config import TowerConfig
+from recsys.models.embeddings import Vocabulary, sequence_tables
+from recsys.models.history import NUM_AGE_BUCKETS, NUM_EVENT_TYPES, Histories
+from recsys.models.jagged import Jagged, keyed, padded
+
+TABLES = ("item", "category", "brand")
+_ITEMS_PER_BATCH = 16_384
+
+
+class ItemRows:
+    """Rows of the three tables for every item of the catalogue; `lookup` gives row 0 for what is not in it."""
+
+    def __init__(self, item_key: npt.NDArray[np.int64], rows: Mapping[str, npt.NDArray[np.int64]]) -> None:
+        """item_key: int64 [M]; rows: table name to int64 [M]."""
+        self.vocabulary = Vocabulary(item_key)
+        self.rows = {t: np.ascontiguousarray(rows[t], np.int64) for t in TABLES}
+        self._by_place = {t: np.concatenate([[0], rows[t]]) for t in TABLES}
+
+    @classmethod
+    def build(cls, items: ItemTable, trained: npt.NDArray[np.int64]) -> tuple[ItemRows, dict[str, int]]:
+        """From the catalogue; only items in `trained` (keys) get an id row of their own. Also gives rows per table."""
+        place = np.arange(1, len(items) + 1)
+        rows = {"item": np.where(np.isin(items.item_key, trained), place, 0)}
+        num_rows = {"item": len(items) + 1}
+        for table in ("category", "brand"):
+            codes = np.array([key(text) if text else -1 for text in items.column(table)], np.int64)
+            vocabulary = Vocabulary(np.unique(codes[codes >= 0]))
+            rows[table], num_rows[table] = vocabulary.rows(codes), vocabulary.num_rows
+        return cls(items.item_key, rows), num_rows
+
+    def lookup(self, item_key: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> KeyedJaggedTensor:
+        """The jagged features of lists of items: keys [V], lengths [lists]."""
+        place = self.vocabulary.rows(item_key)
+        return keyed({t: Jagged(self._by_place[t][place], lengths.astype(np.int32)) for t in TABLES})
+
+
+class TowerNet(nn.Module):
+    """The weights of both towers."""
+
+    def __init__(self, num_rows: Mapping[str, int], config: TowerConfig) -> None:
+        """num_rows: rows per table of TABLES."""
+        super().__init__()
+        dim, heads = config.dim, config.heads
+        self.tables = sequence_tables(num_rows, dim, {t: [t] for t in TABLES})
+        self.event_type = nn.Embedding(NUM_EVENT_TYPES, dim)
+        self.age = nn.Embedding(NUM_AGE_BUCKETS, dim)
+        self.age_bias = nn.Embedding(NUM_AGE_BUCKETS, heads)
+        self.query = nn.Linear(dim, heads, bias=False)
+        self.mix = nn.Sequential(nn.Linear(heads * dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+        self.item = nn.Linear(dim, dim)
+        nn.init.eye_(self.item.weight)
+        for embedding in (self.event_type, self.age):
+            nn.init.normal_(embedding.weight, std=0.05)
+        nn.init.zeros_(self.age_bias.weight)
+
+    def embed(self, ids: KeyedJaggedTensor) -> Tensor:
+        """Item + category + brand vectors of every value, [V, D]."""
+        found = self.tables(ids)
+        total: Tensor = found["item"].values() + found["category"].values() + found["brand"].values()
+        return total
+
+    def users(self, embedded_VD: Tensor, event_type_V: Tensor, age_V: Tensor, lengths_B: Tensor) -> Tensor:
+        """User vectors [B, D] of length 1. age_V: age buckets."""
+        token_VD = embedded_VD + self.event_type(event_type_V) + self.age(age_V)
+        logit_VH = self.query(token_VD) + self.age_bias(age_V)
+        token_BLD, mask_BL = padded(token_VD, lengths_B)
+        logit_BLH, _ = padded(logit_VH, lengths_B)
+        weight_BLH = torch.softmax(logit_BLH.masked_fill(~mask_BL[:, :, None], -1e9), dim=1)
+        pooled_BHD = torch.einsum("blh,bld->bhd", weight_BLH * mask_BL[:, :, None], token_BLD)
+        return F.normalize(pooled_BHD.mean(dim=1) + self.mix(pooled_BHD.flatten(1)), dim=-1)
+
+    def items(self, embedded_ND: Tensor) -> Tensor:
+        """Item vectors [N, D] of length 1."""
+        return F.normalize(self.item(embedded_ND), dim=-1)
+
+
+class Tower:
+    """Trained towers, as serving and indexing use them."""
+
+    def __init__(self, net: TowerNet, items: ItemRows, config: TowerConfig, version: str = "unsaved") -> None:
+        """Use `load`, or training."""
+        self.net, self.items, self.config, self.version = net, items, config, version
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the vectors."""
+        return self.config.dim
+
+    @classmethod
+    def load(cls, run: RunDirectory) -> Tower:
+        """The towers of a run. Raises: NotFound, CorruptData."""
+        stored = storage.load(run, "tower")
+        catalogue = {n: t.numpy() for n, t in stored.section("items").items()}
+        config = TowerConfig(**stored.settings["config"])
+        net = TowerNet(stored.settings["num_rows"], config)
+        storage.restore(net, stored.section("net"), f"run {run.run_id}, models/tower.safetensors")
+        return cls(net, ItemRows(catalogue.pop("key"), catalogue), config, stored.version)
+
+    def save(self, folder: Path) -> None:
+        """Write tower.safetensors and tower.json into `folder`."""
+        rows = {f"items.{t}": storage.keys_tensor(r) for t, r in self.items.rows.items()}
+        tensors = {f"net.{n}": t for n, t in self.net.state_dict().items()}
+        tensors |= rows | {"items.key": storage.keys_tensor(self.items.vocabulary.keys)}
+        num_rows = {c.name: c.num_embeddings for c in self.net.tables.embedding_configs()}
+        self.version = storage.save(folder, "tower", {"config": asdict(self.config), "num_rows": num_rows}, tensors)
+
+    def encode_user(
+        self,
+        history_keys: npt.NDArray[np.int64],
+        history_types: npt.NDArray[np.int8],
+        history_times_us: npt.NDArray[np.int64],
+        as_of_us: int,
+    ) -> npt.NDArray[np.float32]:
+        """The user vector [D] of one history (oldest first, any length)."""
+        one = Histories.from_lists([history_keys], [history_types], [history_times_us], [as_of_us])
+        vector: npt.NDArray[np.float32] = self.encode_users(one)[0]
+        return vector
+
+    @torch.inference_mode()
+    def encode_users(self, histories: Histories) -> npt.NDArray[np.float32]:
+        """User vectors [B, D]."""
+        used = histories.last(self.config.history_items_max)
+        user_BD = self.net.users(
+            self.net.embed(self.items.lookup(used.item_key, used.lengths)),
+            torch.from_numpy(used.event_type),
+            torch.from_numpy(used.age_bucket()),
+            torch.from_numpy(used.lengths),
+        )
+        vectors: npt.NDArray[np.float32] = user_BD.numpy()
+        return vectors
+
+    @torch.inference_mode()
+    def item_vectors(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Every item of the catalogue: keys int64 [M] and vectors [M, D]."""
+        item_key = self.items.vocabulary.keys
+        parts = [
+            self.net.items(self.net.embed(self.items.lookup(part, np.array([len(part)])))).numpy()
+            for part in np.split(item_key, range(_ITEMS_PER_BATCH, len(item_key), _ITEMS_PER_BATCH))
+        ]
+        return item_key, np.concatenate(parts)
