@@ -48,7 +48,10 @@ class ItemTable:
     def read(cls, path: Path) -> ItemTable:
         """Read items.parquet. Raises: CorruptData for a file that is not Parquet or lacks the id columns."""
         try:
-            return cls.from_table(pq.read_table(path))
+            table = pq.read_table(path)
+            if table.column("item_id").null_count or table.column("item_key").null_count:
+                raise pa.ArrowInvalid("null in item_id or item_key")
+            return cls.from_table(table)
         except (pa.ArrowInvalid, KeyError, OSError) as error:
             raise CorruptData(
                 str(path), came=str(error), expected=f"Parquet with {ITEM_TABLE_SCHEMA.names}", fix="Train again."

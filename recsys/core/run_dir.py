@@ -71,7 +71,7 @@ class RunDirectory:
                 expected=str(FORMAT_VERSION),
                 fix="Use the double11 release that wrote it, or train again with this one.",
             )
-        for name, entry in manifest["files"].items():
+        for name, entry in _file_list(manifest["files"], path, fix):
             _check_name(name)
             file = root / name
             size = file.stat().st_size if file.is_file() else -1
@@ -202,6 +202,15 @@ def sha256_file(path: Path) -> str:
         while chunk := f.read(_HASH_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _file_list(files: Any, path: Path, fix: str) -> list[tuple[str, dict[str, Any]]]:
+    whole = isinstance(files, dict) and all(
+        isinstance(e, dict) and {"bytes", "sha256"} <= e.keys() for e in files.values()
+    )
+    if not whole:
+        raise CorruptData(f"{path}, files", came=f"{files!r:.80}", expected="{path: {sha256, bytes}}", fix=fix)
+    return list(files.items())
 
 
 def _describe(root: Path) -> dict[str, dict[str, Any]]:

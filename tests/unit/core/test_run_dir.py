@@ -1,0 +1,175 @@
+"""A run is whole or absent: every way it can be damaged has its own answer."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from recsys.core import BadInput, Conflict, CorruptData, NotFound, RunDirectory, RunWriter, VersionMismatch
+
+FIELDS = {
+    "run_id": "r1",
+    "parent": None,
+    "dataset_hash": "d",
+    "until": 1_312_156_800_000_000,
+    "seed": 7,
+    "config": {},
+    "versions": {},
+    "commit": "c",
+    "feature_views": "v",
+    "measures": {},
+}
+
+
+def write_run(out: Path, **fields: object) -> RunDirectory:
+    with RunWriter(out, {**FIELDS, **fields}) as run:
+        run.path("models/ranker.json").write_text('{"features": ["a", "b"]}')
+        run.path("index/popular.parquet").write_bytes(bytes(range(256)))
+    return RunDirectory.open(out)
+
+
+def edit_manifest(run: RunDirectory, **changes: object) -> None:
+    path = run.root / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_round_trip_lists_and_finds_files(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    assert run.run_id == "r1"
+    assert run.until_us == FIELDS["until"]
+    assert run.files_under("models") == ["models/ranker.json"]
+    assert run.path("index/popular.parquet").read_bytes() == bytes(range(256))
+    assert run.reranker_versions() == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run"], "a temporary folder was left behind"
+
+
+@pytest.mark.parametrize("make_folder", [True, False])
+def test_missing_run_names_the_command_that_makes_one(tmp_path: Path, make_folder: bool) -> None:
+    if make_folder:
+        (tmp_path / "run").mkdir()
+    with pytest.raises(NotFound, match=r"double11 train DIR --out"):
+        RunDirectory.open(tmp_path / "run")
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_missing_file_is_named(tmp_path: Path, verify: bool) -> None:
+    run = write_run(tmp_path / "run")
+    run.path("models/ranker.json").unlink()
+    with pytest.raises(CorruptData, match=r"ranker\.json.*no such file"):
+        RunDirectory.open(run.root, verify=verify)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_half_written_file_is_refused_by_its_size(tmp_path: Path, verify: bool) -> None:
+    run = write_run(tmp_path / "run")
+    run.path("index/popular.parquet").write_bytes(bytes(range(100)))
+    with pytest.raises(CorruptData, match="100 bytes; expected 256 bytes"):
+        RunDirectory.open(run.root, verify=verify)
+
+
+def test_altered_byte_is_refused_by_its_hash(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    run.path("index/popular.parquet").write_bytes(bytes(reversed(range(256))))
+    with pytest.raises(CorruptData, match="sha256"):
+        RunDirectory.open(run.root)
+    assert RunDirectory.open(run.root, verify=False).run_id == "r1"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", '{"format_version": 1}', "\ufeff\x00"],
+    ids=["empty", "cut", "list", "null", "few", "nul"],
+)
+def test_unreadable_manifest_is_corrupt(tmp_path: Path, text: str) -> None:
+    run = write_run(tmp_path / "run")
+    (run.root / "manifest.json").write_text(text)
+    with pytest.raises(CorruptData, match=r"manifest\.json"):
+        RunDirectory.open(run.root)
+
+
+@pytest.mark.parametrize("files", [[], {"a": 1}, {"a": {"bytes": 1}}, "x"])
+def test_manifest_whose_file_list_has_another_shape_is_corrupt(tmp_path: Path, files: object) -> None:
+    run = write_run(tmp_path / "run")
+    edit_manifest(run, files=files)
+    with pytest.raises(CorruptData):
+        RunDirectory.open(run.root)
+
+
+def test_newer_format_is_a_version_mismatch(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    edit_manifest(run, format_version=2)
+    with pytest.raises(VersionMismatch, match="format_version"):
+        RunDirectory.open(run.root)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "models/../../x", ""])
+def test_names_that_leave_the_run_are_refused(tmp_path: Path, name: str) -> None:
+    run = write_run(tmp_path / "run")
+    edit_manifest(run, files={name: {"bytes": 1, "sha256": "0"}})
+    with pytest.raises(CorruptData, match="relative path"):
+        RunDirectory.open(run.root)
+
+
+def test_what_the_manifest_does_not_list_does_not_exist(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run.root / "models/stray.bin").write_bytes(b"x")
+    opened = RunDirectory.open(run.root)
+    assert not opened.has("models/stray.bin")
+    with pytest.raises(NotFound, match=r"stray\.bin.*not in the manifest"):
+        opened.path("models/stray.bin")
+
+
+def test_failure_while_writing_leaves_nothing(tmp_path: Path) -> None:
+    def killed_while_writing() -> None:
+        with RunWriter(tmp_path / "run", FIELDS) as run:
+            run.path("models/half.bin").write_bytes(b"x")
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        killed_while_writing()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_run_is_kept_unless_replaced(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    with pytest.raises(Conflict, match="--out"):
+        RunWriter(tmp_path / "run", FIELDS)
+    with RunWriter(tmp_path / "run", {**FIELDS, "run_id": "r2"}, replace=True) as run:
+        run.path("x").write_text("new")
+    replaced = RunDirectory.open(tmp_path / "run")
+    assert (replaced.run_id, list(replaced.manifest["files"])) == ("r2", ["x"])
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_missing_manifest_field_is_bad_input(tmp_path: Path) -> None:
+    fields = {k: v for k, v in FIELDS.items() if k != "seed"}
+    with pytest.raises(BadInput, match="no seed"), RunWriter(tmp_path / "run", fields):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_add_files_lists_a_new_folder_and_changes_the_manifest(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    source = tmp_path / "reranker"
+    (source / "sub").mkdir(parents=True)
+    (source / "config.json").write_text("{}")
+    (source / "sub/model.safetensors").write_bytes(b"weights")
+    run.add_files(source, "reranker/v1", {"rerankers": ["v1"]})
+    opened = RunDirectory.open(run.root)
+    assert opened.reranker_versions() == ["v1"]
+    assert opened.files_under("reranker/v1") == ["reranker/v1/config.json", "reranker/v1/sub/model.safetensors"]
+    with pytest.raises(Conflict, match="already there"):
+        opened.add_files(source, "reranker/v1", {})
+
+
+def test_add_files_takes_over_what_a_dead_writer_left(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    left = run.root / "reranker/v1"
+    left.mkdir(parents=True)
+    (left / "half.bin").write_bytes(b"x")
+    source = tmp_path / "new"
+    source.mkdir()
+    (source / "config.json").write_text("{}")
+    run.add_files(source, "reranker/v1", {})
+    assert RunDirectory.open(run.root).files_under("reranker/v1") == ["reranker/v1/config.json"]
+    assert not (left / "half.bin").exists()
