@@ -1,0 +1,42 @@
+"""Shared by the whole suite: which real servers and data it ran against, said in the last lines.
+
+A fixture that starts or reaches a real server calls `used_server("kafka", "Apache Kafka 4.3 from DOUBLE11_KAFKA_HOME")`.
+"""
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+_USED = pytest.StashKey[dict[str, str]]()
+_VARIABLES = {
+    "kafka": "DOUBLE11_KAFKA or DOUBLE11_KAFKA_HOME",
+    "redis": "DOUBLE11_REDIS",
+    "kubernetes control plane": "DOUBLE11_CONTROL_PLANE",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_USED] = {}
+
+
+@pytest.fixture(scope="session")
+def used_server(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Record that the suite ran against a server: used_server(name, what)."""
+    used = request.config.stash[_USED]
+
+    def record(name: str, what: str) -> None:
+        assert name in _VARIABLES, f"name one of {sorted(_VARIABLES)}"
+        used[name] = what
+
+    return record
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    used = config.stash[_USED]
+    servers = "; ".join(f"{n}: {used.get(n, f'none (set {variable})')}" for n, variable in _VARIABLES.items())
+    terminalreporter.ensure_newline()
+    terminalreporter.write_line(
+        f"data: {os.environ.get('DOUBLE11_DATA', 'what the wheels ship (DOUBLE11_DATA is not set)')}"
+    )
+    terminalreporter.write_line(f"real servers: {servers}")
