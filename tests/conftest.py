@@ -1,6 +1,6 @@
 """Shared by the whole suite: which real servers and data it ran against, said in the last lines.
 
-A fixture that starts or reaches a real server calls `used_server("kafka", "Apache Kafka 4.3 from DOUBLE11_KAFKA_HOME")`.
+A fixture that starts or reaches a real server calls `used_server("kafka", "Apache Kafka 4.3.1, DOUBLE11_KAFKA_HOME")`.
 """
 
 import os
@@ -22,7 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def used_server(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
-    """Record that the suite ran against a server: used_server(name, what)."""
+    """Records that the suite ran against a server; takes its name and what it was."""
     used = request.config.stash[_USED]
 
     def record(name: str, what: str) -> None:
