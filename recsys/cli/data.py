@@ -1,0 +1,59 @@
+"""`double11 data`: import public logs, simulate a Double 11."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from recsys.cli.common import emit, json_option
+from recsys.core.errors import BadInput
+
+
+@click.group()
+def data() -> None:
+    """Make dataset directories: import public logs or simulate a world."""
+
+
+@data.command("import")
+@click.argument("src", required=False, type=click.Path(path_type=Path))
+@click.option("--format", "format_", required=True, help="See `double11 data formats`.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A new directory.")
+@click.option("--option", "options", multiple=True, metavar="K=V", help="An option of the format.")
+@json_option
+def import_(src: Path | None, format_: str, out: Path, options: tuple[str, ...], as_json: bool) -> None:
+    """Import SRC (a file or the folder that holds it); complete-journey reads its package when SRC is left out."""
+    from recsys.data import import_dataset
+
+    report = import_dataset(format_, src, out, options=_options(options))
+    emit(report.as_json(), as_json=as_json, text=lambda: _text(report.as_json()))
+
+
+@data.command()
+@json_option
+def formats(as_json: bool) -> None:
+    """List the formats and their options."""
+    from recsys.data.importers import FORMATS, importer
+
+    found = {name: dict(importer(name).options) for name in FORMATS}
+    lines = [f"{n}" + "".join(f"\n    --option {k}=...  {v}" for k, v in o.items()) for n, o in found.items()]
+    emit(found, as_json=as_json, text=lambda: "\n".join(lines))
+
+
+def _options(pairs: tuple[str, ...]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise BadInput("--option", came=pair, expected="KEY=VALUE", fix="Write e.g. --option households=500.")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _text(report: dict[str, object]) -> str:
+    rejected = report["rejected"]
+    assert isinstance(rejected, dict)
+    aside = ", ".join(f"{n:,} {cause}" for cause, n in rejected.items())
+    return (
+        f"{report['out']}: {report['num_events']:,} events, {report['num_users']:,} users, "
+        f"{report['num_items']:,} items"
+        + (f"\nset aside (rejected.parquet): {aside}" if aside else "")
+        + f"\nhash {report['hash']}"
+    )

@@ -1,0 +1,236 @@
+"""What every importer shares: what it gives back, and how rows are read, parsed and set aside.
+
+A cell that cannot be read as its type is BadInput with file, line and column: the file is not what was named. A row
+that can be read but breaks a rule of the format (no customer, a quantity of zero) is set aside with its cause.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import shutil
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+from polars._typing import PolarsDataType
+
+from recsys.core.errors import BadInput, NotFound
+from recsys.core.ids import ID_BYTES_MAX
+from recsys.data import schema
+
+_CHUNK_BYTES = 1 << 20
+LINE = "line"  # of the source file, from 1, the header counted
+_ID_COLUMNS = ("user_id", "item_id")
+_FIX = "Check --format and the file."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What to import. scratch is a folder for unpacked files, removed afterwards."""
+
+    path: Path  # a file or the folder that holds it
+    options: Mapping[str, str]
+    scratch: Path
+
+    def find(self, *patterns: str) -> Path:
+        """The path itself if it is a file, else the only file in the folder that matches one of the patterns.
+
+        Raises: NotFound when there is none; BadInput when there are several.
+        """
+        if self.path.is_file():
+            return self.path
+        found = sorted({p for pattern in patterns for p in self.path.glob(pattern) if p.is_file()})
+        if not found:
+            came, expected = "none of its files fits", " or ".join(patterns)
+            raise NotFound(f"source {self.path}", came=came, expected=expected, fix="Correct the path.")
+        if len(found) > 1:
+            names = ", ".join(p.name for p in found)
+            raise BadInput(f"source {self.path}", came=names, expected="one file", fix="Name the file itself.")
+        return found[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """What an importer read: events in time order, items; columns as in recsys.data.schema."""
+
+    events: pl.DataFrame
+    items: pl.DataFrame
+    rejected: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=dict(schema.REJECTED_COLUMNS)))
+    users: pl.DataFrame | None = None
+    catalog: pl.DataFrame | None = None
+    static_catalogue: bool = False
+    info: Mapping[str, object] = field(default_factory=dict)  # what else dataset.json should say
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Importer:
+    """One format."""
+
+    format: str
+    licence: str
+    read: Callable[[Source], Imported]
+    options: Mapping[str, str] = field(default_factory=dict)  # name -> what it does
+    package_source: Callable[[], Path] | None = None  # where the data lies when it comes with a package
+
+
+def fingerprint(path: Path) -> str:
+    """First 12 hex digits of the file's SHA-256: with the line it makes an event_id, the same at every import."""
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while chunk := f.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()[:12]
+
+
+def unpacked(path: Path, scratch: Path) -> Path:
+    """The path itself, or for .gz the unpacked copy in `scratch`: a cut-off archive is noticed before a row is read.
+
+    Raises: BadInput for an empty file or gzip data that is damaged or cut off.
+    """
+    if path.stat().st_size == 0:
+        raise BadInput(str(path), came="an empty file", expected="rows", fix="Download it again.")
+    if path.suffix != ".gz":
+        return path
+    plain = scratch / path.stem
+    try:
+        with gzip.open(path, "rb") as source, plain.open("wb") as target:
+            shutil.copyfileobj(source, target, _CHUNK_BYTES)
+    except (EOFError, OSError, zlib.error) as error:
+        raise BadInput(str(path), came=str(error), expected="whole gzip data", fix="Download it again.") from error
+    if plain.stat().st_size == 0:
+        raise BadInput(str(path), came="nothing inside", expected="rows", fix="Download it again.")
+    return plain
+
+
+def read_csv(
+    path: Path, scratch: Path, *, required: Sequence[str], optional: Sequence[str] = (), header: bool = True
+) -> pl.DataFrame:
+    """The named columns as strings and `line`; a file without header must have exactly the required columns.
+
+    Raises: BadInput for missing columns, ragged rows, bytes that are not UTF-8, an empty or cut-off file.
+    """
+    plain = unpacked(path, scratch)
+    try:
+        frame = pl.read_csv(
+            plain,
+            has_header=header,
+            new_columns=None if header else list(required),
+            infer_schema=False,
+            row_index_name=LINE,
+            row_index_offset=2 if header else 1,
+        )
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise BadInput(str(path), came=str(error).split("\n")[0], expected="CSV in UTF-8", fix=_FIX) from error
+    names = [c for c in frame.columns if c != LINE]
+    if missing := [c for c in required if c not in names]:
+        came = f"columns {', '.join(names)}; no {', '.join(missing)}"
+        raise BadInput(f"{path}, line 1", came=came, expected=f"columns {', '.join(required)}", fix=_FIX)
+    if not header and len(names) != len(required):
+        expected = f"{len(required)}: {', '.join(required)}"
+        raise BadInput(f"{path}, line 1", came=f"{len(names)} columns", expected=expected, fix=_FIX)
+    if frame.is_empty():
+        raise BadInput(str(path), came="a header and no rows", expected="rows", fix="Download it again.")
+    return frame.select(pl.col(LINE).cast(pl.Int64), *required, *(c for c in optional if c in names))
+
+
+def read_parquet(path: Path, columns: Mapping[str, PolarsDataType]) -> pl.DataFrame:
+    """The named columns of a Parquet file.
+
+    Raises: NotFound; BadInput for a file that is not whole, a missing column or another type.
+    """
+    if not path.is_file():
+        raise NotFound(str(path), came="no such file", expected="a Parquet file", fix="Correct the path.")
+    try:
+        found = pl.read_parquet_schema(path)
+        if missing := [c for c in columns if c not in found]:
+            raise BadInput(
+                str(path), came=f"no {', '.join(missing)}", expected=f"columns {', '.join(columns)}", fix=_FIX
+            )
+        for name, kind in columns.items():
+            if found[name] != kind:
+                raise BadInput(f"{path}, column {name}", came=str(found[name]), expected=str(kind), fix=_FIX)
+        return pl.read_parquet(path, columns=list(columns))
+    except (pl.exceptions.PolarsError, OSError) as error:
+        fix = "Copy or download it again."
+        raise BadInput(str(path), came=str(error), expected="Parquet written to the end", fix=fix) from error
+
+
+def parse(frame: pl.DataFrame, path: Path, values: Mapping[str, tuple[pl.Expr, str]]) -> pl.DataFrame:
+    """Replace string columns by their parsed values; values: {column: (expression of it, what was expected)}.
+
+    The expression gives null for what it cannot read. An absent (null) cell stays null.
+    Raises: BadInput naming file, line and column of the first cell that cannot be read.
+    """
+    parsed = frame.with_columns(expression.alias(column) for column, (expression, _) in values.items())
+    for column, (_, expected) in values.items():
+        bad = parsed[column].is_null() & frame[column].is_not_null()
+        if bad.any():
+            at = int(bad.arg_max() or 0)
+            more = f" ({bad.sum()} such cells)" if bad.sum() > 1 else ""
+            raise BadInput(
+                f"{path}, line {frame[LINE][at]}, column {column}",
+                came=f"{frame[column][at]!r}{more}",
+                expected=expected,
+                fix=_FIX,
+            )
+    return parsed
+
+
+def require(frame: pl.DataFrame, path: Path, columns: Sequence[str]) -> None:
+    """Raise BadInput at the first row without a value in one of the columns (a line cut off in the middle)."""
+    for column in columns:
+        if frame[column].null_count():
+            at = int(frame[column].is_null().arg_max() or 0)
+            raise BadInput(
+                f"{path}, line {frame[LINE][at]}, column {column}", came="nothing", expected="a value", fix=_FIX
+            )
+
+
+def split(frame: pl.DataFrame, path: Path, rules: Mapping[str, pl.Expr]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(kept, rejected): a row is rejected with the name of the first rule that is true for it."""
+    cause = pl.coalesce(pl.when(rule).then(pl.lit(name)) for name, rule in rules.items())
+    marked = frame.with_columns(cause.alias("cause"))
+    rejected = marked.filter(pl.col("cause").is_not_null()).select(
+        pl.lit(path.name).alias("file"),
+        pl.col(LINE),
+        "cause",
+        pl.struct(pl.exclude(LINE, "cause").cast(pl.String)).struct.json_encode().alias("row"),
+    )
+    return marked.filter(pl.col("cause").is_null()).drop("cause"), rejected
+
+
+def event_ids(mark: str) -> pl.Expr:
+    """event_id = fingerprint of the source and line."""
+    return pl.format("{}-{}", pl.lit(mark), pl.col(LINE)).alias("event_id")
+
+
+def epoch(column: str, unit: str) -> tuple[pl.Expr, str]:
+    """Parser of a whole number of "s" or "ms" since 1970, UTC."""
+    factor = {"s": 1_000_000, "ms": 1_000}[unit]
+    whole = pl.col(column).cast(pl.Int64, strict=False)
+    inside = whole.is_between(-62_135_596_800 * 1_000_000 // factor, 253_402_300_799 * 1_000_000 // factor)
+    expression = (pl.when(inside).then(whole) * factor).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    return expression, f"whole {'milli' if unit == 'ms' else ''}seconds since 1970"
+
+
+def bad_ids(*columns: str) -> pl.Expr:
+    """Rule: one of the id columns (user_id and item_id unless named) is empty or longer than 256 bytes."""
+    return pl.any_horizontal(~pl.col(c).str.len_bytes().is_between(1, ID_BYTES_MAX) for c in columns or _ID_COLUMNS)
+
+
+def minor_units(amount: pl.Expr) -> pl.Expr:
+    """Money in major units (2.55) as minor units (255), rounded to the nearest."""
+    return (amount * 100).round().cast(pl.Int64)
+
+
+def items_from_events(events: pl.DataFrame, first: Sequence[str] = ()) -> pl.DataFrame:
+    """One row per item: available_from = time of its first event, `first` = that column's first known value.
+
+    Events must be in time order.
+    """
+    known = [pl.col(c).drop_nulls().first() for c in first]
+    items = events.group_by("item_id", maintain_order=True)
+    return items.agg(pl.col("event_time").first().alias("available_from"), *known)
