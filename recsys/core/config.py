@@ -2,7 +2,9 @@
 
 Precedence: flag > environment (DOUBLE11__SECTION__KEY; a dot in a section is one more `__`) > file > default.
 A key that no section owns is refused, and so is a value out of its range (owners check in __post_init__ with
-`in_range`). DOUBLE11_NAME (one underscore) names paths and tests, never configuration.
+`in_range`). One file serves every process, so `Config.load` first imports the owners of all sections: light modules,
+named by the entry points `double11.config` in pyproject.toml. DOUBLE11_NAME (one underscore) names paths and tests,
+never configuration.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import tomllib
 import types
 import typing
 from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -68,6 +72,7 @@ class Config:
 
         Raises: NotFound for a named file that is not there; BadInput for TOML that does not parse.
         """
+        _import_owners()
         file: Mapping[str, Any] = {}
         chosen = path or Path("double11.toml")
         if path is not None and not path.is_file():
@@ -102,6 +107,12 @@ class Config:
 def sections() -> Mapping[str, type[Any]]:
     """Every registered section and its owner."""
     return types.MappingProxyType(_SECTIONS)
+
+
+@cache
+def _import_owners() -> None:
+    for owner in metadata.entry_points(group="double11.config"):
+        owner.load()
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
