@@ -38,4 +38,5 @@ def _standardise(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return values
     centred = values.astype(np.float64) - values.mean(dtype=np.float64)
     spread = centred.std()
-    return (centred / spread if spread > 1e-9 else np.zeros_like(centred)).astype(np.float32)
+    scaled: npt.NDArray[np.float32] = (centred / spread if spread > 1e-9 else centred * 0).astype(np.float32)
+    return scaled

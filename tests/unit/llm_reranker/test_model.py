@@ -1,0 +1,157 @@
+"""Our forward against transformers with the same weights: MoE and dense, padded and ragged, both dialects."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from llm_reranker.checkpoint import read_json, read_model_tensors
+from llm_reranker.model import Model, ModelConfig, PackedCausal, SharedPrefix
+from recsys.core import CorruptData
+
+COMMON = {
+    "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 12, "initializer_range": 0.3, "max_position_embeddings": 512,
+}  # fmt: skip
+MOE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
+KINDS = {
+    "moe": lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(**COMMON, **MOE, norm_topk_prob=False)),
+    "moe-renormalised": lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(**COMMON, **MOE, norm_topk_prob=True)),
+    "moe-some-dense": lambda: Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(**COMMON, **MOE, norm_topk_prob=True, mlp_only_layers=[1])
+    ),
+    "dense": lambda: Qwen3ForCausalLM(Qwen3Config(**COMMON)),
+    "dense-tied": lambda: Qwen3ForCausalLM(Qwen3Config(**COMMON, tie_word_embeddings=True)),
+}
+
+
+def theirs(kind: str, folder: Path, **save: object) -> torch.nn.Module:
+    torch.manual_seed(5)
+    model = KINDS[kind]().eval()
+    model.save_pretrained(folder, **save)
+    return model
+
+
+def ours(folder: Path) -> Model:
+    config = ModelConfig.from_json(read_json(folder / "config.json"), "config.json")
+    return Model(config, read_model_tensors(folder, config))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_equal_transformers_on_ragged_sequences_and_on_padded_batches(kind: str, tmp_path: Path) -> None:
+    reference, model = theirs(kind, tmp_path), ours(tmp_path)
+    lengths = [7, 1, 12]
+    ids = torch.randint(0, 60, (3, 12), generator=torch.Generator().manual_seed(1))
+    mask = torch.arange(12) < torch.tensor(lengths)[:, None]
+    flat = ids[mask]
+    position = (torch.arange(12) * mask)[mask]
+    with torch.inference_mode():
+        hidden = model.hidden(model.embed(flat), position, PackedCausal(lengths))
+        logits = hidden @ model.head_VD.T
+        padded = reference(ids, attention_mask=mask.long()).logits[mask]
+        ragged = torch.cat([reference(row[None, :n]).logits[0] for row, n in zip(ids, lengths, strict=True)])
+    assert (logits - padded).abs().max() <= 1e-4
+    assert (logits - ragged).abs().max() <= 1e-4
+    assert logits.abs().max() > 0.5  # the comparison is of something
+
+
+@pytest.mark.parametrize("kind", ["moe", "dense"])
+def test_shared_prefix_scores_each_candidate_as_if_it_were_alone(kind: str, tmp_path: Path) -> None:
+    reference, model = theirs(kind, tmp_path), ours(tmp_path)
+    g = torch.Generator().manual_seed(2)
+    prefixes = [torch.randint(0, 60, (n,), generator=g) for n in (9, 4)]
+    suffixes = [[torch.randint(0, 60, (n,), generator=g) for n in lengths] for lengths in ((3, 1, 5), (2, 2))]
+    with torch.inference_mode():
+        attention = PackedCausal([9, 4])
+        positions = torch.cat([torch.arange(9), torch.arange(4)])
+        model.hidden(model.embed(torch.cat(prefixes)), positions, attention)
+        flat = torch.cat([s for part in suffixes for s in part])
+        at = torch.cat(
+            [len(p) + torch.arange(len(s)) for p, part in zip(prefixes, suffixes, strict=True) for s in part]
+        )
+        shared = SharedPrefix(attention.kept, [[len(s) for s in part] for part in suffixes])
+        hidden = model.hidden(model.embed(flat), at, shared)
+        alone = [
+            reference.model(torch.cat([p, s])[None]).last_hidden_state[0, len(p) :]
+            for p, part in zip(prefixes, suffixes, strict=True)
+            for s in part
+        ]
+    assert (hidden - torch.cat(alone)).abs().max() <= 1e-4
+
+
+def test_label_direction_is_softmax_over_no_and_yes(tmp_path: Path) -> None:
+    reference, model = theirs("moe", tmp_path), ours(tmp_path)
+    ids = torch.arange(10)
+    with torch.inference_mode():
+        logits = reference(ids[None]).logits[0, -1]
+        hidden = model.hidden(model.embed(ids), ids, PackedCausal([10]))[-1]
+        score = torch.sigmoid(hidden @ model.label_direction(3, 8))
+    assert score == pytest.approx(logits[[8, 3]].softmax(-1)[1].item(), abs=1e-5)
+
+
+def test_older_dialect_reads_the_same(tmp_path: Path) -> None:
+    theirs("moe", tmp_path)
+    new = read_json(tmp_path / "config.json")
+    old = dict(new)
+    old["num_experts"] = old.pop("num_local_experts")
+    old["rope_theta"] = old.pop("rope_parameters")["rope_theta"]
+    assert ModelConfig.from_json(old, "old") == ModelConfig.from_json(new, "new")
+
+
+def test_sharded_checkpoint_reads_the_same(tmp_path: Path) -> None:
+    theirs("moe", tmp_path / "one")
+    theirs("moe", tmp_path / "many", max_shard_size="20KB")
+    assert (tmp_path / "many/model.safetensors.index.json").is_file()
+    assert torch.equal(ours(tmp_path / "one").embed_VD, ours(tmp_path / "many").embed_VD)
+
+
+@pytest.mark.parametrize("key", ["head_dim", "norm_topk_prob", "num_local_experts", "rope_parameters", "rms_norm_eps"])
+def test_a_missing_key_is_an_error_never_a_default(key: str, tmp_path: Path) -> None:
+    theirs("moe", tmp_path)
+    config = read_json(tmp_path / "config.json")
+    del config[key]
+    with pytest.raises(CorruptData, match="no "):
+        ModelConfig.from_json(config, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("model_type", "llama"), ("attention_bias", True), ("use_sliding_window", True), ("hidden_act", "gelu"),
+     ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4})],
+)  # fmt: skip
+def test_an_architecture_we_do_not_have_is_refused(key: str, value: object, tmp_path: Path) -> None:
+    theirs("moe", tmp_path)
+    with pytest.raises(CorruptData, match=key):
+        ModelConfig.from_json({**read_json(tmp_path / "config.json"), key: value}, "config.json")
+
+
+@pytest.mark.parametrize("damage", ["missing", "extra", "shape", "truncated", "no file"])
+def test_damaged_tensors_are_a_clear_error(damage: str, tmp_path: Path) -> None:
+    theirs("moe", tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    name = "model.layers.1.mlp.experts.2.up_proj.weight"
+    if damage == "missing":
+        del tensors[name]
+    elif damage == "extra":
+        tensors["model.layers.9.stray"] = torch.zeros(2)
+    elif damage == "shape":
+        tensors[name] = tensors[name].T.contiguous()
+    save_file(tensors, path)
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-10])
+    elif damage == "no file":
+        path.unlink()
+    with pytest.raises(CorruptData, match=r"model\.safetensors"):
+        ours(tmp_path)
+
+
+def test_config_that_is_not_json_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"a": 1})[:-1])
+    with pytest.raises(CorruptData, match=r"config\.json"):
+        ours(tmp_path)
