@@ -28,3 +28,6 @@ RERANK_QUEUE_MS = Histogram(
     "double11_rerank_queue_ms", "Wait before an engine batch, milliseconds", buckets=_MS_BUCKETS
 )
 RERANK_PREFIX_CACHE = Counter("double11_rerank_prefix_cache_total", "Prefix cache look-ups", ["outcome"])
+WORKER_RESTARTS = Counter(
+    "double11_worker_restarts_total", "Supervised processes that died and were restarted", ["worker"]
+)

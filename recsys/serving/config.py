@@ -1,0 +1,155 @@
+"""Configuration of serving: `[serving]`, `[serving.admission]`, `[serving.peak]`, `[serving.client]`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from recsys.core import BadInput, Tier
+from recsys.core.config import in_range, section
+
+
+@section("serving")
+@dataclass(frozen=True, kw_only=True)
+class ServingConfig:
+    """The gateway.
+
+    clock: what "now" is for feature reads, `data` = the store's largest event time (demos, replays, imports).
+    deadline_ms_default: for clients that set none. deadline_ms_max: cap on what a client may ask.
+    scoring_target, rerank_target: gRPC addresses of workers that run elsewhere; empty = supervised on this host.
+    metrics_port: Prometheus text over HTTP on metrics_host, 0 = off.
+    start_s_max: how long workers may take to load before the gateway serves without them.
+    drain_s_max: how long in-flight requests may take to finish after SIGTERM.
+    restart_backoff_s_min, restart_backoff_s_max: pause before a dead worker is started again, doubled each time.
+    log_queue_items_max: records waiting for the durable log.
+    """
+
+    clock: Literal["wall", "data"] = "wall"
+    deadline_ms_default: float = 200.0
+    deadline_ms_max: float = 2_000.0
+    scoring_target: str = ""
+    rerank_target: str = ""
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = 0
+    start_s_max: float = 120.0
+    drain_s_max: float = 10.0
+    restart_backoff_s_min: float = 0.5
+    restart_backoff_s_max: float = 30.0
+    log_queue_items_max: int = 10_000
+
+    def __post_init__(self) -> None:
+        in_range("serving.deadline_ms_max", self.deadline_ms_max, 1, 60_000)
+        in_range("serving.deadline_ms_default", self.deadline_ms_default, 1, self.deadline_ms_max)
+        in_range("serving.metrics_port", self.metrics_port, 0, 65_535)
+        in_range("serving.start_s_max", self.start_s_max, 0.1, 3_600)
+        in_range("serving.drain_s_max", self.drain_s_max, 0.1, 600)
+        in_range("serving.restart_backoff_s_min", self.restart_backoff_s_min, 0.01, 60)
+        in_range("serving.restart_backoff_s_max", self.restart_backoff_s_max, self.restart_backoff_s_min, 600)
+        in_range("serving.log_queue_items_max", self.log_queue_items_max, 1, 1_000_000)
+
+
+@section("serving.admission")
+@dataclass(frozen=True, kw_only=True)
+class AdmissionConfig:
+    """How many requests are served at once, and how many may wait how long.
+
+    Three limits together bound the time a request spends before its work starts; what does not fit is refused at once.
+    """
+
+    in_flight_limit: int = 16
+    queue_items_max: int = 32
+    queue_wait_ms_max: float = 50.0
+
+    def __post_init__(self) -> None:
+        in_range("serving.admission.in_flight_limit", self.in_flight_limit, 1, 100_000)
+        in_range("serving.admission.queue_items_max", self.queue_items_max, 0, 100_000)
+        in_range("serving.admission.queue_wait_ms_max", self.queue_wait_ms_max, 0, 10_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeakPlan:
+    """A prepared set of limits and tiers. None = unchanged."""
+
+    name: str
+    tier_best: Tier | None = None
+    in_flight_limit: int | None = None
+    rerank_items_max: int | None = None
+
+
+_PLAN_KEYS = ("tier_best", "in_flight_limit", "rerank_items_max")
+_PLAN_NAME = re.compile(r"[a-z0-9-]{1,64}")
+
+
+@section("serving.peak")
+@dataclass(frozen=True, kw_only=True)
+class PeakConfig:
+    """Peak plans by name, one table each: `[serving.peak.plans.midnight]` with tier_best = "rank", ..."""
+
+    plans: Mapping[str, Any] = field(default_factory=lambda: {"midnight": {"tier_best": "rank"}})
+
+    def __post_init__(self) -> None:
+        self.prepared()
+
+    def prepared(self) -> dict[str, PeakPlan]:
+        """The plans, checked.
+
+        Raises: BadInput for a name, key or value that cannot be.
+        """
+        return {name: _plan(name, table) for name, table in self.plans.items()}
+
+
+def _plan(name: str, table: Any) -> PeakPlan:
+    what, fix = f"configuration serving.peak.plans.{name}", "Correct double11.toml."
+    if not _PLAN_NAME.fullmatch(name):
+        raise BadInput(what, came=name, expected="1 to 64 of a-z, 0-9 and -", fix=fix)
+    if not isinstance(table, Mapping) or (unknown := sorted(set(table) - set(_PLAN_KEYS))):
+        came = unknown if isinstance(table, Mapping) else table
+        raise BadInput(what, came=came, expected=f"a table with {', '.join(_PLAN_KEYS)}", fix=fix)
+    label = table.get("tier_best")
+    tiers = {t.label: t for t in Tier if t is not Tier.CACHED}  # cached is a fallback, nothing one can ask for
+    if label is not None and label not in tiers:
+        raise BadInput(f"{what}.tier_best", came=label, expected=f"one of {', '.join(tiers)}", fix=fix)
+    for number in ("in_flight_limit", "rerank_items_max"):
+        value = table.get(number)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 100_000):
+            raise BadInput(f"{what}.{number}", came=value, expected="a whole number, 1 to 100000", fix=fix)
+    return PeakPlan(
+        name=name,
+        tier_best=tiers[label] if label is not None else None,
+        in_flight_limit=table.get("in_flight_limit"),
+        rerank_items_max=table.get("rerank_items_max"),
+    )
+
+
+@section("serving.worker")
+@dataclass(frozen=True, kw_only=True)
+class WorkerConfig:
+    """One scoring worker. threads: of torch and FAISS. queue_items_max: calls waiting for the compute thread."""
+
+    threads: int = 1
+    queue_items_max: int = 64
+    deadline_ms_default: float = 1_000.0
+    deadline_ms_max: float = 60_000.0
+    drain_s_max: float = 10.0
+
+    def __post_init__(self) -> None:
+        in_range("serving.worker.threads", self.threads, 1, 1_024)
+        in_range("serving.worker.queue_items_max", self.queue_items_max, 1, 100_000)
+        in_range("serving.worker.deadline_ms_max", self.deadline_ms_max, 1, 600_000)
+        in_range("serving.worker.deadline_ms_default", self.deadline_ms_default, 1, self.deadline_ms_max)
+        in_range("serving.worker.drain_s_max", self.drain_s_max, 0.1, 600)
+
+
+@section("serving.client")
+@dataclass(frozen=True, kw_only=True)
+class ClientConfig:
+    """The client library. throttle_ratio: K of the client-side throttle, 0 = off. throttle_window_s: its memory."""
+
+    throttle_ratio: float = 2.0
+    throttle_window_s: int = 120
+
+    def __post_init__(self) -> None:
+        in_range("serving.client.throttle_ratio", self.throttle_ratio, 0, 100)
+        in_range("serving.client.throttle_window_s", self.throttle_window_s, 1, 3_600)

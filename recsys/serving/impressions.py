@@ -1,0 +1,46 @@
+"""An Impression record for every slate: offered to the log writer's bounded queue, never awaited by a request."""
+
+from __future__ import annotations
+
+from double11.v1 import event_pb2 as pb
+
+from recsys.core import Double11Error, Query, Slate, metrics
+from recsys.serving.log_writer import LogWriter, Record
+from streaming import topics
+
+
+class Impressions:
+    """Writes what was shown to topic `impressions`, keyed by user. Outcomes: durable, failed, dropped (queue full)."""
+
+    def __init__(self, writer: LogWriter, run_id: str) -> None:
+        self._writer = writer
+        self._run_id = run_id
+
+    def record(self, query: Query, slate: Slate) -> None:
+        """Queue one slate's record; a full queue drops it and counts that."""
+        value = impression(query, slate, self._run_id).SerializeToString()
+        record = Record(topic=topics.IMPRESSIONS, key=query.user_id.encode("utf-8"), value=value)
+        if not self._writer.offer([record], _count):
+            metrics.IMPRESSIONS.labels("dropped").inc()
+
+
+def impression(query: Query, slate: Slate, run_id: str) -> pb.Impression:
+    """The slate as it was shown, at the request's own time (`clock = data` included)."""
+    return pb.Impression(
+        request_id=slate.request_id,
+        user_id=query.user_id,
+        session_id=query.session_id,
+        surface=query.surface,
+        event_time_us=query.as_of_us,
+        tier=int(slate.tier),
+        run_id=run_id,
+        stress=query.stress,
+        items=[
+            pb.ImpressionItem(item_id=item.item_id, position=place, propensity=item.propensity, score=item.score)
+            for place, item in enumerate(slate.items, start=1)
+        ],
+    )
+
+
+def _count(error: Double11Error | None) -> None:
+    metrics.IMPRESSIONS.labels("durable" if error is None else "failed").inc()

@@ -1,0 +1,73 @@
+"""A grpc.aio server as all our processes run it: errors on the wire, health, reflection, drain.
+
+Health is NOT_SERVING until `set_serving(True)`. `drain` says NOT_SERVING first, so that balancers look away, then
+refuses new calls and gives those in flight up to `drain_s_max`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Sequence
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from recsys.core import BadInput, Unavailable
+from recsys.serving.wire import WireInterceptor
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", 4 << 20),
+    ("grpc.so_reuseport", 1),  # a supervisor reserves our port; see supervisor.ReservedPort
+)
+
+
+class Server:
+    """One listener. Add servicers to `.grpc`, then `start`."""
+
+    def __init__(self, drain_s_max: float) -> None:
+        self.grpc = grpc.aio.server(interceptors=(WireInterceptor(),), options=_OPTIONS)
+        self._drain_s_max = drain_s_max
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
+        self._names: tuple[str, ...] = ("",)
+
+    async def start(self, listen: str, services: Sequence[str]) -> int:
+        """Bind and listen; returns the port. `services`: full names for health and reflection.
+
+        Raises: BadInput for an address that is not HOST:PORT; Unavailable when it is taken.
+        """
+        host, colon, port = listen.rpartition(":")
+        if not (host and colon and port.isdigit()):
+            raise BadInput("--listen", came=listen, expected="HOST:PORT", fix="Write e.g. 127.0.0.1:50051.")
+        self._names = ("", *services)
+        await self.set_serving(False)
+        reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self.grpc)
+        try:
+            bound: int = self.grpc.add_insecure_port(listen)
+        except RuntimeError as error:
+            raise Unavailable(
+                f"--listen {listen}", came=str(error), expected="a free address of this host", fix="Choose another."
+            ) from error
+        await self.grpc.start()
+        return bound
+
+    async def set_serving(self, serving: bool) -> None:
+        """Set health for the whole server and each of its services."""
+        status = health_pb2.HealthCheckResponse
+        for name in self._names:
+            await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
+
+    async def drain(self) -> None:
+        """NOT_SERVING at once, in-flight calls finished or cut off after `drain_s_max`."""
+        await self._health.enter_graceful_shutdown()
+        await self.grpc.stop(self._drain_s_max)
+
+
+async def stop_on_signals() -> None:
+    """Return at the first SIGTERM or SIGINT."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()

@@ -1,0 +1,172 @@
+"""Child processes of one host: started, watched, restarted with backoff, stopped together.
+
+A child that serves gRPC keeps one port for its whole life, restarts included: the supervisor holds the port bound,
+not listening, with SO_REUSEPORT, and the child binds it too. So channels need no new address after a restart.
+Source of the trick: grpc/grpc examples/python/multiprocessing/server.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from recsys.core import logging, metrics
+
+_log = logging.get_logger(__name__)
+# The kernel tells the child when its parent dies, however it dies; set between fork and exec of the real program.
+_PR_SET_PDEATHSIG, _SIGTERM = 1, 15
+_TIE_TO_PARENT = (
+    f"import ctypes, os, sys; ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, {_SIGTERM}); "
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
+
+
+class ReservedPort:
+    """A loopback port that stays ours until `close`."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._socket.bind(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._socket.getsockname()[1]}"
+
+    def close(self) -> None:
+        """Give the port back."""
+        self._socket.close()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChildSpec:
+    """A child: arguments of this interpreter ("-m", module, ...).
+
+    says_ready: it prints a JSON line with "ready" on stdout once it serves; others count as ready when started.
+    """
+
+    name: str
+    argv: Sequence[str]
+    says_ready: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackoffConfig:
+    """Pause before a restart, seconds: from `first_s`, doubled up to `max_s`, back to `first_s` after a long life."""
+
+    first_s: float
+    max_s: float
+
+
+class Child:
+    """One supervised process."""
+
+    def __init__(self, spec: ChildSpec, backoff: BackoffConfig) -> None:
+        self.spec = spec
+        self.ready = asyncio.Event()
+        self.pid: int | None = None
+        self.restarts = 0
+        self.detail = "starting"
+        self._backoff = backoff
+        self._process: asyncio.subprocess.Process | None = None
+        self._task = asyncio.create_task(self._keep_running())
+
+    async def stop(self, timeout_s: float) -> None:
+        """SIGTERM, then SIGKILL after `timeout_s`."""
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), timeout_s)
+        except TimeoutError:
+            _log.warning("child_killed", child=self.spec.name, after_s=timeout_s)
+            process.kill()
+            await process.wait()
+
+    async def _keep_running(self) -> None:
+        pause_s = self._backoff.first_s
+        while True:
+            started_s = time.monotonic()
+            code = await self._run_once()
+            self.ready.clear()
+            if time.monotonic() - started_s > 2 * self._backoff.max_s:
+                pause_s = self._backoff.first_s
+            self.restarts += 1
+            metrics.WORKER_RESTARTS.labels(self.spec.name).inc()
+            self.detail = f"exited with code {code}, restart {self.restarts}"
+            _log.error("child_died", child=self.spec.name, code=code, restart=self.restarts, in_s=pause_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, self._backoff.max_s)
+
+    async def _run_once(self) -> int:
+        self._process = process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-SEc",
+            _TIE_TO_PARENT,
+            *self.spec.argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        self.pid = process.pid
+        _log.info("child_started", child=self.spec.name, pid=process.pid)
+        if not self.spec.says_ready:
+            self._now_ready()
+        assert process.stdout is not None
+        async for line in process.stdout:  # read to the end: a full pipe would block the child
+            if self.spec.says_ready and not self.ready.is_set() and _is_ready_line(line):
+                self._now_ready()
+        return await process.wait()
+
+    def _now_ready(self) -> None:
+        self.detail = ""
+        self.ready.set()
+        _log.info("child_ready", child=self.spec.name, pid=self.pid)
+
+
+class Supervisor:
+    """The children of one gateway. Use inside a running event loop."""
+
+    def __init__(self, backoff: BackoffConfig) -> None:
+        self._backoff = backoff
+        self._ports: list[ReservedPort] = []
+        self.children: list[Child] = []
+
+    def reserve_port(self) -> str:
+        """A loopback address for a child to listen on, kept until `stop`."""
+        self._ports.append(ReservedPort())
+        return self._ports[-1].address
+
+    def start(self, spec: ChildSpec) -> Child:
+        """Start a child and keep it running."""
+        self.children.append(Child(spec, self._backoff))
+        return self.children[-1]
+
+    async def wait_ready(self, timeout_s: float) -> list[str]:
+        """Wait until every child is ready; returns the names of those that are not after `timeout_s`."""
+        waits = [asyncio.create_task(child.ready.wait()) for child in self.children]
+        if waits:
+            await asyncio.wait(waits, timeout=timeout_s)
+        for wait in waits:
+            wait.cancel()
+        return [c.spec.name for c in self.children if not c.ready.is_set()]
+
+    async def stop(self, timeout_s: float) -> None:
+        """Stop all children at once and give the ports back."""
+        await asyncio.gather(*(child.stop(timeout_s) for child in self.children))
+        for port in self._ports:
+            port.close()
+
+
+def _is_ready_line(line: bytes) -> bool:
+    try:
+        document = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(document, dict) and bool(document.get("ready"))

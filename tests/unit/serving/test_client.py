@@ -1,0 +1,55 @@
+"""The client-side throttle of the SRE book."""
+
+import numpy as np
+import pytest
+
+from recsys.core import Overloaded, Unavailable
+from recsys.serving.client import RecommendClient, Throttle
+from recsys.serving.config import ClientConfig
+
+
+class Now:
+    def __init__(self):
+        self.s = 100.0
+
+    def __call__(self):
+        return self.s
+
+
+def throttle(now, ratio=2.0, window_s=10):
+    return Throttle(ClientConfig(throttle_ratio=ratio, throttle_window_s=window_s), np.random.default_rng(0), now)
+
+
+def test_never_refuses_while_the_server_accepts():
+    t = throttle(Now())
+    for _ in range(1_000):
+        assert not t.refuses()
+        t.accepted()
+
+
+def test_chance_follows_the_formula_and_falls_with_time():
+    now = Now()
+    t = throttle(now)
+    for _ in range(100):
+        t.refuses()
+    for _ in range(20):
+        t.accepted()
+    assert t.refuse_chance() == pytest.approx((100 - 2 * 20) / 101)
+    now.s += 11
+    assert t.refuse_chance() == 0
+
+
+def test_ratio_zero_is_off():
+    t = throttle(Now(), ratio=0)
+    assert not any(t.refuses() for _ in range(100))
+
+
+async def test_unreachable_server_is_unavailable_then_throttled():
+    async with RecommendClient("127.0.0.1:9", rng=np.random.default_rng(0)) as client:
+        errors = []
+        for _ in range(30):
+            with pytest.raises((Unavailable, Overloaded)) as caught:
+                await client.recommend("u", deadline_ms=500)
+            errors.append(type(caught.value))
+        assert errors[0] is Unavailable
+        assert Overloaded in errors
