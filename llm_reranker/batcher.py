@@ -1,0 +1,123 @@
+"""Micro-batching on the event loop: earliest deadline first, bounded in tokens and in queue.
+
+There is no timer. While one batch computes in the engine's thread, requests gather; the next batch is the most urgent
+of them. An idle engine starts at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from recsys.core.deadline import Deadline
+from recsys.core.errors import Double11Error, Internal, Overloaded
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+
+@dataclass(order=True, slots=True)
+class _Waiting(Generic[Q, R]):
+    at_s: float
+    sequence: int
+    request: Q = field(compare=False)
+    tokens: int = field(compare=False)
+    deadline: Deadline = field(compare=False)
+    entered_s: float = field(compare=False)
+    answer: asyncio.Future[R] = field(compare=False)
+
+
+class Batcher(Generic[Q, R]):
+    """Collects requests and hands them to `run` in batches, on `executor`, one batch at a time."""
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[Q], Sequence[float], int], Sequence[R | Double11Error]],
+        affordable_tokens: Callable[[float], int],
+        executor: Executor,
+        *,
+        queue_requests_max: int,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """run(requests, queue_ms of each, tokens allowed) answers each request or gives its error.
+
+        affordable_tokens(remaining_ms): tokens that can be computed in that time; the batch's bound.
+        """
+        self._run, self._affordable_tokens, self._executor = run, affordable_tokens, executor
+        self._queue_requests_max, self._clock_s = queue_requests_max, clock_s
+        self._heap: list[_Waiting[Q, R]] = []
+        self._sequence = itertools.count()
+        self._drainer: asyncio.Task[None] | None = None
+
+    async def submit(self, request: Q, tokens: int, deadline: Deadline) -> R:
+        """The answer to one request.
+
+        Raises: Overloaded when the queue is full; DeadlineExceeded when the time is over before its batch starts;
+        whatever error `run` gave for it.
+        """
+        deadline.require("rerank")
+        if len(self._heap) >= self._queue_requests_max:
+            raise Overloaded(
+                "rerank queue",
+                came=f"{len(self._heap)} requests waiting",
+                expected=f"fewer than {self._queue_requests_max}",
+                fix="Take the ranker's order now; add rerank workers if this lasts.",
+            )
+        answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        entry = _Waiting(deadline.at_s, next(self._sequence), request, tokens, deadline, self._clock_s(), answer)
+        heapq.heappush(self._heap, entry)
+        if self._drainer is None or self._drainer.done():
+            self._drainer = asyncio.create_task(self._drain())
+        return await answer
+
+    async def _drain(self) -> None:
+        await asyncio.sleep(0)  # requests of the same turn of the loop share the first batch
+        loop = asyncio.get_running_loop()
+        while batch := self._next_batch():
+            entries, tokens = batch
+            now_s = self._clock_s()
+            queue_ms = [(now_s - e.entered_s) * 1e3 for e in entries]
+            try:
+                answers = await loop.run_in_executor(
+                    self._executor, self._run, [e.request for e in entries], queue_ms, tokens
+                )
+            except Exception as error:  # noqa: BLE001 nobody may wait forever for a batch that failed
+                broken = Internal("rerank batch", came=repr(error), expected="scores", fix="Report it with the log.")
+                answers = [broken] * len(entries)
+            for entry, answer in zip(entries, answers, strict=True):
+                if entry.answer.done():  # the caller has gone
+                    continue
+                if isinstance(answer, Double11Error):
+                    entry.answer.set_exception(answer)
+                else:
+                    entry.answer.set_result(answer)
+
+    def _next_batch(self) -> tuple[list[_Waiting[Q, R]], int] | None:
+        """The most urgent request, and those after it that fit the tokens its deadline affords."""
+        entries: list[_Waiting[Q, R]] = []
+        allowed = used = 0
+        while self._heap:
+            entry = self._heap[0]
+            if entry.answer.done():
+                heapq.heappop(self._heap)
+                continue
+            if entry.deadline.expired:
+                heapq.heappop(self._heap)
+                try:
+                    entry.deadline.require("rerank queue")
+                except Double11Error as error:
+                    entry.answer.set_exception(error)
+                continue
+            if not entries:
+                allowed = self._affordable_tokens(entry.deadline.remaining_ms())
+            elif used + entry.tokens > allowed:
+                break
+            entries.append(heapq.heappop(self._heap))
+            used += entry.tokens
+        return (entries, allowed) if entries else None

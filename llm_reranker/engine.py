@@ -1,0 +1,374 @@
+"""Scores candidates with a checkpoint, in this process: shared prefix, soft tokens, batches. Heavy: torch.
+
+A request becomes one prefix (instruction and history), computed once and kept in a cache bounded in bytes, and N short
+suffixes that see the prefix and themselves. All suffix tokens of a batch go through the layers together.
+
+Shape legend: N candidates of a request, T tokens, D hidden, F features.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from llm_reranker import checkpoint
+from llm_reranker.base import HistoryItem, RerankRequest, RerankResult
+from llm_reranker.batcher import Batcher
+from llm_reranker.checkpoint import Checkpoint
+from llm_reranker.config import RerankConfig
+from llm_reranker.model import KeyValues, PackedCausal, SharedPrefix
+from llm_reranker.prompt import Prompt, history_text, item_text
+from recsys.core import metrics
+from recsys.core.deadline import Deadline
+from recsys.core.errors import BadInput, CorruptData, DeadlineExceeded, Double11Error, Internal, NotFound
+from recsys.core.ids import keys
+from recsys.core.items import ItemTable
+from recsys.core.run_dir import RunDirectory
+
+KNOWN_ANSWER_TOLERANCE = 1e-3
+_COST_SMOOTHING = 0.2
+_DEADLINE_SHARE = 0.8  # of the remaining time may be planned; the rest is for noise and the way back
+
+
+class PrefixCache:
+    """Keys and values of prefixes, least recently used dropped first, bounded in bytes. One engine, one version."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._entries: OrderedDict[tuple[int, ...], tuple[KeyValues, int]] = OrderedDict()
+        self.used_bytes = 0
+
+    def get(self, ids: tuple[int, ...]) -> KeyValues | None:
+        """The prefix's keys and values, if kept."""
+        found = self._entries.get(ids)
+        metrics.RERANK_PREFIX_CACHE.labels("hit" if found else "miss").inc()
+        if found is None:
+            return None
+        self._entries.move_to_end(ids)
+        return found[0]
+
+    def put(self, ids: tuple[int, ...], kv: KeyValues) -> None:
+        """Keep a prefix, if it fits at all."""
+        size = sum(t.nbytes for pair in kv for t in pair)
+        if size > self._bytes_max or ids in self._entries:
+            return
+        self._entries[ids] = (kv, size)
+        self.used_bytes += size
+        while self.used_bytes > self._bytes_max:
+            _, (_, dropped) = self._entries.popitem(last=False)
+            self.used_bytes -= dropped
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A request as the layers want it, cut to `depth` candidates."""
+
+    prefix: tuple[int, ...]
+    suffix_TD: Tensor
+    lengths: list[int]
+    features_NF: Tensor
+
+
+class Engine:
+    """Computes scores with one checkpoint; plain functions, no waiting, not thread-safe (one thread owns it)."""
+
+    def __init__(self, loaded: Checkpoint, items: ItemTable, config: RerankConfig, *, version: str) -> None:
+        """items: titles for texts that a request leaves empty. version: the name answers carry."""
+        self.version, self._loaded, self._items, self._config = version, loaded, items, config
+        card = loaded.card
+        self.feature_names: tuple[str, ...] = card.feature_names if card else ()
+        self.blend_weight = card.blend_weight if card else 1.0
+        prefix_max = card.prefix_tokens_max if card else config.prefix_tokens_max
+        self._item_tokens_max = card.item_tokens_max if card else config.item_tokens_max
+        if prefix_max + self._item_tokens_max + 32 > loaded.model.config.max_position_embeddings:
+            raise BadInput(
+                "[llm_reranker] prefix_tokens_max + item_tokens_max",
+                came=prefix_max + self._item_tokens_max,
+                expected=f"at most {loaded.model.config.max_position_embeddings - 32}, the model's positions",
+                fix="Lower them.",
+            )
+        self.prompt = Prompt(loaded.tokenizer, prefix_tokens_max=prefix_max, item_tokens_max=self._item_tokens_max)
+        self._direction_D = loaded.model.label_direction(loaded.yes, loaded.no)
+        self._tail_TD = loaded.model.embed(torch.tensor(self.prompt.tail))
+        self._cache = PrefixCache(config.prefix_cache_bytes_max)
+        self._ms_per_token = config.ms_per_token_start
+        self._prefix_tokens_max = prefix_max
+
+    @property
+    def suffix_tokens(self) -> int:
+        """Tokens per candidate, at most: what a request's cost is estimated with."""
+        card = self._loaded.card
+        return (card.soft_tokens if card else self._item_tokens_max) + len(self.prompt.tail)
+
+    def cost_tokens(self, request: RerankRequest) -> int:
+        """Tokens a request will take at most, prefix not cached."""
+        return self._prefix_tokens_max + len(request.item_ids) * self.suffix_tokens
+
+    def affordable_tokens(self, remaining_ms: float) -> int:
+        """Tokens that fit the time by the measured speed, never more than a batch may have."""
+        if math.isinf(remaining_ms):
+            return self._config.batch_tokens_max
+        return min(self._config.batch_tokens_max, int(remaining_ms * _DEADLINE_SHARE / self._ms_per_token))
+
+    def check(self, request: RerankRequest) -> None:
+        """Raise BadInput for a request outside the limits of rerank.proto."""
+        n, f = len(request.item_ids), len(self.feature_names)
+        if n > self._config.candidates_max:
+            raise BadInput(
+                "rerank candidates", came=n, expected=f"0 to {self._config.candidates_max}", fix="Send the best ones."
+            )
+        if len(request.texts) != n or request.features.shape != (n, f):
+            raise BadInput(
+                "rerank candidates",
+                came=f"{n} ids, {len(request.texts)} texts, features {request.features.shape}",
+                expected=f"as many texts as ids and features ({n}, {f}) = {self.feature_names}",
+                fix="Fill the features named by the reranker, NaN where missing.",
+            )
+
+    def score(
+        self, requests: Sequence[RerankRequest], queue_ms: Sequence[float], tokens_max: int | None = None
+    ) -> list[RerankResult | Double11Error]:
+        """Answers of a batch. Where `tokens_max` is too small, the first request is cut to the depth that fits."""
+        started_s = time.perf_counter()
+        with torch.inference_mode():
+            depths = [len(r.item_ids) for r in requests]
+            if tokens_max is not None:
+                room = tokens_max - sum(map(self.cost_tokens, requests[1:])) - self._prefix_tokens_max
+                depths[0] = min(depths[0], room // self.suffix_tokens)
+                if depths[0] <= 0 < len(requests[0].item_ids):
+                    late = DeadlineExceeded(
+                        "rerank", came=f"time for {tokens_max} tokens", expected="time for one candidate",
+                        fix="Send a longer deadline, or take the ranker's order.",
+                    )  # fmt: skip
+                    rest = self.score(requests[1:], queue_ms[1:], tokens_max) if len(requests) > 1 else []
+                    return [late, *rest]
+            scored, tokens = self._forward([self._prepare(r, d) for r, d in zip(requests, depths, strict=True)])
+        compute_ms = (time.perf_counter() - started_s) * 1e3
+        if tokens:
+            self._ms_per_token += _COST_SMOOTHING * (compute_ms / tokens - self._ms_per_token)
+        metrics.RERANK_BATCH_ITEMS.observe(sum(depths))
+        results: list[RerankResult | Double11Error] = []
+        for request, depth, wait_ms, values in zip(requests, depths, queue_ms, scored, strict=True):
+            metrics.RERANK_QUEUE_MS.observe(wait_ms)
+            scores = np.full(len(request.item_ids), np.nan, np.float32)
+            scores[:depth] = values
+            if not np.isfinite(values).all():
+                results.append(
+                    Internal("rerank", came="a score that is not finite", expected="numbers", fix="Report it.")
+                )
+                continue
+            results.append(
+                RerankResult(scores=scores, depth=depth, version=self.version, queue_ms=wait_ms, compute_ms=compute_ms)
+            )
+        return results
+
+    def _forward(self, batch: list[_Prepared]) -> tuple[list[npt.NDArray[np.float32]], int]:
+        """Scores per request, and the tokens that were computed."""
+        model, live = self._loaded.model, [p for p in batch if p.lengths]
+        if not live:
+            return [np.empty(0, np.float32) for _ in batch], 0
+        prefixes, computed = self._prefixes([p.prefix for p in live])
+        starts = [torch.full((len(p.suffix_TD),), len(p.prefix)) for p in live]
+        steps = [torch.cat([torch.arange(n) for n in p.lengths]) for p in live]
+        suffix_TD = torch.cat([p.suffix_TD for p in live])
+        attention = SharedPrefix(prefixes, [p.lengths for p in live])
+        hidden_TD = model.hidden(suffix_TD, torch.cat(starts) + torch.cat(steps), attention)
+        last_N = torch.tensor([n for p in live for n in p.lengths]).cumsum(0) - 1
+        raw_N = hidden_TD[last_N] @ self._direction_D
+        if (extras := self._loaded.extras) and (card := self._loaded.card):
+            x_NF = torch.cat([extras.normalise(p.features_NF) for p in live])
+            raw_N = card.calibration_scale * (raw_N + extras.score(x_NF)[:, 0]) + card.calibration_bias
+        parts = iter(torch.split(raw_N, [len(p.lengths) for p in live]))
+        scores = [next(parts).numpy() if p.lengths else np.empty(0, np.float32) for p in batch]
+        return scores, computed + len(suffix_TD)
+
+    def _prefixes(self, wanted: list[tuple[int, ...]]) -> tuple[list[KeyValues], int]:
+        """Keys and values of each prefix, cached or computed together; and the tokens computed."""
+        found = {ids: self._cache.get(ids) for ids in dict.fromkeys(wanted)}
+        missing = [ids for ids, kv in found.items() if kv is None]
+        lengths = [len(ids) for ids in missing]
+        if missing:
+            attention = PackedCausal(lengths)
+            ids_T = torch.tensor([i for ids in missing for i in ids])
+            self._loaded.model.hidden(
+                self._loaded.model.embed(ids_T), torch.cat([torch.arange(n) for n in lengths]), attention
+            )
+            for ids, computed in zip(missing, attention.kept, strict=True):
+                found[ids] = computed
+                self._cache.put(ids, computed)
+        return [kv for ids in wanted if (kv := found[ids]) is not None], sum(lengths)
+
+    def _prepare(self, request: RerankRequest, depth: int) -> _Prepared:
+        features_NF = torch.from_numpy(np.ascontiguousarray(request.features[:depth], np.float32))
+        if not depth:
+            return _Prepared((), torch.empty(0), [], features_NF)
+        history = self._with_texts(request.history)
+        prefix = self.prompt.prefix(history_text(history, request.as_of_us, request.query_text))
+        bodies = self._bodies(request.item_ids[:depth], request.texts[:depth])
+        lengths = [len(b) + len(self._tail_TD) for b in bodies]
+        tails = self._tail_TD.expand(depth, *self._tail_TD.shape)
+        if self._loaded.extras is not None:
+            tails = tails.clone()
+            tails[:, -1] += self._loaded.extras.feature_to_hidden(self._loaded.extras.normalise(features_NF))
+        suffix_TD = torch.cat([x for body, tail in zip(bodies, tails, strict=True) for x in (body, tail)])
+        return _Prepared(prefix, suffix_TD, lengths, features_NF)
+
+    def _bodies(self, item_ids: Sequence[str], texts: Sequence[str]) -> list[Tensor]:
+        """What stands for each item: its cached soft tokens; else soft tokens of its text; without extras, its text."""
+        extras, items = self._loaded.extras, self._loaded.items
+        key_N = keys(item_ids)
+        if extras is None:
+            ids = self.prompt.items(self._texts(key_N, texts))
+            return list(
+                torch.split(
+                    self._loaded.model.embed(torch.tensor([i for t in ids for i in t], dtype=torch.long)),
+                    [len(t) for t in ids],
+                )
+            )
+        rows = items.rows(key_N) if items is not None else np.full(len(key_N), -1)
+        soft = torch.empty(len(key_N), extras.soft_tokens, self._loaded.model.config.hidden_size)
+        if items is not None:
+            soft[rows >= 0] = items.soft_MSD[rows[rows >= 0]]
+        if new := np.flatnonzero(rows < 0).tolist():
+            texts = self._texts(key_N[new], [texts[i] for i in new])
+            nothing = torch.full((len(new), extras.embedding_dim), math.nan)
+            soft[new] = encode_items(self._loaded, self.prompt, texts, nothing)
+        return list(soft)
+
+    def _texts(self, key_N: npt.NDArray[np.int64], texts: Sequence[str]) -> list[str]:
+        """The given texts, empty ones looked up in the item table."""
+        filled, empty = list(texts), [i for i, t in enumerate(texts) if not t]
+        if empty:
+            columns = (self._items.values(c, key_N[empty]) for c in ("title", "category", "brand"))
+            for i, parts in zip(empty, zip(*columns, strict=True), strict=True):
+                filled[i] = item_text(*parts)
+        return filled
+
+    def _with_texts(self, history: Sequence[HistoryItem]) -> list[HistoryItem]:
+        recent = history[-self._prefix_tokens_max :]  # a line is more than one token
+        texts = self._texts(keys(h.item_id for h in recent), [h.text for h in recent])
+        return [
+            HistoryItem(item_id=h.item_id, text=t, event_type=h.event_type, event_time_us=h.event_time_us)
+            for h, t in zip(recent, texts, strict=True)
+        ]
+
+
+def encode_items(loaded: Checkpoint, prompt: Prompt, texts: Sequence[str], embedding_NC: Tensor) -> Tensor:
+    """Soft tokens [N, S, D] of items from their texts and collaborative embeddings (NaN rows = none)."""
+    assert loaded.extras is not None
+    ids = prompt.items(texts)
+    width = max(1, max(map(len, ids), default=1))
+    ids_NL = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids])
+    real_NL = torch.arange(width) < torch.tensor([len(row) for row in ids])[:, None]
+    return loaded.extras.encode(loaded.model.embed(ids_NL), real_NL, embedding_NC)
+
+
+class LocalReranker:
+    """A Reranker in this process: an Engine behind a Batcher and one thread."""
+
+    def __init__(self, engine: Engine, config: RerankConfig) -> None:
+        self._engine = engine
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="rerank")
+        self._batcher: Batcher[RerankRequest, RerankResult] = Batcher(
+            engine.score, engine.affordable_tokens, self._executor, queue_requests_max=config.queue_requests_max
+        )
+
+    @classmethod
+    def load(
+        cls, run: RunDirectory, version: str | None = None, *, config: RerankConfig | None = None
+    ) -> LocalReranker:
+        """The reranker of a run, its serving version unless another is named, after it gave the known answer.
+
+        Raises: NotFound without (that) reranker; CorruptData for a damaged folder or a wrong known answer.
+        """
+        versions = run.reranker_versions()
+        if not versions or (version is not None and version not in versions):
+            raise NotFound(
+                f"run {run.run_id}, reranker", came=version or "none", expected=f"one of {versions}",
+                fix=f"Make one: double11 distill DIR --run {run.root}",
+            )  # fmt: skip
+        version = version or versions[-1]
+        folder = f"reranker/{version}"
+        loaded = checkpoint.read(run.root / folder, has=lambda name: run.has(f"{folder}/{name}"))
+        return cls.of(loaded, ItemTable.read(run.path("items.parquet")), version, config)
+
+    @classmethod
+    def from_folder(cls, folder: Path, items: ItemTable, *, config: RerankConfig | None = None) -> LocalReranker:
+        """A reranker from any Qwen3 folder (a Qwen3-Reranker checkpoint scores in text mode)."""
+        return cls.of(checkpoint.read(folder), items, folder.name, config)
+
+    @classmethod
+    def of(
+        cls, loaded: Checkpoint, items: ItemTable, version: str, config: RerankConfig | None = None
+    ) -> LocalReranker:
+        """From a loaded checkpoint. Raises: CorruptData for a wrong known answer."""
+        config = config or RerankConfig()
+        engine = Engine(loaded, items, config, version=version)
+        if loaded.card is not None:
+            _probe(engine, loaded.card.known_answer)
+        return cls(engine, config)
+
+    @property
+    def version(self) -> str:
+        """Version folder of the model."""
+        return self._engine.version
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Candidate features the model wants; empty for a plain Hugging Face folder."""
+        return self._engine.feature_names
+
+    @property
+    def blend_weight(self) -> float:
+        """Weight of the reranker's score in the final order, chosen on validation."""
+        return self._engine.blend_weight
+
+    async def rerank(self, request: RerankRequest, deadline: Deadline) -> RerankResult:
+        """Log-odds of "yes" for the first `depth` candidates that fit the deadline; see Reranker.
+
+        Raises: BadInput, DeadlineExceeded, Overloaded.
+        """
+        self._engine.check(request)
+        deadline.require("rerank")
+        if not request.item_ids:
+            return RerankResult(scores=np.empty(0, np.float32), depth=0, version=self.version)
+        return await self._batcher.submit(request, self._engine.cost_tokens(request), deadline)
+
+    def close(self) -> None:
+        """Stop the thread after the batch in hand."""
+        self._executor.shutdown(wait=True)
+
+
+def _probe(engine: Engine, known: Mapping[str, Any]) -> None:
+    """Score the request stored at distillation, which also measures this machine's speed."""
+    request = RerankRequest(
+        request_id="known-answer",
+        as_of_us=known["as_of_us"],
+        history=[HistoryItem(**h) for h in known["history"]],
+        item_ids=known["item_ids"],
+        texts=known["texts"],
+        features=np.array(known["features"], np.float32).reshape(len(known["item_ids"]), -1),
+    )
+    for _ in range(2):  # the first also pays for warming up
+        result = engine.score([request], [0.0])[0]
+    expected = np.array(known["scores"], np.float32)
+    if isinstance(result, Double11Error):
+        raise result
+    if not np.allclose(result.scores, expected, rtol=KNOWN_ANSWER_TOLERANCE, atol=KNOWN_ANSWER_TOLERANCE):
+        raise CorruptData(
+            f"reranker {engine.version}, known answer",
+            came=result.scores.tolist(),
+            expected=f"{expected.tolist()} within {KNOWN_ANSWER_TOLERANCE}",
+            fix="Do not serve it: distil again, or check the machine's libraries.",
+        )
