@@ -12,6 +12,7 @@ class CandidateSource(Protocol):
     """Gives up to `limit` distinct items for a query, best first, with its own score.
 
     A source may come back with fewer, or none (a newcomer has no own history); that is a result, not an error.
+    With `query.new_only` it leaves out what the user has touched, so that its places are not wasted.
     """
 
     @property
@@ -20,8 +21,9 @@ class CandidateSource(Protocol):
         ...
 
     async def retrieve(self, query: Query, user: UserFeatures, limit: int, deadline: Deadline) -> Candidates:
-        """Candidates with one source bit and one score column, both called `name`.
+        """Candidates with one source bit called `name` and, first, a score column called `name`, never NaN.
 
+        More score columns may follow, called `name_SOMETHING`: the ranker sees them, the order of the list does not.
         Raises: DeadlineExceeded, Unavailable. The pipeline counts those and goes on without this source.
         """
         ...

@@ -1,0 +1,189 @@
+"""Co-visitation: what others took together with what this user took lately. Item-item, symmetric, cosine-like.
+
+Shape legend: R user-item rows, M items, E kept neighbours, S seeds.
+Source: item-based collaborative filtering with cosine similarity (Sarwar et al. 2001, section 3.1.1), with the time
+decay of Ding & Li 2005 ("Time weight collaborative filtering", section 4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from feature_store import UserFeatures
+from recsys.candidates.behaviour import WEIGHT, actions, faded, half_life_us, touched
+from recsys.candidates.own_history import best_first
+from recsys.candidates.ranked_list import read_table
+from recsys.core import Candidates, Deadline, Query, keys
+from recsys.core.config import in_range, section
+from recsys.core.items import ItemTable
+
+NAME = "covisit"
+SCHEMA = pa.schema(
+    [
+        pa.field("item_key", pa.int64(), nullable=False),
+        pa.field("neighbour_key", pa.int64(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+    ]
+)
+_PAIRS_BUFFER_MAX = 8_000_000  # pairs held before they are summed
+
+
+@section("candidates.covisit")
+@dataclass(frozen=True, kw_only=True)
+class CovisitConfig:
+    """How the co-visitation index is built and asked.
+
+    window_items: an item is paired with that many of the same user's items before it. neighbours_max: kept per item.
+    half_life_days_max: how fast a co-visit fades. shrink: damps pairs of rare items.
+    seeds_max: items of the user that are looked up. seed_half_life_days: how fast the user's own past fades.
+    """
+
+    window_items: int = 48
+    neighbours_max: int = 64
+    half_life_days_max: float = 60.0
+    shrink: float = 2.0
+    seeds_max: int = 100
+    seed_half_life_days: float = 30.0
+
+    def __post_init__(self) -> None:
+        in_range("candidates.covisit.window_items", self.window_items, 1, 1_000)
+        in_range("candidates.covisit.neighbours_max", self.neighbours_max, 1, 1_000)
+        in_range("candidates.covisit.half_life_days_max", self.half_life_days_max, 1e-3, 1e5)
+        in_range("candidates.covisit.shrink", self.shrink, 0, 1e6)
+        in_range("candidates.covisit.seeds_max", self.seeds_max, 1, 10_000)
+        in_range("candidates.covisit.seed_half_life_days", self.seed_half_life_days, 1e-3, 1e5)
+
+
+DEFAULT = CovisitConfig()
+
+
+def build(events: pl.DataFrame, items: ItemTable, until_us: int, config: CovisitConfig = DEFAULT) -> pa.Table:
+    """index/covisit.parquet: per item its nearest neighbours, best first.
+
+    score(i, j) = sum over users of a_ui a_uj / (sqrt(|a_i|^2 |a_j|^2) + shrink), a_ui = decayed weight of the user's
+    strongest action on i, over pairs at most `window_items` apart in the user's sequence.
+    """
+    log = actions(events, items, until_us)
+    half_life = half_life_us(log, until_us, config.half_life_days_max)
+    rows = (
+        log.group_by("user", "item_key")
+        .agg(weight=pl.col("weight").max().sqrt(), time_us=pl.col("time_us").max())
+        .with_columns(a=faded(until_us, 2 * half_life))
+        .sort("user", "time_us", "item_key")
+    )
+    if rows.is_empty():
+        return SCHEMA.empty_table()
+    item_key, item = np.unique(rows["item_key"].to_numpy(), return_inverse=True)
+    a = rows["a"].to_numpy().astype(np.float64)
+    pairs = _pair_sums(rows["user"].to_numpy(), item, a, len(item_key), config.window_items)
+    norm = np.sqrt(np.bincount(item, a * a, minlength=len(item_key)))
+    i, j = np.divmod(pairs["pair"].to_numpy(), len(item_key))
+    score = pairs["sum"].to_numpy() / (norm[i] * norm[j] + config.shrink * norm.mean() ** 2)
+    both = pl.DataFrame(
+        {
+            "item_key": item_key[np.concatenate([i, j])],
+            "neighbour_key": item_key[np.concatenate([j, i])],
+            "score": np.concatenate([score, score]).astype(np.float32),
+        }
+    )
+    return (
+        both.sort(["item_key", "score", "neighbour_key"], descending=[False, True, False])
+        .group_by("item_key", maintain_order=True)
+        .head(config.neighbours_max)
+        .select(SCHEMA.names)
+        .to_arrow()
+        .cast(SCHEMA)
+    )
+
+
+def _pair_sums(
+    user: npt.NDArray[np.uint32],
+    item: npt.NDArray[np.int64],
+    a: npt.NDArray[np.float64],
+    num_items: int,
+    window_items: int,
+) -> pl.DataFrame:
+    """Sum of a_ui a_uj over rows of one user at most `window_items` apart: columns pair (i * M + j, i < j) and sum."""
+    totals = pl.DataFrame(schema={"pair": pl.Int64, "sum": pl.Float64})
+    waiting: list[pl.DataFrame] = []
+    for step in range(1, min(window_items, len(user) - 1) + 1):
+        at = np.flatnonzero(user[step:] == user[:-step])
+        if not len(at):
+            break
+        first, second = item[at], item[at + step]
+        pair = np.minimum(first, second) * num_items + np.maximum(first, second)
+        waiting.append(pl.DataFrame({"pair": pair, "sum": a[at] * a[at + step]}))
+        if sum(map(len, waiting)) > _PAIRS_BUFFER_MAX:
+            totals, waiting = _summed([totals, *waiting]), []
+    return _summed([totals, *waiting]).sort("pair")
+
+
+def _summed(parts: list[pl.DataFrame]) -> pl.DataFrame:
+    return pl.concat(parts).group_by("pair").agg(pl.col("sum").sum())
+
+
+class Covisit:
+    """Implements CandidateSource over the index; `covisit_max` is the strongest single link, `covisit` their sum."""
+
+    name = NAME
+
+    def __init__(self, table: pa.Table, config: CovisitConfig = DEFAULT) -> None:
+        """table: SCHEMA, sorted by item_key, best neighbour first."""
+        self.config = config
+        owner = table.column("item_key").to_numpy()
+        self._neighbour = table.column("neighbour_key").to_numpy()
+        self._score = table.column("score").to_numpy()
+        self._item_key, start = np.unique(owner, return_index=True)
+        self._start = np.append(start, len(owner))
+
+    @classmethod
+    def read(cls, path: Path, config: CovisitConfig = DEFAULT) -> Covisit:
+        """From an index file. Raises: CorruptData."""
+        return cls(read_table(path, SCHEMA), config)
+
+    async def retrieve(self, query: Query, user: UserFeatures, limit: int, deadline: Deadline) -> Candidates:
+        """Neighbours of the user's recent items, the cart and the item on screen."""
+        seed_key, seed_weight = self.seeds(query, user)
+        row, weight = self._known(seed_key, seed_weight)
+        begin, count = self._start[row], self._start[row + 1] - self._start[row]
+        within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        edge = np.repeat(begin, count) + within
+        found, at = np.unique(self._neighbour[edge], return_inverse=True)
+        link = (self._score[edge] * np.repeat(weight, count)).astype(np.float32)
+        total = np.bincount(at, link, minlength=len(found)).astype(np.float32)
+        strongest = np.zeros(len(found), np.float32)
+        np.maximum.at(strongest, at, link)
+        if query.new_only:
+            fresh = ~np.isin(found, touched(user))
+            found, total, strongest = found[fresh], total[fresh], strongest[fresh]
+        rows = best_first(found, total, limit)
+        best = Candidates.from_source(self.name, found[rows], total[rows])
+        return best.with_score(f"{self.name}_max", strongest[rows])
+
+    def seeds(self, query: Query, user: UserFeatures) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Distinct items to start from and how much each counts: behaviour weight, faded by age; now = full weight."""
+        recent = slice(-self.config.seeds_max, None)
+        days = np.maximum(user.as_of_us - user.recent_time_us[recent], 0) / 86_400e6
+        past = np.sqrt(WEIGHT[user.recent_event_type[recent]]) * np.exp2(-days / self.config.seed_half_life_days)
+        now = keys([i for i in (query.current_item, *query.cart) if i])
+        key = np.concatenate([user.recent_item_key[recent], now])
+        weight = np.concatenate([past, np.full(len(now), np.sqrt(WEIGHT.max()))])
+        distinct, at = np.unique(key, return_inverse=True)
+        strongest = np.zeros(len(distinct), np.float32)
+        np.maximum.at(strongest, at, weight.astype(np.float32))
+        return distinct, strongest
+
+    def _known(
+        self, seed_key: npt.NDArray[np.int64], weight: npt.NDArray[np.float32]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        if not len(self._item_key):
+            return np.empty(0, np.int64), weight[:0]
+        row = np.minimum(np.searchsorted(self._item_key, seed_key), len(self._item_key) - 1)
+        known = self._item_key[row] == seed_key
+        return row[known], weight[known]

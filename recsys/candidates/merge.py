@@ -1,0 +1,50 @@
+"""Union of what the sources found: one row per item, who gave it, what each source says about it.
+
+Shape legend: N merged items, S score columns, Q sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from recsys.core import Candidates
+
+
+def merge(found: Sequence[Candidates], quotas: Mapping[str, int]) -> Candidates:
+    """The first `quotas[name]` items of every source, each once, ordered by key.
+
+    found: one Candidates per source, best first. A source's scores are filled in for every item it returned, also
+    where another source's quota let the item in, so that the ranker sees all opinions on a candidate.
+    """
+    names = tuple(c.source_names[0] for c in found)
+    columns = tuple(column for c in found for column in c.score_names)
+    if not found:
+        return Candidates.empty()
+    within = [c.item_key[: quotas[name]] for c, name in zip(found, names, strict=True)]
+    item_key = np.unique(np.concatenate(within))
+    bits = np.zeros(len(item_key), np.uint32)
+    scores = np.full((len(item_key), len(columns)), np.nan, np.float32)
+    first = 0
+    for bit, (source, given) in enumerate(zip(found, within, strict=True)):
+        bits[np.searchsorted(item_key, given)] |= np.uint32(1 << bit)
+        last = first + len(source.score_names)
+        if len(item_key):
+            at = np.minimum(np.searchsorted(item_key, source.item_key), len(item_key) - 1)
+            known = item_key[at] == source.item_key
+            scores[at[known], first:last] = source.scores[known]
+        first = last
+    return Candidates(item_key=item_key, source_bits=bits, scores=scores, source_names=names, score_names=columns)
+
+
+def reciprocal_rank_fusion(found: Candidates, weights: Mapping[str, float], damping: float) -> npt.NDArray[np.float32]:
+    """Sum over sources of weight / (damping + position), 0 where a source is silent. Shape [N].
+
+    Source: Cormack, Clarke & Buettcher, SIGIR 2009 (reciprocal rank fusion, damping 60), with a weight per source.
+    """
+    total = np.zeros(len(found), np.float64)
+    for name, weight in weights.items():
+        total += np.nan_to_num(weight / (damping + 1 + found.positions(name)))
+    return total.astype(np.float32)

@@ -1,0 +1,35 @@
+"""Own history, recent popularity as tie-break and fill: the one line of code a cascade has to beat."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from feature_store import UserFeatures
+from recsys.candidates.own_history import best_first
+from recsys.candidates.ranked_list import RankedList
+from recsys.core import Candidates, Deadline, EventType, Query
+
+NAME = "own_history_popular"
+
+
+class OwnHistoryPopular:
+    """Implements CandidateSource. Score = number of purchases + popularity relative to the most popular item, < 1."""
+
+    name = NAME
+
+    def __init__(self, popular: RankedList) -> None:
+        """popular: the list that breaks ties and fills up."""
+        self._popular = popular
+
+    async def retrieve(self, query: Query, user: UserFeatures, limit: int, deadline: Deadline) -> Candidates:
+        """The user's items and popular ones, best first."""
+        popular = self._popular.head(query, user, len(self._popular.item_key))
+        top = float(popular.scores.max(initial=0.0)) * (1 + 1e-6) + 1e-9
+        own = user.pair_item_key[:0] if query.new_only else user.pair_item_key
+        found, at = np.unique(np.concatenate([own, popular.item_key]), return_inverse=True)
+        score = np.zeros(len(found), np.float64)
+        score[at[len(own) :]] = popular.scores[:, 0] / top
+        if len(own):
+            score[at[: len(own)]] += user.pair_count[:, EventType.PURCHASE]
+        rows = best_first(found, score.astype(np.float32), limit)
+        return Candidates.from_source(self.name, found[rows], score[rows].astype(np.float32))

@@ -1,0 +1,159 @@
+"""Build a cascade: the only code that knows which class stands behind which name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from recsys.candidates import (
+    CandidateSource,
+    covisit,
+    new_arrivals,
+    own_history,
+    own_history_popular,
+    popular,
+    trending,
+)
+from recsys.candidates.covisit import Covisit, CovisitConfig
+from recsys.candidates.own_history import OwnHistory
+from recsys.candidates.own_history_popular import OwnHistoryPopular
+from recsys.candidates.ranked_list import RankedList
+from recsys.core import BadInput, RunDirectory, VersionMismatch
+from recsys.core.items import ItemTable
+from recsys.core.logging import get_logger
+from recsys.pipeline.arms import ARMS, Arm
+from recsys.pipeline.budget import Budget
+from recsys.pipeline.cache import LastSlates
+from recsys.pipeline.ports import PipelineConfig, Ports
+from recsys.pipeline.recommend import Cascade
+from recsys.ranking import Scorer
+from recsys.ranking.catalogue import Catalogue
+from recsys.ranking.diversify import TopSelector
+from recsys.ranking.filter import Delisted, Excluded, SoldOut, Touched, Unlisted
+from recsys.ranking.hydrate import FeatureHydrator
+
+_log = get_logger(__name__)
+DEFAULT_PIPELINE = PipelineConfig()
+DEFAULT_BUDGET = Budget()
+
+
+def build(
+    arm: str | Arm,
+    run: RunDirectory,
+    ports: Ports,
+    *,
+    config: PipelineConfig = DEFAULT_PIPELINE,
+    budget: Budget = DEFAULT_BUDGET,
+    covisit_config: CovisitConfig = covisit.DEFAULT,
+) -> Cascade:
+    """The cascade of an arm over a run.
+
+    A source whose index the run does not have is left out, with a log line: windows of the stacked rule have no ann.
+    Raises: BadInput for an unknown arm; VersionMismatch when the run was trained on other feature views or ranker
+    features than this process reads; NotFound, CorruptData for files of the run.
+    """
+    arm = _named(arm) if isinstance(arm, str) else arm
+    if (trained := str(run.manifest["feature_views"])) != ports.features.view_set:
+        raise VersionMismatch(
+            f"feature views of run {run.run_id}",
+            came=trained,
+            expected=f"{ports.features.view_set}, those of the feature store",
+            fix="Train again with this release, or refold the store with the release that trained the run.",
+        )
+    catalogue = Catalogue(ItemTable.read(run.path("items.parquet")))
+    fallback = RankedList.read(popular.NAME, run.path(f"index/{popular.NAME}.parquet"))
+    sources = [_source(f.source, run, ports, fallback, covisit_config) for f in arm.feeds]
+    versions = {"run": run.run_id, "views": ports.features.view_set}
+    scorer = reranker = None
+    weight = 0.0
+    if arm.order in ("rank", "rerank"):
+        scorer = ports.scorer or _local_scorer(run)
+        versions["ranker"] = scorer.version
+    if arm.order == "rerank":
+        version = _reranker_version(run)
+        reranker = ports.reranker
+        if reranker is None:
+            from llm_reranker.engine import LocalReranker  # heavy
+
+            reranker = LocalReranker.load(run, version)
+        facts = json.loads(run.path(f"reranker/{version}/double11.json").read_text("utf-8"))
+        weight = float(facts["blend_weight"])
+        versions["reranker"] = version
+    return Cascade(
+        arm=arm,
+        catalogue=catalogue,
+        features=ports.features,
+        sources=[s for s in sources if s is not None],
+        hydrator=FeatureHydrator(ports.features, catalogue),
+        filters=(Unlisted(catalogue), Excluded(), Touched()),
+        stock_filters=(SoldOut(), Delisted()),
+        selector=TopSelector(catalogue, arm.category_items_max),
+        popular=fallback,
+        slates=LastSlates(config.cached_users_max),
+        scorer=scorer,
+        reranker=reranker,
+        rerank_weight=weight,
+        versions=versions,
+        budget=budget,
+        config=config,
+    )
+
+
+def _named(name: str) -> Arm:
+    if name not in ARMS:
+        raise BadInput("arm", came=name, expected=f"one of {', '.join(ARMS)}", fix="Correct the name.")
+    return ARMS[name]
+
+
+def _source(
+    name: str, run: RunDirectory, ports: Ports, fallback: RankedList, covisit_config: CovisitConfig
+) -> CandidateSource | None:
+    """The source behind a name; None when it needs an index that the run does not have."""
+    if name == "ann" and ports.ann is not None:
+        return ports.ann
+    file = {"ann": "index/ann.faiss"}.get(name, f"index/{name}.parquet")
+    makers: dict[str, Callable[[], CandidateSource]] = {
+        own_history.NAME: OwnHistory,
+        own_history_popular.NAME: lambda: OwnHistoryPopular(fallback),
+        popular.NAME: lambda: fallback,
+    }
+    indexed: dict[str, Callable[[], CandidateSource]] = {
+        covisit.NAME: lambda: Covisit.read(run.path(file), covisit_config),
+        trending.NAME: lambda: RankedList.read(name, run.path(file)),
+        new_arrivals.NAME: lambda: RankedList.read(name, run.path(file)),
+        "ann": lambda: _local_ann(run),
+    }
+    if name in makers:
+        return makers[name]()
+    if name not in indexed:
+        raise BadInput("arm, source", came=name, expected=f"one of {[*makers, *indexed]}", fix="Correct the name.")
+    if not run.has(file):
+        _log.warning("source_left_out", source=name, run=run.run_id, missing=file)
+        return None
+    return indexed[name]()
+
+
+def _local_ann(run: RunDirectory) -> CandidateSource:
+    from recsys.candidates.ann import AnnIndex, LocalAnnSource  # heavy
+    from recsys.models.tower import Tower  # heavy
+
+    return LocalAnnSource(Tower.load(run), AnnIndex.load(run))
+
+
+def _local_scorer(run: RunDirectory) -> Scorer:
+    from recsys.models.ranker import Ranker  # heavy
+    from recsys.ranking.score import LocalScorer
+
+    return LocalScorer(Ranker.load(run))
+
+
+def _reranker_version(run: RunDirectory) -> str:
+    versions = run.reranker_versions()
+    if not versions:
+        raise VersionMismatch(
+            f"run {run.run_id}, reranker",
+            came="none",
+            expected="a folder reranker/VERSION",
+            fix=f"Distil one: double11 distill DIR --run {run.root}, or use arm rank.",
+        )
+    return versions[-1]

@@ -1,0 +1,68 @@
+"""The question to the LLM reranker: the user's past in words, the ranker's best candidates and their numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from feature_store import UserFeatures
+from llm_reranker import HistoryItem, Reranker, RerankRequest
+from recsys.core import Candidates, Query
+from recsys.ranking import FeatureMatrix
+from recsys.ranking.catalogue import Catalogue
+
+
+def rerank_request(
+    query: Query,
+    user: UserFeatures,
+    found: Candidates,
+    features: FeatureMatrix,
+    rows: npt.NDArray[np.int64],
+    catalogue: Catalogue,
+    reranker: Reranker,
+    history_max: int,
+) -> RerankRequest:
+    """Request for the candidates in `rows`, best by rank first, with the features the reranker was trained on.
+
+    Features it names are columns of the feature matrix or one of retrieval_score, rank_score, rank_position (from 0).
+    """
+    own = {
+        "retrieval_score": found.score("retrieval")[rows],
+        "rank_score": found.score("rank")[rows],
+        "rank_position": np.arange(len(rows), dtype=np.float32),
+    }
+    values = np.full((len(rows), len(reranker.feature_names)), np.nan, np.float32)
+    for column, name in enumerate(reranker.feature_names):
+        if name in own:
+            values[:, column] = own[name]
+        elif name in features.names:
+            values[:, column] = features.column(name)[rows]
+    ids = [i or "" for i in catalogue.items.ids(found.item_key[rows])]
+    return RerankRequest(
+        request_id=query.request_id,
+        as_of_us=query.as_of_us,
+        history=_history(user, catalogue, history_max),
+        item_ids=ids,
+        texts=[""] * len(ids),  # the reranker's own item table has the text it was trained with
+        features=values,
+        query_text=query.query_text,
+    )
+
+
+def _history(user: UserFeatures, catalogue: Catalogue, history_max: int) -> list[HistoryItem]:
+    if not history_max:
+        return []
+    newest = slice(-history_max, None)
+    item_key = user.recent_item_key[newest]
+    rows = zip(
+        catalogue.items.ids(item_key),
+        catalogue.items.values("title", item_key),
+        user.recent_event_type[newest].tolist(),
+        user.recent_time_us[newest].tolist(),
+        strict=True,
+    )
+    return [
+        HistoryItem(item_id=item_id, text=title or "", event_type=kind, event_time_us=time_us)
+        for item_id, title, kind, time_us in rows
+        if item_id is not None
+    ]

@@ -1,0 +1,65 @@
+"""Trace: what happened to one request, stage by stage, and why it fell through where it did."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+from recsys.core import Deadline, DeadlineExceeded, Double11Error, StageTiming
+from recsys.core.metrics import FALLBACKS, STAGE_MS
+
+T = TypeVar("T")
+
+
+class Trace:
+    """Collects timings and fallbacks; every one also counts in a metric."""
+
+    def __init__(self) -> None:
+        self.timings: list[StageTiming] = []
+        self.fallbacks: list[str] = []
+        self._receipt_s = time.monotonic()
+
+    async def attempt(self, stage: str, deadline: Deadline, work: Awaitable[T], items_in: int = 0) -> T | None:
+        """Await one stage inside its deadline; None when it failed or took too long, which is counted.
+
+        Only errors of our tree and time-outs fall through: anything else is a bug and travels up.
+        """
+        start_s, outcome, result = time.monotonic(), "ok", None
+        try:
+            async with asyncio.timeout(deadline.timeout_s()):
+                result = await work
+        except (TimeoutError, DeadlineExceeded):
+            outcome = "timeout"
+            self.fell_through(stage, "timeout")
+        except Double11Error as error:
+            outcome = "error"
+            self.fell_through(stage, error.code.lower().replace("_", "-"))
+        finally:
+            self.done(stage, start_s, outcome, items_in, _size(result))
+        return result
+
+    def done(self, stage: str, start_s: float, outcome: str, items_in: int, items_out: int) -> None:
+        """Note a finished stage that began at `start_s` on the monotonic clock."""
+        duration_ms = (time.monotonic() - start_s) * 1e3
+        self.timings.append(
+            StageTiming(
+                stage=stage,
+                start_ms=(start_s - self._receipt_s) * 1e3,
+                duration_ms=duration_ms,
+                outcome=outcome,
+                items_in=items_in,
+                items_out=items_out,
+            )
+        )
+        STAGE_MS.labels(stage, outcome).observe(duration_ms)
+
+    def fell_through(self, stage: str, reason: str) -> None:
+        """Note and count why a stage's result is not used."""
+        self.fallbacks.append(f"{stage}:{reason}")
+        FALLBACKS.labels(stage, reason).inc()
+
+
+def _size(result: Any) -> int:
+    return len(result) if hasattr(result, "__len__") else 0
