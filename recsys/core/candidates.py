@@ -81,6 +81,15 @@ class Candidates:
             score_names=(*(self.score_names[i] for i in keep), name),
         )
 
+    def positions(self, name: str) -> npt.NDArray[np.float32]:
+        """Position from 0 of every row by one score column [N], highest first, ties by key; NaN where it is NaN."""
+        score = self.score(name)
+        order = np.lexsort((self.item_key, -score))
+        position = np.empty(len(self), np.float32)
+        position[order] = np.arange(len(self), dtype=np.float32)
+        position[np.isnan(score)] = np.nan
+        return position
+
     def sources_of(self, row: int) -> tuple[str, ...]:
         """Names of the sources that gave the item in `row`."""
         bits = int(self.source_bits[row])
