@@ -47,16 +47,16 @@ class UserEncoder(Protocol):
 class AnnIndex:
     """Item vectors under their keys, searched by inner product: exact for small catalogues, HNSW beyond."""
 
-    def __init__(self, index: Any, dim: int, run_id: str) -> None:
+    def __init__(self, index: Any, dim: int) -> None:
         """Use `build` or `load`."""
-        self._index, self.dim, self.run_id = index, dim, run_id
+        self._index, self.dim = index, dim
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
 
     @classmethod
-    def build(cls, item_key: npt.NDArray[np.int64], vectors: npt.NDArray[np.float32], run_id: str) -> AnnIndex:
-        """From keys [M], distinct, and vectors [M, D]; run_id is of the run that it will lie in.
+    def build(cls, item_key: npt.NDArray[np.int64], vectors: npt.NDArray[np.float32]) -> AnnIndex:
+        """From keys [M], distinct, and vectors [M, D].
 
         Raises: BadInput for shapes that do not fit or vectors that are not finite.
         """
@@ -76,12 +76,12 @@ class AnnIndex:
         index = faiss.IndexIDMap2(base)
         if len(item_key):
             index.add_with_ids(np.ascontiguousarray(vectors, np.float32), np.ascontiguousarray(item_key, np.int64))
-        return cls(index, dim, run_id)
+        return cls(index, dim)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, run_id: str) -> None:
         """Write ann.faiss and ann.json into `folder` (a run's index/)."""
         faiss.write_index(self._index, str(folder / Path(INDEX_FILE).name))
-        facts = {"dim": self.dim, "metric": METRIC, "num_items": len(self), "run_id": self.run_id}
+        facts = {"dim": self.dim, "metric": METRIC, "num_items": len(self), "run_id": run_id}
         (folder / Path(FACTS_FILE).name).write_text(json.dumps(facts), "utf-8")
 
     @classmethod
@@ -98,7 +98,7 @@ class AnnIndex:
             raise _corrupt(path, str(error).splitlines()[0]) from error
         if (index.d, index.ntotal) != (facts["dim"], facts["num_items"]):
             raise _corrupt(path, f"{index.ntotal} items of dimension {index.d}, ann.json says {facts}")
-        return cls(index, int(index.d), str(facts["run_id"]))
+        return cls(index, int(index.d))
 
     def search(self, vectors: npt.NDArray[np.float32], k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Keys [B, K] and inner products [B, K] of the nearest items, K = min(k, M), best first; key -1 = none found.
