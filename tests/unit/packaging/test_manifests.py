@@ -1,0 +1,150 @@
+"""The manifests are valid, restricted, and start commands that this release has."""
+
+import importlib
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import kubernetes_validate
+import pytest
+import yaml
+
+from recsys.cli.main import cli
+
+ROOT = Path(__file__).resolve().parents[3]
+KUSTOMIZATIONS = ("base", "overlays/laptop")
+Manifest = dict[str, Any]
+
+
+def render(folder: str) -> list[Manifest]:
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(ROOT / "k8s" / folder)], capture_output=True, text=True, timeout=60, check=True
+    )
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@pytest.fixture(scope="module", params=KUSTOMIZATIONS)
+def manifests(request: pytest.FixtureRequest) -> list[Manifest]:
+    return render(request.param)
+
+
+def workloads(manifests: list[Manifest]) -> Iterator[tuple[Manifest, Manifest]]:
+    """(workload, its one container)."""
+    for m in manifests:
+        if m["kind"] in ("Deployment", "StatefulSet"):
+            (container,) = m["spec"]["template"]["spec"]["containers"]
+            yield m, container
+
+
+def test_every_kustomization_of_the_repository_is_tested() -> None:
+    found = {str(p.parent.relative_to(ROOT / "k8s")) for p in (ROOT / "k8s").rglob("kustomization.yaml")}
+    assert found == set(KUSTOMIZATIONS)
+
+
+def test_strict_schemas(manifests: list[Manifest]) -> None:
+    for m in manifests:
+        kubernetes_validate.validate(m, "1.37", strict=True)
+
+
+def test_roles_and_their_company(manifests: list[Manifest]) -> None:
+    named = {
+        kind: {m["metadata"]["name"] for m in manifests if m["kind"] == kind} for kind in {m["kind"] for m in manifests}
+    }
+    roles = {"gateway", "scoring", "reranker", "consumer"}
+    assert named["Deployment"] | named["StatefulSet"] == roles
+    for kind in ("Service", "ServiceAccount", "PodDisruptionBudget"):
+        assert named[kind] == roles
+    assert {"default-deny", "gateway", "workers"} <= named["NetworkPolicy"]
+    (namespace,) = (m for m in manifests if m["kind"] == "Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_pods_are_restricted(manifests: list[Manifest]) -> None:
+    for workload, container in workloads(manifests):
+        pod, name = workload["spec"]["template"]["spec"], workload["metadata"]["name"]
+        assert pod["automountServiceAccountToken"] is False, name
+        assert pod["serviceAccountName"] == name
+        assert pod["securityContext"]["runAsNonRoot"] is True, name
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }, name
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys(), name
+        assert not any("hostPath" in volume for volume in pod["volumes"]), name
+
+
+def test_pods_start_ready_live_and_stop(manifests: list[Manifest]) -> None:
+    for workload, container in workloads(manifests):
+        pod, name = workload["spec"]["template"]["spec"], workload["metadata"]["name"]
+        ports = {p["name"]: p["containerPort"] for p in container["ports"]}
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            asked = container[probe].get("grpc") or container[probe]["httpGet"]
+            assert asked["port"] in {*ports, *ports.values()}, f"{name} {probe}"
+        assert container["resources"]["requests"].keys() == {"cpu", "memory"}, name
+        assert "memory" in container["resources"]["limits"], name
+        pause_s = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+        drain_s = 10.0  # [serving] drain_s_max of double11.toml
+        assert pause_s + drain_s < pod["terminationGracePeriodSeconds"], name
+
+
+def test_services_select_pods_and_their_ports(manifests: list[Manifest]) -> None:
+    by_name = {w["metadata"]["name"]: (w, c) for w, c in workloads(manifests)}
+    for service in (m for m in manifests if m["kind"] == "Service"):
+        workload, container = by_name[service["metadata"]["name"]]
+        assert service["spec"]["selector"].items() <= workload["spec"]["template"]["metadata"]["labels"].items()
+        assert {p["targetPort"] for p in service["spec"]["ports"]} <= {p["name"] for p in container["ports"]}
+
+
+def test_configuration_is_read_by_this_release(manifests: list[Manifest], tmp_path: Path) -> None:
+    from recsys.core.config import Config
+    from recsys.serving.config import ServingConfig
+
+    (text,) = (m["data"]["double11.toml"] for m in manifests if "double11.toml" in m.get("data", {}))
+    path = tmp_path / "double11.toml"
+    path.write_text(text)
+    serving = Config.load(path).get(ServingConfig)
+    services = {
+        f"dns:///{m['metadata']['name']}:{m['spec']['ports'][0]['port']}" for m in manifests if m["kind"] == "Service"
+    }
+    assert {serving.scoring_target, serving.rerank_target} <= services
+
+
+def test_commands_parse_with_the_values_of_the_environment(manifests: list[Manifest]) -> None:
+    (environment,) = (m["data"] for m in manifests if m["kind"] == "ConfigMap" and "STORE_URL" in m["data"])
+    for workload, container in workloads(manifests):
+        words = [*container["command"], *container["args"]]
+        words = [re.sub(r"\$\((\w+)\)", lambda found: environment[found[1]], word) for word in words]
+        command, rest = resolve(words)
+        context = command.make_context(workload["metadata"]["name"], rest, resilient_parsing=False)
+        assert context.params
+
+
+def resolve(words: list[str]) -> tuple[click.Command, list[str]]:
+    """The click command behind a container's words, and what is left for it to parse."""
+    match words:
+        case ["double11", name, *rest]:
+            command = cli.get_command(click.Context(cli), name)
+        case ["python", "-m", module, *rest]:
+            command = importlib.import_module(module).main
+        case _:
+            raise AssertionError(f"unknown program: {words}")
+    assert isinstance(command, click.Command), words
+    return command, rest
+
+
+def test_containerfile_copies_what_is_there_and_pins_what_the_makefile_pins() -> None:
+    text = (ROOT / "k8s/Containerfile").read_text()
+    for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE):
+        *sources, _ = line.split()
+        for source in sources:
+            assert (ROOT / source).exists(), source
+    torch = re.search(r"^TORCH_VERSION := (\S+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert torch is not None
+    assert f"torch=={torch[1]}" in text
+    packages = {p.parent.name for p in ROOT.glob("*/__init__.py")}
+    assert all(f"COPY {package} " in text for package in packages)
