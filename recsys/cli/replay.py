@@ -1,0 +1,92 @@
+"""double11 replay: compare arms on a past period and, with --fail-if, decide whether a run may ship."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from recsys.cli.common import emit, json_option, parse_time_us
+from recsys.evaluation import parse_positives
+
+_COLUMNS = ("ndcg@10", "recall@10", "recall@100", "hr@10", "mrr@10", "coverage@10")
+
+
+@click.command()
+@click.argument("dataset", type=click.Path(path_type=Path))
+@click.option("--run", "run_dir", required=True, type=click.Path(path_type=Path), help="Run directory to compare.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the report.")
+@click.option("--arms", default="popular,own_history,retrieval,rank,full", show_default=True, help="Comma list.")
+@click.option("--task", type=click.Choice(["all", "new-only"]), default="all", show_default=True)
+@click.option("--from", "from_", metavar="ISO", help="The cut (default: the run's until).")
+@click.option("--to", metavar="ISO", help="End of the period (default: just after the last event).")
+@click.option("--positives", default="purchase", show_default=True, help="Comma list of behaviours, or any.")
+@click.option("--protocol", type=click.Choice(["frozen", "online"]), default="frozen", show_default=True)
+@click.option("--k", default=100, show_default=True, help="Slate length.")
+@click.option("--queries-max", type=int, help="Ask a seeded sample of this size.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--compare", type=click.Path(path_type=Path), help="Base report for --fail-if.")
+@click.option("--fail-if", multiple=True, metavar="EXPR", help='E.g. "ndcg@10<-2%" or "rank:recall@100<0.2".')
+@json_option
+def replay(
+    dataset: Path,
+    run_dir: Path,
+    out: Path,
+    arms: str,
+    task: Any,
+    from_: str | None,
+    to: str | None,
+    positives: str,
+    protocol: Any,
+    k: int,
+    queries_max: int | None,
+    seed: int,
+    compare: Path | None,
+    fail_if: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Compare arms of a run on a past period of DATASET by the replay protocol.
+
+    Writes report.json, slates.parquet, queries.parquet and report.html to --out. Exit code 3 when a --fail-if is true.
+    """
+    from recsys import replay as room
+
+    room.check_grammar(fail_if)
+    base = room.read_report(compare) if compare is not None else None
+    report = room.replay(
+        dataset,
+        run_dir,
+        out,
+        arms=[arm.strip() for arm in arms.split(",") if arm.strip()],
+        task=task,
+        from_us=parse_time_us(from_, "--from"),
+        to_us=parse_time_us(to, "--to"),
+        positives=parse_positives(positives),
+        protocol=protocol,
+        k=k,
+        queries_max=queries_max,
+        seed=seed,
+    )
+    emit(report, as_json=as_json, text=lambda: f"{table(report)}\n{(out / 'report.html').resolve()}")
+    room.check_gates(report, base, fail_if)
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The arms of a report as a text table, pairs below."""
+    head = f"{report['dataset']['name']}, {report['protocol']}, task {report['task']}, {report['queries']:,} queries"
+    lines = [f"{head} from {report['from']} to {report['to']}"]
+    names = [*_COLUMNS, "ndcg@10 95 %", "fallbacks", "p50 ms", "p99 ms"]
+    lines.append(f"{'arm':<20}" + "".join(f"{name:>17}" if "95" in name else f"{name:>12}" for name in names))
+    for arm, row in report["arms"].items():
+        low, high = row["ci95"]["ndcg@10"]
+        lines.append(
+            f"{arm:<20}" + "".join(f"{row[name]:>12.4f}" for name in _COLUMNS) + f"{f'{low:.4f}-{high:.4f}':>17}"
+            f"{row['fallbacks']:>12}{row['latency_ms']['p50']:>12.1f}{row['latency_ms']['p99']:>12.1f}"
+        )
+    for pair, by_measure in report["pairs"].items():
+        for measure, test in by_measure.items():
+            low, high = test["ci95"]
+            lines.append(f"{pair}: {measure} {test['diff']:+.4f} ({low:+.4f} to {high:+.4f}), p {test['p']:.4f}")
+    return "\n".join(lines)

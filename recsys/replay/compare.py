@@ -1,0 +1,182 @@
+"""replay(): ask several arms about a past period and write a report that anyone can recompute."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from recsys.core import BadInput, Conflict, ManualClock, RunDirectory, VersionMismatch
+from recsys.core.hardware import commit, describe
+from recsys.core.logging import get_logger
+from recsys.data import Dataset
+from recsys.evaluation import make_online_queries, make_queries
+from recsys.evaluation.queries import Task
+from recsys.pipeline import ARMS, PipelineConfig, Ports, build
+from recsys.replay import figures, page
+from recsys.replay.protocol import PROTOCOLS, Answers, Past, ReplayProtocol, ask
+
+DEFAULT_ARMS = ("popular", "own_history", "retrieval", "rank", "full")
+K_MAX = 1_000
+CONCURRENCY = 4  # queries of one arm in flight
+_NO_CACHE = PipelineConfig(limit_max=K_MAX, cached_users_max=0)
+_log = get_logger(__name__)
+
+
+def replay(
+    dataset_dir: Path | str,
+    run: RunDirectory | Path | str,
+    out: Path | str,
+    *,
+    arms: Sequence[str] = DEFAULT_ARMS,
+    task: Task = "all",
+    from_us: int | None = None,
+    to_us: int | None = None,
+    positives: Sequence[str] = ("purchase",),
+    protocol: ReplayProtocol = "frozen",
+    k: int = 100,
+    queries_max: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compare arms of one run on [from_us, to_us) and return report.json's content.
+
+    from_us: the cut, default the run's `until`. to_us: default just after the last event. Times in microseconds UTC.
+    k: slate length asked for; measures beyond it count what is missing as misses. Writes `out` whole or not at all:
+    report.json, slates.parquet, queries.parquet, report.html. A report already there is replaced.
+    Raises: VersionMismatch for a run that saw events at or after the cut; BadInput for an unknown arm, protocol, task
+    or positive, a period without queries, k out of range; Conflict when `out` is there and is no report.
+    Source: the replay protocol of docs/architecture.md.
+    """
+    arms = tuple(dict.fromkeys(arms))
+    _check(arms, protocol, k, Path(out))
+    dataset = Dataset.open(dataset_dir)
+    run = run if isinstance(run, RunDirectory) else RunDirectory.open(run)
+    from_us = run.until_us if from_us is None else from_us
+    to_us = dataset.last_event_us + 1 if to_us is None else to_us
+    _check_period(dataset, run, from_us)
+    make = make_queries if protocol == "frozen" else make_online_queries
+    queries = make(
+        dataset.events(before_us=to_us),
+        from_us=from_us, to_us=to_us, positives=positives, task=task, queries_max=queries_max, seed=seed,
+    )  # fmt: skip
+    if not len(queries):
+        raise BadInput(
+            "replay queries", came=f"none in [{iso(from_us)}, {iso(to_us)})",
+            expected=f"users with events before it and a {' or '.join(positives)} in it",
+            fix="Move --from or --to, name other --positives, or use --task all.",
+        )  # fmt: skip
+    past = Past(dataset.event_batches(before_us=from_us if protocol == "frozen" else to_us))
+    answers = asyncio.run(answer(run, arms, queries, past, k=k, task=task, seed=seed))
+    slates = pl.concat([frame for a in answers.values() for frame in a.slates])
+    num_items = len(dataset.item_table(before_us=from_us))
+    computed = figures.compute(slates, queries, arms, num_items=num_items, seed=seed)
+    for name, said in answers.items():
+        computed["arms"][name] |= _conduct(said)
+        if said.fallbacks:
+            _log.warning("replay_fallbacks", arm=name, queries=said.fallbacks, reasons=dict(said.fallback_reasons))
+    report = {
+        "dataset": {"name": dataset.root.resolve().name, "source": dataset.info.get("source"), "hash": dataset.hash},
+        "run": run.run_id,
+        "protocol": protocol,
+        "task": task,
+        "from": iso(from_us),
+        "to": iso(to_us),
+        "positives": list(positives),
+        "seed": seed,
+        "k": k,
+        "catalogue_items": num_items,
+        **computed,
+        "commit": commit(),
+        "hardware": describe(),
+    }
+    _write(Path(out), report, slates, queries, _titles(dataset))
+    return report
+
+
+def iso(time_us: int) -> str:
+    """Microseconds UTC as ISO 8601 with Z, microseconds only where there are any."""
+    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time_us)).isoformat().replace("+00:00", "Z")
+
+
+async def answer(
+    run: RunDirectory, arms: Sequence[str], queries: pl.DataFrame, past: Past, *, k: int, task: Task, seed: int
+) -> dict[str, Answers]:
+    """What each arm of a run says to the queries, its features folded from `past` alone."""
+    clock = ManualClock(0)
+    with ExitStack() as stack:
+        cascades = {}
+        for name in arms:
+            ports = Ports(features=past.store, clock=clock, rng=np.random.default_rng(seed))
+            cascades[name] = build(name, run, ports, config=_NO_CACHE)
+            stack.callback(cascades[name].close)
+        return await ask(cascades, queries, past, clock, k=k, new_only=task == "new-only", concurrency=CONCURRENCY)
+
+
+def _conduct(said: Answers) -> dict[str, Any]:
+    p50, p99 = np.percentile(said.latency_ms, [50, 99])
+    return {
+        "fallbacks": said.fallbacks,
+        "fallback_reasons": dict(sorted(said.fallback_reasons.items())),
+        "latency_ms": {"p50": round(float(p50), 3), "p99": round(float(p99), 3)},
+    }
+
+
+def _titles(dataset: Dataset) -> dict[str, str]:
+    named = dataset.items().select("item_id", "title").drop_nulls()
+    return dict(zip(named["item_id"].to_list(), named["title"].to_list(), strict=True))
+
+
+def _write(
+    out: Path, report: Mapping[str, Any], slates: pl.DataFrame, queries: pl.DataFrame, titles: Mapping[str, str]
+) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    try:
+        slates.write_parquet(temporary / "slates.parquet")
+        queries.write_parquet(temporary / "queries.parquet")
+        (temporary / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+        (temporary / "report.html").write_text(page.render(report, slates, queries, titles), "utf-8")
+        temporary.chmod(0o755)
+        if out.exists():
+            shutil.rmtree(out)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check(arms: Sequence[str], protocol: str, k: int, out: Path) -> None:
+    unknown = [arm for arm in arms if arm not in ARMS]
+    if unknown or not arms:
+        raise BadInput(
+            "--arms", came=", ".join(unknown) or "none", expected=f"some of {', '.join(ARMS)}", fix="Correct the names."
+        )
+    if protocol not in PROTOCOLS:
+        raise BadInput("--protocol", came=protocol, expected=" or ".join(PROTOCOLS), fix="Choose one of them.")
+    if not 1 <= k <= K_MAX:
+        raise BadInput("--k", came=k, expected=f"1 to {K_MAX}", fix="Ask for 100: measures look no further.")
+    if out.exists() and not (out / "report.json").is_file():
+        raise Conflict(f"--out {out}", came="it exists and is no report", expected="a new path", fix="Choose another.")
+
+
+def _check_period(dataset: Dataset, run: RunDirectory, from_us: int) -> None:
+    if run.until_us > from_us:
+        raise VersionMismatch(
+            f"run {run.run_id}",
+            came=f"trained until {iso(run.until_us)}",
+            expected=f"nothing at or after {iso(from_us)}, the cut",
+            fix=f"Train with --until {iso(from_us)}, or replay --from {iso(run.until_us)} or later.",
+        )
+    if from_us > dataset.last_event_us:
+        raise BadInput(
+            "--from", came=iso(from_us), expected=f"not after the last event, {iso(dataset.last_event_us)}",
+            fix="Give an earlier cut, and a run trained until then.",
+        )  # fmt: skip

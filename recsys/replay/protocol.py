@@ -1,0 +1,129 @@
+"""The two protocols of a replay, one code path: fold what came before a query's time, then ask every arm.
+
+`frozen` has one query time, the cut. `online` has many: between two of them the store takes in what happened, the same
+for every arm. Nothing at or after a query's time is ever in the store when it is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from feature_store.online.memory import MemoryStore
+from recsys.core import Deadline, EventBatch, ManualClock, Query, Slate
+from recsys.core.progress import bar
+from recsys.pipeline import Cascade
+
+ReplayProtocol = Literal["frozen", "online"]
+PROTOCOLS: tuple[ReplayProtocol, ...] = ("frozen", "online")
+SLATE_SCHEMA = {
+    "arm": pl.String(),
+    "query_id": pl.String(),
+    "user_id": pl.String(),
+    "rank": pl.Int32(),
+    "item_id": pl.String(),
+    "score": pl.Float64(),
+}
+
+
+@dataclass(kw_only=True)
+class Answers:
+    """What one arm said. slates: SLATE_SCHEMA frames in query order. latency_ms: one per query.
+
+    fallback_reasons: how often each reason was given; fallbacks: queries with at least one.
+    """
+
+    slates: list[pl.DataFrame] = field(default_factory=list)
+    latency_ms: list[float] = field(default_factory=list)
+    fallback_reasons: Counter[str] = field(default_factory=Counter)
+    fallbacks: int = 0
+
+
+class Past:
+    """A feature store that is brought forward in time: everything strictly before `until`, nothing else."""
+
+    def __init__(self, batches: Iterator[EventBatch]) -> None:
+        """batches: in event-time order."""
+        self.store = MemoryStore()
+        self._batches = batches
+        self._rest = EventBatch.empty()
+
+    def advance(self, until_us: int) -> int:
+        """Fold the events with event_time < until_us that are not folded yet; returns how many."""
+        folded = 0
+        while True:
+            if not len(self._rest):
+                following = next(self._batches, None)
+                if following is None:
+                    return folded
+                self._rest = following
+            due = int(np.searchsorted(self._rest.numpy("event_time"), until_us, side="left"))
+            if due:
+                self.store.apply(self._rest.slice(0, due))
+                folded += due
+            pending = len(self._rest) - due
+            self._rest = self._rest.slice(due, pending)
+            if pending:
+                return folded
+
+
+async def ask(
+    arms: Mapping[str, Cascade],
+    queries: pl.DataFrame,
+    past: Past,
+    clock: ManualClock,
+    *,
+    k: int,
+    new_only: bool,
+    concurrency: int,
+) -> dict[str, Answers]:
+    """Ask every arm every query, `concurrency` at a time, without a deadline.
+
+    queries: the columns of `recsys.evaluation.make_queries`, sorted by query_time. Arms take turns on each handful of
+    queries, so that their latencies are measured side by side.
+    """
+    answers = {name: Answers() for name in arms}
+    with bar(total=len(queries) * len(arms), what="replay", unit="slate") as progress:
+        for group in queries.partition_by("query_time", maintain_order=True):
+            clock.at_us = int(group["query_time"][0])
+            past.advance(clock.at_us)
+            for some in group.iter_slices(concurrency):
+                rows = some.to_dicts()
+                for name, cascade in arms.items():
+                    answered = await asyncio.gather(*(_one(cascade, row, k=k, new_only=new_only) for row in rows))
+                    _record(answers[name], name, rows, answered)
+                    progress.update(len(rows))
+    return answers
+
+
+async def _one(cascade: Cascade, row: Mapping[str, Any], *, k: int, new_only: bool) -> tuple[Slate, float]:
+    query = Query(
+        user_id=row["user_id"], as_of_us=row["query_time"], limit=k, request_id=row["query_id"], new_only=new_only
+    )
+    started = time.perf_counter()
+    slate = await cascade.recommend(query, Deadline.never())
+    return slate, (time.perf_counter() - started) * 1e3
+
+
+def _record(to: Answers, arm: str, rows: Sequence[Mapping[str, Any]], answered: Sequence[tuple[Slate, float]]) -> None:
+    lengths = [len(slate.items) for slate, _ in answered]
+    columns = {
+        "arm": [arm] * sum(lengths),
+        "query_id": [row["query_id"] for row, n in zip(rows, lengths, strict=True) for _ in range(n)],
+        "user_id": [row["user_id"] for row, n in zip(rows, lengths, strict=True) for _ in range(n)],
+        "rank": [rank for n in lengths for rank in range(1, n + 1)],
+        "item_id": [item.item_id for slate, _ in answered for item in slate.items],
+        "score": [item.score for slate, _ in answered for item in slate.items],
+    }
+    to.slates.append(pl.DataFrame(columns, schema=SLATE_SCHEMA))
+    for slate, latency_ms in answered:
+        to.latency_ms.append(latency_ms)
+        to.fallback_reasons.update(slate.fallbacks)
+        to.fallbacks += bool(slate.fallbacks)
