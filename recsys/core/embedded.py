@@ -1,0 +1,64 @@
+"""LMDB environments: one per folder and process, however many users it has inside the process.
+
+LMDB must not be opened twice by one process, and does not survive a fork: the table below is keyed by process id.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import lmdb
+
+from recsys.core.errors import CorruptData, Overloaded
+
+READERS_MAX = 1024
+_lock = threading.Lock()
+_open: dict[tuple[int, Path], tuple[lmdb.Environment, int]] = {}
+
+
+def acquire(folder: Path, map_bytes_max: int) -> lmdb.Environment:
+    """Open a folder's environment, or share the one this process has; pair with `release`.
+
+    map_bytes_max bounds the file; it is address space, not memory or disk, until used. Commits are fsynced.
+    Raises: CorruptData when the folder holds something else than a whole LMDB file.
+    """
+    folder = folder.resolve()
+    with _lock:
+        env, users = _open.get((os.getpid(), folder), (None, 0))
+        if env is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                env = lmdb.open(str(folder), map_size=map_bytes_max, max_readers=READERS_MAX, readahead=False)
+                env.reader_check()
+            except lmdb.Error as error:
+                raise CorruptData(
+                    f"embedded store {folder}",
+                    came=str(error),
+                    expected="a whole LMDB environment",
+                    fix="Move the folder away and rebuild it: refold the log, or copy a backup made by mdb_copy.",
+                ) from error
+        _open[os.getpid(), folder] = (env, users + 1)
+        return env
+
+
+def release(folder: Path) -> None:
+    """Give back what `acquire` gave; the last user closes the file."""
+    at = (os.getpid(), folder.resolve())
+    with _lock:
+        env, users = _open.pop(at)
+        if users > 1:
+            _open[at] = (env, users - 1)
+        else:
+            env.close()
+
+
+def full(folder: Path, error: lmdb.Error) -> Overloaded:
+    """The error for a file that reached map_bytes_max."""
+    return Overloaded(
+        f"embedded store {folder}",
+        came=str(error),
+        expected="room below map_bytes_max",
+        fix="Raise map_bytes_max in double11.toml ([streaming.embedded], [feature_store.embedded]) or free disk.",
+    )

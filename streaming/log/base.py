@@ -1,0 +1,133 @@
+"""The durable log, as every driver implements it: topics, partitions, offsets.
+
+Shape legend: N records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+VALUE_BYTES_MAX = 1 << 20
+SCHEMA_HEADER = "schema"  # version of the protobuf value
+SCHEMA_VERSION = b"1"
+STRESS_HEADER = "stress"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordBatch:
+    """N records of one partition, offsets ascending (they may have gaps).
+
+    offset [N]; append_us [N] = microseconds UTC at which the log took it; keys, values and headers: N each.
+    """
+
+    topic: str
+    partition: int
+    offset: npt.NDArray[np.int64]
+    append_us: npt.NDArray[np.int64]
+    keys: Sequence[bytes]
+    values: Sequence[bytes]
+    headers: Sequence[Mapping[str, bytes]]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def next_offset(self) -> int:
+        """Where reading goes on after this batch."""
+        return int(self.offset[-1]) + 1
+
+
+class Producer(Protocol):
+    """Appends records. `send` buffers up to a bound and writes when it is reached; `flush` returns once durable."""
+
+    def send(self, topic: str, key: bytes, value: bytes, headers: Mapping[str, bytes] | None = None) -> None:
+        """Hand over one record; its partition is murmur2(key) modulo the topic's partitions.
+
+        Raises: BadInput for a value over VALUE_BYTES_MAX or an unknown topic; Unavailable, Overloaded from a write.
+        """
+        ...
+
+    def flush(self) -> None:
+        """Return when everything sent is durable.
+
+        Raises: Unavailable, Overloaded; then nothing is known about what was sent since the last flush.
+        """
+        ...
+
+    def close(self) -> None:
+        """Flush and let go."""
+        ...
+
+
+class Consumer(Protocol):
+    """Reads some partitions of one topic from given offsets on."""
+
+    def poll(self, *, records_max: int, bytes_max: int) -> list[RecordBatch]:
+        """What is there now, fairly over partitions, within both bounds (but at least one record if there is one).
+
+        Never waits. Raises: Unavailable.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go."""
+        ...
+
+
+class Log(Protocol):
+    """One log: embedded in a folder, or a Kafka cluster."""
+
+    def create_topics(self, partitions: Mapping[str, int]) -> None:
+        """Create the topics that are missing.
+
+        Raises: VersionMismatch when one exists with another number of partitions.
+        """
+        ...
+
+    def num_partitions(self, topic: str) -> int:
+        """Partitions of a topic. Raises: NotFound."""
+        ...
+
+    def begin_offsets(self, topic: str) -> Mapping[int, int]:
+        """First offset still there, by partition."""
+        ...
+
+    def end_offsets(self, topic: str) -> Mapping[int, int]:
+        """Offset after the last stable record, by partition."""
+        ...
+
+    def producer(self) -> Producer:
+        """A new producer."""
+        ...
+
+    def consumer(self, topic: str, offsets: Mapping[int, int]) -> Consumer:
+        """A consumer of the given partitions from the given offsets on."""
+        ...
+
+    def close(self) -> None:
+        """Let go of every connection and file."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+def read_all(log: Log, topic: str, *, records_max: int = 10_000, bytes_max: int = 16 << 20) -> Iterator[RecordBatch]:
+    """Everything in a topic, from its begin offsets to where its end was when this was called."""
+    end = log.end_offsets(topic)
+    consumer = log.consumer(topic, log.begin_offsets(topic))
+    left = {p for p, o in end.items() if o > log.begin_offsets(topic)[p]}
+    try:
+        while left:
+            for batch in consumer.poll(records_max=records_max, bytes_max=bytes_max):
+                yield batch
+                if batch.next_offset >= end[batch.partition]:
+                    left.discard(batch.partition)
+    finally:
+        consumer.close()

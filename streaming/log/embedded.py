@@ -1,0 +1,302 @@
+"""The embedded log: one LMDB environment per topic under PATH/log, shared by any number of processes.
+
+Keys are partition (2 bytes) and offset (8 bytes), big-endian, so that a partition is one run of the tree. A flush is
+one transaction, fsynced before it returns; threads that flush together share one.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import lmdb
+import numpy as np
+
+from recsys.core import BadInput, Clock, CorruptData, NotFound, VersionMismatch, WallClock, embedded
+from recsys.core.config import in_range, section
+from recsys.core.murmur2 import partition_of
+from streaming.log.base import VALUE_BYTES_MAX, Consumer, Producer, RecordBatch
+
+_KEY = struct.Struct(">HQ")
+_HEAD = struct.Struct("<qHHH")  # append time, key bytes, number of headers, format
+_HEADER = struct.Struct("<BH")
+_FORMAT = 1
+_PARTITIONS = b"number-of-partitions"  # its length differs from a record key
+_NO_HEADERS: Mapping[str, bytes] = {}
+
+
+@section("streaming.embedded")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbeddedLogConfig:
+    """map_bytes_max: most bytes of one topic. buffer_*_max: what a producer holds before it writes by itself."""
+
+    map_bytes_max: int = 1 << 36
+    buffer_records_max: int = 65_536
+    buffer_bytes_max: int = 32 << 20
+
+    def __post_init__(self) -> None:
+        in_range("streaming.embedded.map_bytes_max", self.map_bytes_max, 1 << 20, 1 << 44)
+        in_range("streaming.embedded.buffer_records_max", self.buffer_records_max, 1, 1 << 20)
+        in_range("streaming.embedded.buffer_bytes_max", self.buffer_bytes_max, 1 << 10, 1 << 30)
+
+
+class EmbeddedLog:
+    """A Log in a folder. clock gives the append times."""
+
+    def __init__(self, path: Path, config: EmbeddedLogConfig | None = None, clock: Clock | None = None) -> None:
+        self.path = path / "log"
+        self.config = config or EmbeddedLogConfig()
+        self.clock = clock or WallClock()
+        self._topics: dict[str, tuple[lmdb.Environment, int]] = {}
+        self._lock = threading.Lock()
+
+    def create_topics(self, partitions: Mapping[str, int]) -> None:
+        """Create the topics that are missing. Raises: VersionMismatch for another number of partitions."""
+        for topic, number in partitions.items():
+            env = embedded.acquire(self.path / topic, self.config.map_bytes_max)
+            try:
+                with env.begin(write=True) as txn:
+                    txn.put(_PARTITIONS, str(number).encode(), overwrite=False)
+                    stored = int(txn.get(_PARTITIONS) or 0)
+            finally:
+                embedded.release(self.path / topic)
+            if stored != number:
+                raise VersionMismatch(
+                    f"topic {topic} in {self.path}",
+                    came=f"{number} partitions",
+                    expected=f"{stored}, as it was created with",
+                    fix="Set [streaming] partitions to that, or start a new log: P never changes in place.",
+                )
+
+    def env(self, topic: str) -> tuple[lmdb.Environment, int]:
+        """Environment and number of partitions of a topic. Raises: NotFound."""
+        with self._lock:
+            if topic not in self._topics:
+                if not (self.path / topic / "data.mdb").is_file():
+                    raise self._missing(topic)
+                env = embedded.acquire(self.path / topic, self.config.map_bytes_max)
+                with env.begin() as txn:
+                    stored = txn.get(_PARTITIONS)
+                if stored is None:
+                    embedded.release(self.path / topic)
+                    raise self._missing(topic)
+                self._topics[topic] = (env, int(stored))
+            return self._topics[topic]
+
+    def num_partitions(self, topic: str) -> int:
+        """Partitions of a topic. Raises: NotFound."""
+        return self.env(topic)[1]
+
+    def begin_offsets(self, topic: str) -> dict[int, int]:
+        """First offset still there, by partition; 0 for an empty one."""
+        env, number = self.env(topic)
+        with env.begin() as txn, txn.cursor() as cursor:
+            found = {}
+            for p in range(number):
+                at = _KEY.unpack(cursor.key()) if cursor.set_range(_KEY.pack(p, 0)) and _is_record(cursor) else (-1, 0)
+                found[p] = at[1] if at[0] == p else 0
+            return found
+
+    def end_offsets(self, topic: str) -> dict[int, int]:
+        """Offset after the last record, by partition."""
+        env, number = self.env(topic)
+        with env.begin() as txn:
+            return {p: _end(txn, p) for p in range(number)}
+
+    def producer(self) -> Producer:
+        """A producer, usable from several threads."""
+        return EmbeddedProducer(self)
+
+    def consumer(self, topic: str, offsets: Mapping[int, int]) -> Consumer:
+        """A consumer. Raises: NotFound."""
+        return EmbeddedConsumer(self, topic, offsets)
+
+    def close(self) -> None:
+        """Close every topic."""
+        with self._lock:
+            for topic in self._topics:
+                embedded.release(self.path / topic)
+            self._topics.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _missing(self, topic: str) -> NotFound:
+        return NotFound(
+            f"topic {topic}",
+            came=f"none in {self.path}",
+            expected="an existing log",
+            fix=f"Create it: double11 streaming init --log embedded:{self.path.parent}",
+        )
+
+
+class EmbeddedProducer:
+    """Buffers records and writes them in one transaction per topic."""
+
+    def __init__(self, log: EmbeddedLog) -> None:
+        self._log = log
+        self._buffer: dict[str, list[tuple[int, bytes, bytes, Mapping[str, bytes]]]] = {}
+        self._records = self._bytes = 0
+        self._buffer_lock = threading.Lock()
+        self._write_lock = threading.Lock()
+
+    def send(self, topic: str, key: bytes, value: bytes, headers: Mapping[str, bytes] | None = None) -> None:
+        """Buffer one record. Raises: BadInput for a value that is too large; NotFound for a topic."""
+        if len(value) > VALUE_BYTES_MAX:
+            raise BadInput(
+                f"record for {topic}",
+                came=f"{len(value)} bytes",
+                expected=f"at most {VALUE_BYTES_MAX} bytes",
+                fix="Send smaller values.",
+            )
+        partition = partition_of(key, self._log.num_partitions(topic))
+        with self._buffer_lock:
+            self._buffer.setdefault(topic, []).append((partition, key, value, headers or _NO_HEADERS))
+            self._records += 1
+            self._bytes += len(value)
+            config = self._log.config
+            full = self._records >= config.buffer_records_max or self._bytes >= config.buffer_bytes_max
+        if full:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is buffered; fsynced on return. A thread that waited here finds its records already written."""
+        with self._write_lock:
+            with self._buffer_lock:
+                buffer, self._buffer = self._buffer, {}
+                self._records = self._bytes = 0
+            for topic, records in buffer.items():
+                self._write(topic, records)
+
+    def close(self) -> None:
+        """Flush."""
+        self.flush()
+
+    def _write(self, topic: str, records: list[tuple[int, bytes, bytes, Mapping[str, bytes]]]) -> None:
+        env, _ = self._log.env(topic)
+        try:
+            with env.begin(write=True) as txn, txn.cursor() as cursor:
+                now_us = self._log.clock.now_us()
+                end: dict[int, int] = {}
+                items = []
+                for partition, key, value, headers in records:
+                    offset = end[partition] if partition in end else _end(txn, partition)
+                    end[partition] = offset + 1
+                    items.append((_KEY.pack(partition, offset), _pack(now_us, key, value, headers)))
+                items.sort()
+                cursor.putmulti(items)
+        except (lmdb.MapFullError, lmdb.DiskError) as error:
+            raise embedded.full(self._log.path / topic, error) from error
+
+
+class EmbeddedConsumer:
+    """Reads partitions in turn, each within its share of the bounds."""
+
+    def __init__(self, log: EmbeddedLog, topic: str, offsets: Mapping[int, int]) -> None:
+        self._log, self._topic = log, topic
+        self._next = dict(offsets)
+        log.env(topic)
+
+    def poll(self, *, records_max: int, bytes_max: int) -> list[RecordBatch]:
+        """What is there now; the partition read first goes to the back of the line. Raises: CorruptData."""
+        env, _ = self._log.env(self._topic)
+        batches, left = [], len(self._next)
+        with env.begin() as txn, txn.cursor() as cursor:
+            for partition in list(self._next):
+                share_records, share_bytes = -(-records_max // left), -(-bytes_max // left)
+                batch = self._read(cursor, partition, share_records, share_bytes)
+                left -= 1
+                if batch is not None:
+                    batches.append(batch)
+                    records_max -= len(batch)
+                    bytes_max -= sum(map(len, batch.values))
+                if records_max <= 0 or bytes_max <= 0:
+                    break
+        for batch in batches:
+            del self._next[batch.partition]
+            self._next[batch.partition] = batch.next_offset
+        return batches
+
+    def close(self) -> None:
+        """Nothing is held between polls."""
+
+    def _read(self, cursor: lmdb.Cursor, partition: int, records_max: int, bytes_max: int) -> RecordBatch | None:
+        offsets: list[int] = []
+        times: list[int] = []
+        keys: list[bytes] = []
+        values: list[bytes] = []
+        headers: list[Mapping[str, bytes]] = []
+        if not cursor.set_range(_KEY.pack(partition, self._next[partition])):
+            return None
+        for at, record in cursor.iternext():
+            if len(at) != _KEY.size:
+                break
+            p, offset = _KEY.unpack(at)
+            if p != partition or len(offsets) >= records_max or bytes_max <= 0:
+                break
+            append_us, key, value, header = _unpack(bytes(record), self._topic, partition, offset)
+            offsets.append(offset)
+            times.append(append_us)
+            keys.append(key)
+            values.append(value)
+            headers.append(header)
+            bytes_max -= len(value)
+        if not offsets:
+            return None
+        return RecordBatch(
+            self._topic, partition, np.array(offsets, np.int64), np.array(times, np.int64), keys, values, headers
+        )
+
+
+def _is_record(cursor: lmdb.Cursor) -> bool:
+    return len(cursor.key()) == _KEY.size
+
+
+def _end(txn: lmdb.Transaction, partition: int) -> int:
+    """Offset after the last record of a partition."""
+    with txn.cursor() as cursor:
+        # Step back from where the next partition would begin.
+        found = cursor.prev() if cursor.set_range(_KEY.pack(partition + 1, 0)) else cursor.last()
+        while found and not _is_record(cursor):
+            found = cursor.prev()
+        at, offset = _KEY.unpack(cursor.key()) if found else (-1, -1)
+        return int(offset) + 1 if at == partition else 0
+
+
+def _pack(append_us: int, key: bytes, value: bytes, headers: Mapping[str, bytes]) -> bytes:
+    head = _HEAD.pack(append_us, len(key), len(headers), _FORMAT)
+    if not headers:
+        return b"".join((head, key, value))
+    parts = [head, key]
+    for name, content in headers.items():
+        parts += [_HEADER.pack(len(name.encode()), len(content)), name.encode(), content]
+    return b"".join((*parts, value))
+
+
+def _unpack(record: bytes, topic: str, partition: int, offset: int) -> tuple[int, bytes, bytes, Mapping[str, bytes]]:
+    append_us, key_bytes, num_headers, form = _HEAD.unpack_from(record)
+    if form != _FORMAT:
+        raise CorruptData(
+            f"{topic}, partition {partition}, offset {offset}",
+            came=f"record format {form}",
+            expected=str(_FORMAT),
+            fix="Read it with the double11 release that wrote it.",
+        )
+    at = _HEAD.size + key_bytes
+    key = record[_HEAD.size : at]
+    if not num_headers:
+        return append_us, key, record[at:], _NO_HEADERS
+    headers = {}
+    for _ in range(num_headers):
+        name_bytes, content_bytes = _HEADER.unpack_from(record, at)
+        at += _HEADER.size
+        name, at = record[at : at + name_bytes].decode(), at + name_bytes
+        headers[name], at = record[at : at + content_bytes], at + content_bytes
+    return append_us, key, record[at:], headers

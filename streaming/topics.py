@@ -1,0 +1,47 @@
+"""The topics, and how they are named and cut into partitions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from recsys.core.config import in_range, section
+
+
+@section("streaming.topics")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Topics:
+    """Names of the topics; a section so that they can be renamed.
+
+    events: actions and forgets, key user. impressions: one record per slate, key user, co-partitioned with events.
+    catalog: price, stock and item changes, key item. item_updates: user stage to item stage, key item.
+    samples, deltas, dead_letter: what joins, trainers and the job put aside.
+    """
+
+    events: str = "events"
+    impressions: str = "impressions"
+    item_updates: str = "item-updates"
+    catalog: str = "catalog"
+    samples: str = "samples"
+    deltas: str = "deltas"
+    dead_letter: str = "dead-letter"
+
+    def all(self) -> tuple[str, ...]:
+        """Every name."""
+        return tuple(getattr(self, f.name) for f in fields(self))
+
+
+@section("streaming")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StreamingConfig:
+    """partitions: P of events, impressions, item-updates, catalog and samples; it never changes in place."""
+
+    partitions: int = 8
+
+    def __post_init__(self) -> None:
+        in_range("streaming.partitions", self.partitions, 1, 4096)
+
+    def partitions_by_topic(self, topics: Topics) -> Mapping[str, int]:
+        """Partitions of every topic: deltas are one ordered sequence, dead letters are few."""
+        single = {topics.deltas, topics.dead_letter}
+        return {t: 1 if t in single else self.partitions for t in topics.all()}
