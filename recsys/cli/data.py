@@ -30,6 +30,19 @@ def import_(src: Path | None, format_: str, out: Path, options: tuple[str, ...],
 
 
 @data.command()
+@click.option("--preset", default="small", show_default=True, help="tiny, small or double11 (10 million events).")
+@click.option("--seed", default=0, show_default=True, type=int)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A new directory.")
+@json_option
+def simulate(preset: str, seed: int, out: Path, as_json: bool) -> None:
+    """Simulate four weeks of warm-up and a Double 11; the same preset and seed give the same bytes."""
+    from recsys.data import simulate as run
+
+    report = run(preset, seed, out)
+    emit(report.as_json(), as_json=as_json, text=lambda: _text(report.as_json()))
+
+
+@data.command()
 @json_option
 def formats(as_json: bool) -> None:
     """List the formats and their options."""
