@@ -47,30 +47,36 @@ def action_tables(
 def catalogue_changes(items: pl.DataFrame, catalog: pl.DataFrame | None, *, static_us: int) -> EventBatch:
     """Items and catalog.parquet as ITEM, PRICE and STOCK events, by time; static_us dates items without a time.
 
-    An item that catalog.parquet lists takes its listing from there, with the text of items.parquet.
+    An item that catalog.parquet lists at available_from takes that listing, with the text of items.parquet.
     """
     first = items.with_columns(
         event_time=pl.col("available_from").dt.timestamp("us").fill_null(static_us),
         kind=pl.lit("list"),
         event_id=pl.Series([f"item-{k:016x}" for k in keys(items["item_id"].to_list()).tolist()], dtype=pl.String),
-    ).drop("available_from")
+    )
     if catalog is not None:
-        listed = catalog.filter(pl.col("kind") == "list").select("item_id").unique()
+        listed = catalog.filter(pl.col("kind") == "list").select("item_id", available_from="event_time")
         later = catalog.with_columns(pl.col("event_time", "known_at").dt.timestamp("us"))
         text = items.select("item_id", *_ITEM_TEXT)
         later = later.join(text, on="item_id", how="left", maintain_order="left")
         later = later.with_columns(pl.when(pl.col("kind") == "list").then(pl.col(c)).alias(c) for c in _ITEM_TEXT)
-        first = pl.concat([first.join(listed, on="item_id", how="anti"), later], how="diagonal")
+        first = pl.concat([first.join(listed, on=["item_id", "available_from"], how="anti"), later], how="diagonal")
     is_item = pl.col("kind").is_in(["list", "delist"])
     kind = (
         pl.when(is_item).then(int(EventKind.ITEM)).when(pl.col("kind") == "price").then(int(EventKind.PRICE))
         .otherwise(int(EventKind.STOCK)).cast(pl.Int8)
     )  # fmt: skip
-    frame = first.with_columns(
-        listed=pl.when(is_item).then(pl.col("kind") == "list"),
-        kind=kind,
-        known_at=pl.col("known_at").fill_null(pl.col("event_time")) if "known_at" in first else pl.col("event_time"),
-    ).sort("event_time", maintain_order=True)
+    frame = (
+        first.drop("available_from")
+        .with_columns(
+            listed=pl.when(is_item).then(pl.col("kind") == "list"),
+            kind=kind,
+            known_at=pl.col("known_at").fill_null(pl.col("event_time"))
+            if "known_at" in first
+            else pl.col("event_time"),
+        )
+        .sort("event_time", maintain_order=True)
+    )
     return EventBatch.from_table(frame.to_arrow())
 
 

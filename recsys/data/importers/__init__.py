@@ -13,10 +13,15 @@ from recsys.data.importers.base import Imported, Importer, Source
 from recsys.data.write import ImportReport, write_dataset
 
 FORMATS = (
+    "amazon-reviews",
     "canonical",
     "complete-journey",
+    "movielens",
     "multi-behaviour",
     "online-retail",
+    "open-bandit",
+    "retailrocket",
+    "taobao",
 )
 
 

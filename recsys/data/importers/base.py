@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -134,6 +135,30 @@ def read_csv(
     if frame.is_empty():
         raise BadInput(str(path), came="a header and no rows", expected="rows", fix="Download it again.")
     return frame.select(pl.col(LINE).cast(pl.Int64), *required, *(c for c in optional if c in names))
+
+
+def read_json_lines(path: Path, scratch: Path, *, columns: Sequence[str]) -> pl.DataFrame:
+    """The named fields of a file of JSON objects, one a line, as strings (lists as JSON), and `line`; absent = null.
+
+    Raises: BadInput with the line that is not a JSON object; an empty or cut-off file.
+    """
+    plain = unpacked(path, scratch)
+    try:
+        frame = pl.read_ndjson(plain, schema=dict.fromkeys(columns, pl.String))
+    except (pl.exceptions.PolarsError, OSError) as error:
+        with plain.open("rb") as lines:
+            bad = next((n for n, line in enumerate(lines, 1) if line.strip() and not _is_object(line)), 0)
+        raise BadInput(f"{path}, line {bad}", came=str(error), expected="a JSON object a line", fix=_FIX) from error
+    if frame.is_empty():
+        raise BadInput(str(path), came="no line", expected="a JSON object a line", fix=_FIX)
+    return frame.with_row_index(LINE, offset=1).with_columns(pl.col(LINE).cast(pl.Int64))
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def read_parquet(path: Path, columns: Mapping[str, PolarsDataType]) -> pl.DataFrame:
