@@ -90,7 +90,7 @@ def bucket_rows(code: Words, events: EventColumns) -> NewRows:
 
 
 def ratio(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """part / whole, NaN where whole is 0 or unknown."""
+    """Part / whole, NaN where whole is 0 or unknown."""
     out = np.full(part.shape, np.nan)
     np.divide(part, whole, out=out, where=whole > 0)
     return out

@@ -249,8 +249,8 @@ def _impression_rows(m: Impression) -> list[_Row]:
         rows.append(
             (
                 f"{request_id}#{item.position}", 1, int(EventType.IMPRESSION), m.event_time_us, m.event_time_us,
-                user_id, item.item_id, session_id, request_id, item.position, item.propensity or None, None, None, None, None,
-                None, None, None, None, False, m.stress,
+                user_id, item.item_id, session_id, request_id, item.position, item.propensity or None,
+                None, None, None, None, None, None, None, None, False, m.stress,
             )
         )  # fmt: skip
     return rows

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from feature_store.base import ItemFeatures, UserFeatures
-from feature_store.columns import EventColumns
-from feature_store.fold import fold
+from feature_store.commit import Commit, EntryKind
 from feature_store.read import item_features, user_features
-from feature_store.state import decode, encode
-from feature_store.view import Views
-from feature_store.views import ITEM, USER, VIEW_SET
-from recsys.core import Deadline, EventBatch
+from feature_store.update import archived_updates
+from feature_store.views import VIEW_SET
+from recsys.core import Conflict, Deadline, EventBatch
 
 _PENDING_ROWS_MAX = 1 << 18
 
 
 class MemoryStore:
-    """A FeatureReader that is filled by `apply`. Not for use from several threads."""
+    """An OnlineStore without durability; `apply` fills it from a dataset. Not for use from several threads."""
 
     def __init__(self) -> None:
-        self._blobs: dict[str, dict[str, bytes]] = {"user": {}, "item": {}}
+        self._blobs: dict[tuple[EntryKind, bool], dict[str, bytes]] = {}
+        self._offsets: dict[str, dict[int, int]] = {}
         self._pending: list[EventBatch] = []
         self._pending_rows = 0
         self._max_event_time_us = 0
@@ -30,8 +29,16 @@ class MemoryStore:
         """Version of the view set."""
         return VIEW_SET
 
+    @property
+    def store_id(self) -> str:
+        """There is one per process."""
+        return "memory"
+
     def apply(self, batch: EventBatch) -> None:
-        """Add events, each once and in any order. Folding waits until the next read or until enough have come."""
+        """Add events of a dataset, each once and in any order; those marked late or stress are left out.
+
+        Folding waits until the next read or until enough have come.
+        """
         if not len(batch):
             return
         self._pending.append(batch)
@@ -47,25 +54,48 @@ class MemoryStore:
     async def user(self, user_id: str, as_of_us: int, deadline: Deadline) -> UserFeatures:
         """All features of one user. Raises: DeadlineExceeded."""
         deadline.require("features of a user")
-        self._fold_pending()
-        return user_features(user_id, self._blobs["user"].get(user_id, b""), as_of_us)
+        return user_features(user_id, self.load("user", [user_id])[0], as_of_us)
 
     async def items(self, item_ids: Sequence[str], as_of_us: int, deadline: Deadline) -> ItemFeatures:
         """Features of N items. Raises: DeadlineExceeded."""
         deadline.require("features of items")
+        return item_features(self.load("item", item_ids), as_of_us)
+
+    def offsets(self, topic: str) -> Mapping[int, int]:
+        """Next offset to read, by partition."""
+        return dict(self._offsets.get(topic, {}))
+
+    def load(self, kind: EntryKind, ids: Sequence[str], *, shadow: bool = False) -> list[bytes]:
+        """Packed state of entities, b"" for unknown ones."""
         self._fold_pending()
-        known = self._blobs["item"]
-        return item_features([known.get(i, b"") for i in item_ids], as_of_us)
+        known = self._blobs.get((kind, shadow), {})
+        return [known.get(i, b"") for i in ids]
+
+    def commit(self, step: Commit) -> None:
+        """Take the whole step. Raises: Conflict when a stored offset is not the expected one."""
+        for o in step.offsets:
+            stored = self._offsets.get(o.topic, {}).get(o.partition, 0)
+            if stored != o.expected:
+                raise Conflict(
+                    f"offset of {o.topic}, partition {o.partition}",
+                    came=f"a step from {o.expected}",
+                    expected=f"from {stored}, which is stored",
+                    fix="Read the offsets again and go on from there.",
+                )
+        for o in step.offsets:
+            self._offsets.setdefault(o.topic, {})[o.partition] = o.next
+        for update in step.all_updates:
+            known = self._blobs.setdefault((update.kind, update.shadow), {})
+            known.update(zip(update.ids, update.blobs, strict=True))
+        self._max_event_time_us = max(self._max_event_time_us, step.max_event_time_us)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
 
     def _fold_pending(self) -> None:
         if not self._pending:
             return
-        events = EventColumns.of(EventBatch.concat(self._pending))
-        self._pending, self._pending_rows = [], 0
-        for views, ids in ((USER, events.user_ids), (ITEM, events.item_ids)):
-            self._fold(views, ids, events)
-
-    def _fold(self, views: Views, ids: list[str], events: EventColumns) -> None:
-        known = self._blobs[views.kind]
-        state = fold(views, decode(views.tables, [known.get(i, b"") for i in ids]), events)
-        known.update(zip(ids, encode(state), strict=True))
+        batch = EventBatch.concat(self._pending)
+        self._pending, self._pending_rows = [], 0  # before loading, which would fold again
+        updates, tombstones = archived_updates(self.load, batch)
+        self.commit(Commit(updates=updates, seen_event_ids=tombstones))
