@@ -41,13 +41,17 @@ class RerankRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RerankResult:
-    """scores: float32 [N], NaN for candidates beyond `depth`. Times in milliseconds."""
+    """scores: float32 [N], higher is better, NaN for candidates beyond `depth`. Times in milliseconds.
+
+    cached_prefix_tokens: tokens of the user's context that did not have to be computed.
+    """
 
     scores: npt.NDArray[np.float32]
     depth: int
     version: str
     queue_ms: float = 0.0
     compute_ms: float = 0.0
+    cached_prefix_tokens: int = 0
 
 
 class Reranker(Protocol):

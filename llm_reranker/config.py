@@ -16,6 +16,7 @@ class RerankConfig:
     """Bounds of serving. ms_per_token_start: assumed speed until the first batches are measured.
 
     prefix_tokens_max and item_tokens_max are for folders without double11.json; ours carry their own.
+    threads: of torch, in the server. deadline_ms_default: for callers that set none. metrics_port: 0 = off.
     """
 
     candidates_max: int = 1000
@@ -26,6 +27,10 @@ class RerankConfig:
     prefix_cache_bytes_max: int = 256 << 20
     ms_per_token_start: float = 0.05
     threads: int = 2
+    deadline_ms_default: float = 200.0
+    deadline_ms_max: float = 10_000.0
+    drain_s_max: float = 10.0
+    metrics_port: int = 0
 
     def __post_init__(self) -> None:
         in_range("llm_reranker.candidates_max", self.candidates_max, 1, 1000)
@@ -36,6 +41,10 @@ class RerankConfig:
         in_range("llm_reranker.prefix_cache_bytes_max", self.prefix_cache_bytes_max, 0, 1 << 40)
         in_range("llm_reranker.ms_per_token_start", self.ms_per_token_start, 1e-5, 1e3)
         in_range("llm_reranker.threads", self.threads, 1, 256)
+        in_range("llm_reranker.deadline_ms_max", self.deadline_ms_max, 1, 600_000)
+        in_range("llm_reranker.deadline_ms_default", self.deadline_ms_default, 1, self.deadline_ms_max)
+        in_range("llm_reranker.drain_s_max", self.drain_s_max, 0.1, 600)
+        in_range("llm_reranker.metrics_port", self.metrics_port, 0, 65_535)
 
 
 @section("llm_reranker.distill")

@@ -49,6 +49,9 @@ class PrefixCache:
         self._entries: OrderedDict[tuple[int, ...], tuple[KeyValues, int]] = OrderedDict()
         self.used_bytes = 0
 
+    def __contains__(self, ids: tuple[int, ...]) -> bool:
+        return ids in self._entries
+
     def get(self, ids: tuple[int, ...]) -> KeyValues | None:
         """The prefix's keys and values, if kept."""
         found = self._entries.get(ids)
@@ -153,13 +156,15 @@ class Engine:
                     )  # fmt: skip
                     rest = self.score(requests[1:], queue_ms[1:], tokens_max) if len(requests) > 1 else []
                     return [late, *rest]
-            scored, tokens = self._forward([self._prepare(r, d) for r, d in zip(requests, depths, strict=True)])
+            batch = [self._prepare(r, d) for r, d in zip(requests, depths, strict=True)]
+            cached = [len(p.prefix) if p.prefix in self._cache else 0 for p in batch]
+            scored, tokens = self._forward(batch)
         compute_ms = (time.perf_counter() - started_s) * 1e3
         if tokens:
             self._ms_per_token += _COST_SMOOTHING * (compute_ms / tokens - self._ms_per_token)
         metrics.RERANK_BATCH_ITEMS.observe(sum(depths))
         results: list[RerankResult | Double11Error] = []
-        for request, depth, wait_ms, values in zip(requests, depths, queue_ms, scored, strict=True):
+        for request, depth, wait_ms, values, hit in zip(requests, depths, queue_ms, scored, cached, strict=True):
             metrics.RERANK_QUEUE_MS.observe(wait_ms)
             scores = np.full(len(request.item_ids), np.nan, np.float32)
             scores[:depth] = values
@@ -169,7 +174,14 @@ class Engine:
                 )
                 continue
             results.append(
-                RerankResult(scores=scores, depth=depth, version=self.version, queue_ms=wait_ms, compute_ms=compute_ms)
+                RerankResult(
+                    scores=scores,
+                    depth=depth,
+                    version=self.version,
+                    queue_ms=wait_ms,
+                    compute_ms=compute_ms,
+                    cached_prefix_tokens=hit,
+                )
             )
         return results
 

@@ -1,0 +1,148 @@
+"""RerankService in a process of its own. Heavy: torch.
+
+    python -m llm_reranker.server --run RUN --listen 127.0.0.1:0
+
+Loads the run's reranker, checks its known answer, and prints one JSON line {"ready": true, "port", "version",
+"metrics_port"} on stdout when it serves. SIGTERM drains: health says NOT_SERVING, calls in flight end. Compute has a
+thread of its own; the event loop only parses and waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import click
+import grpc
+import torch
+from double11.v1 import rerank_pb2 as pb
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+
+from llm_reranker import messages
+from llm_reranker.config import RerankConfig
+from llm_reranker.engine import LocalReranker
+from recsys.core import logging
+from recsys.core.config import Config
+from recsys.core.deadline import Deadline
+from recsys.core.errors import BadInput, Double11Error, Overloaded, VersionMismatch
+from recsys.core.run_dir import RunDirectory
+
+SERVICE = pb.DESCRIPTOR.services_by_name["RerankService"].full_name
+_NO_RETRY = (("grpc-retry-pushback-ms", "-1"),)  # gRFC A6
+_MESSAGE_BYTES_MAX = 16 << 20
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class RerankServer:
+    """gRPC front of one LocalReranker."""
+
+    def __init__(self, reranker: LocalReranker, config: RerankConfig) -> None:
+        self._reranker, self._config = reranker, config
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(
+            options=(("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX), ("grpc.so_reuseport", 1))
+        )
+        # Requests come as bytes, so that what does not parse is the caller's INVALID_ARGUMENT and not our INTERNAL.
+        rerank = grpc.unary_unary_rpc_method_handler(
+            self._rerank, request_deserializer=None, response_serializer=pb.RerankResponse.SerializeToString
+        )
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Rerank": rerank}),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+
+    async def start(self, listen: str) -> int:
+        """Serve; the bound port. Raises: BadInput for an address that cannot be bound."""
+        try:
+            port = self._server.add_insecure_port(listen)
+        except RuntimeError as error:
+            raise BadInput(
+                "--listen", came=f"{listen}: {error}", expected="HOST:PORT", fix="Choose another."
+            ) from error
+        await self._server.start()
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        return int(port)
+
+    async def drain(self) -> None:
+        """Stop taking calls, finish those in flight."""
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._server.stop(self._config.drain_s_max)
+        self._reranker.close()
+
+    async def _set_health(self, status: Any) -> None:
+        for name in ("", SERVICE):
+            await self._health.set(name, status)
+
+    async def _rerank(self, data: bytes, context: Context) -> pb.RerankResponse:
+        remaining_s, c = context.time_remaining(), self._config
+        ms = c.deadline_ms_default if remaining_s is None else min(remaining_s * 1e3, c.deadline_ms_max)
+        deadline = Deadline.after_ms(ms)
+        try:
+            message = _parsed(data)
+            if message.version not in ("", self._reranker.version):
+                raise VersionMismatch(
+                    "RerankRequest.version", came=message.version, expected=self._reranker.version,
+                    fix="Restart gateway and rerank worker with the same run.",
+                )  # fmt: skip
+            request = messages.from_proto(message, len(self._reranker.feature_names))
+            result = await self._reranker.rerank(request, deadline)
+        except Double11Error as error:
+            trailing = _NO_RETRY if isinstance(error, Overloaded) else ()
+            await context.abort(grpc.StatusCode[error.grpc_status], str(error), trailing)
+        return messages.result_to_proto(message.request_id, result)
+
+
+def _parsed(data: bytes) -> pb.RerankRequest:
+    try:
+        return pb.RerankRequest.FromString(data)
+    except DecodeError as error:
+        raise BadInput(
+            "RerankRequest", came=f"{len(data)} bytes: {error}", expected="double11.v1.RerankRequest, UTF-8 strings",
+            fix="Generate the client from protos/double11/v1.",
+        ) from error  # fmt: skip
+
+
+async def serve(run_path: Path, version: str | None, listen: str, config: RerankConfig) -> None:
+    """Load, serve, say so on stdout, drain on SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    torch.set_num_threads(config.threads)
+    run = RunDirectory.open(run_path, verify=False)
+    server = RerankServer(reranker := LocalReranker.load(run, version, config=config), config)
+    gc.collect()
+    gc.freeze()  # what is loaded stays: collecting it again and again costs 100 ms stalls
+    port = await server.start(listen)
+    if config.metrics_port:
+        start_http_server(config.metrics_port)
+    ready = {"ready": True, "port": port, "version": reranker.version, "metrics_port": config.metrics_port}
+    print(json.dumps(ready), flush=True)
+    await stop.wait()
+    await server.drain()
+
+
+@click.command()
+@click.option("--run", "run_path", type=click.Path(path_type=Path), required=True, help="Run directory.")
+@click.option("--version", help="Version under reranker/ (default: the newest).")
+@click.option("--listen", default="127.0.0.1:0", show_default=True, help="HOST:PORT; port 0 = any free one.")
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="double11.toml.")
+def main(run_path: Path, version: str | None, listen: str, config_path: Path | None) -> None:
+    """Serve one run's reranker."""
+    logging.configure()
+    try:
+        asyncio.run(serve(run_path, version, listen, Config.load(config_path).get(RerankConfig)))
+    except Double11Error as error:
+        print(f"rerank worker: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
