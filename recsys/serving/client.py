@@ -8,25 +8,37 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import grpc
 import numpy as np
+from double11.v1 import admin_pb2, admin_pb2_grpc
 from double11.v1 import recommend_pb2 as pb
 from double11.v1 import recommend_pb2_grpc as pb_grpc
 
-from recsys.core import BadInput, DeadlineExceeded, Double11Error, Internal, Overloaded, Unavailable, VersionMismatch
+from recsys.core import (
+    BadInput,
+    DeadlineExceeded,
+    Double11Error,
+    Internal,
+    NotFound,
+    Overloaded,
+    Unavailable,
+    VersionMismatch,
+)
 from recsys.serving.config import ClientConfig
 
 _ERRORS: dict[grpc.StatusCode, type[Double11Error]] = {
     grpc.StatusCode.INVALID_ARGUMENT: BadInput,
+    grpc.StatusCode.NOT_FOUND: NotFound,
     grpc.StatusCode.FAILED_PRECONDITION: VersionMismatch,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
 }
+T = TypeVar("T")
 _REFUSALS = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
 
 
@@ -132,13 +144,54 @@ class RecommendClient:
         except grpc.aio.AioRpcError as error:
             if error.code() not in _REFUSALS:
                 self._throttle.accepted()
-            raise _as_ours(self.target, error) from error
+            raise _as_ours("Recommend", self.target, error) from error
         self._throttle.accepted()
         return response
 
 
-def _as_ours(target: str, error: grpc.aio.AioRpcError) -> Double11Error:
+class AdminClient:
+    """Calls AdminService. An async context manager."""
+
+    def __init__(self, target: str, timeout_s: float = 10.0) -> None:
+        """target: HOST:PORT of the gateway's AdminService."""
+        self.target, self._timeout_s = target, timeout_s
+        self._channel = grpc.aio.insecure_channel(target)
+        self._stub = admin_pb2_grpc.AdminServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._channel.close()
+
+    async def status(self) -> admin_pb2.GetStatusResponse:
+        """The state of the gateway. Raises: Unavailable, DeadlineExceeded."""
+        return await self._answer(self._stub.GetStatus(admin_pb2.GetStatusRequest(), timeout=self._timeout_s))
+
+    async def peak(self) -> admin_pb2.GetPeakResponse:
+        """The prepared plans and the active one. Raises: Unavailable, DeadlineExceeded."""
+        return await self._answer(self._stub.GetPeak(admin_pb2.GetPeakRequest(), timeout=self._timeout_s))
+
+    async def activate(self, name: str) -> admin_pb2.ActivatePeakResponse:
+        """Put a plan in force. Raises: NotFound, Unavailable, DeadlineExceeded."""
+        request = admin_pb2.ActivatePeakRequest(name=name)
+        return await self._answer(self._stub.ActivatePeak(request, timeout=self._timeout_s))
+
+    async def revert(self) -> admin_pb2.RevertPeakResponse:
+        """Back to the configuration. Raises: Unavailable, DeadlineExceeded."""
+        return await self._answer(self._stub.RevertPeak(admin_pb2.RevertPeakRequest(), timeout=self._timeout_s))
+
+    async def _answer(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise _as_ours("AdminService", self.target, error) from error
+
+
+def _as_ours(what: str, target: str, error: grpc.aio.AioRpcError) -> Double11Error:
     kind = _ERRORS.get(error.code(), Internal)
     fix = "Do not retry a refusal." if kind is Overloaded else f"Look at: double11 status --target {target}"
     came = f"{error.code().name}: {error.details() or 'no details'}"
-    return kind(f"Recommend at {target}", came=came, expected="a slate", fix=fix)
+    return kind(f"{what} at {target}", came=came, expected="an answer", fix=fix)

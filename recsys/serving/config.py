@@ -18,6 +18,7 @@ class ServingConfig:
 
     clock: what "now" is for feature reads, `data` = the store's largest event time (demos, replays, imports).
     deadline_ms_default: for clients that set none. deadline_ms_max: cap on what a client may ask.
+    admin_listen: where AdminService listens when the main listener is not on loopback.
     scoring_target, rerank_target: gRPC addresses of workers that run elsewhere; empty = supervised on this host.
     metrics_port: Prometheus text over HTTP on metrics_host, 0 = off.
     start_s_max: how long workers may take to load before the gateway serves without them.
@@ -29,6 +30,7 @@ class ServingConfig:
     clock: Literal["wall", "data"] = "wall"
     deadline_ms_default: float = 200.0
     deadline_ms_max: float = 2_000.0
+    admin_listen: str = "127.0.0.1:50052"
     scoring_target: str = ""
     rerank_target: str = ""
     metrics_host: str = "127.0.0.1"
@@ -111,10 +113,10 @@ def _plan(name: str, table: Any) -> PeakPlan:
     tiers = {t.label: t for t in Tier if t is not Tier.CACHED}  # cached is a fallback, nothing one can ask for
     if label is not None and label not in tiers:
         raise BadInput(f"{what}.tier_best", came=label, expected=f"one of {', '.join(tiers)}", fix=fix)
-    for number in ("in_flight_limit", "rerank_items_max"):
+    for number, most in (("in_flight_limit", 100_000), ("rerank_items_max", 1_000)):
         value = table.get(number)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 100_000):
-            raise BadInput(f"{what}.{number}", came=value, expected="a whole number, 1 to 100000", fix=fix)
+        if value is not None and (type(value) is not int or not 1 <= value <= most):
+            raise BadInput(f"{what}.{number}", came=value, expected=f"a whole number, 1 to {most}", fix=fix)
     return PeakPlan(
         name=name,
         tier_best=tiers[label] if label is not None else None,

@@ -6,20 +6,20 @@ from double11.v1 import event_pb2 as pb
 
 from recsys.core import Double11Error, Query, Slate, metrics
 from recsys.serving.log_writer import LogWriter, Record
-from streaming import topics
+from streaming.log import SCHEMA_HEADER, SCHEMA_VERSION, STRESS_HEADER
 
 
 class Impressions:
-    """Writes what was shown to topic `impressions`, keyed by user. Outcomes: durable, failed, dropped (queue full)."""
+    """Writes what was shown, keyed by user. Outcomes: durable, failed, dropped (queue full)."""
 
-    def __init__(self, writer: LogWriter, run_id: str) -> None:
-        self._writer = writer
-        self._run_id = run_id
+    def __init__(self, writer: LogWriter, topic: str, run_id: str) -> None:
+        self._writer, self._topic, self._run_id = writer, topic, run_id
 
     def record(self, query: Query, slate: Slate) -> None:
         """Queue one slate's record; a full queue drops it and counts that."""
         value = impression(query, slate, self._run_id).SerializeToString()
-        record = Record(topic=topics.IMPRESSIONS, key=query.user_id.encode("utf-8"), value=value)
+        headers = {SCHEMA_HEADER: SCHEMA_VERSION} | ({STRESS_HEADER: b"1"} if query.stress else {})
+        record = Record(topic=self._topic, key=query.user_id.encode("utf-8"), value=value, headers=headers)
         if not self._writer.offer([record], _count):
             metrics.IMPRESSIONS.labels("dropped").inc()
 

@@ -5,29 +5,29 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
 import grpc
 from double11.v1 import recommend_pb2 as pb
 from double11.v1 import recommend_pb2_grpc as pb_grpc
 
-from recsys.core import Clock, Deadline, Double11Error, Query, Slate, logging, metrics
+from recsys.core import Clock, Deadline, Double11Error, Query, Slate, metrics
 from recsys.core.items import ItemTable
+from recsys.pipeline import Cascade
 from recsys.serving.admission import Admission
 from recsys.serving.config import ServingConfig
 from recsys.serving.impressions import Impressions
 from recsys.serving.requests import to_query, to_response
 from recsys.serving.wire import deadline_of
 
-_log = logging.get_logger(__name__)
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InForce:
+    """The cascade that answers now. lowered_by: the peak plan that keeps it below the arm's best tier, or ""."""
 
-class Recommends(Protocol):
-    """The pipeline, as this service uses it."""
-
-    async def recommend(self, query: Query, deadline: Deadline) -> Slate:
-        """The best slate that fits the deadline."""
-        ...
+    cascade: Cascade
+    lowered_by: str = ""
 
 
 class RecommendService(pb_grpc.RecommendationServiceServicer):
@@ -35,15 +35,15 @@ class RecommendService(pb_grpc.RecommendationServiceServicer):
 
     def __init__(
         self,
-        cascade: Callable[[], Recommends],
+        in_force: Callable[[], InForce],
         items: ItemTable,
         clock: Clock,
         admission: Admission,
         impressions: Impressions,
         config: ServingConfig,
     ) -> None:
-        """cascade: gives the cascade in force, so that a peak plan can exchange it between two requests."""
-        self._cascade, self._items, self._clock = cascade, items, clock
+        """in_force: asked at every request, so that a peak plan can exchange the cascade between two."""
+        self._in_force, self._items, self._clock = in_force, items, clock
         self._admission, self._impressions, self._config = admission, impressions, config
         self.responses_by_tier: Counter[str] = Counter()
 
@@ -58,7 +58,7 @@ class RecommendService(pb_grpc.RecommendationServiceServicer):
             deadline.require("Recommend")
             query = to_query(request, self._clock.now_us())
             async with self._admission.admitted(query.priority, deadline):
-                slate = await self._cascade().recommend(query, deadline)
+                slate = await self._answer(query, deadline)
             response = to_response(slate, self._items)
             tier, status = slate.tier.label, "OK"
         except Double11Error as error:
@@ -70,3 +70,11 @@ class RecommendService(pb_grpc.RecommendationServiceServicer):
         self._impressions.record(query, slate)
         self.responses_by_tier[tier] += 1
         return response
+
+    async def _answer(self, query: Query, deadline: Deadline) -> Slate:
+        in_force = self._in_force()
+        slate = await in_force.cascade.recommend(query, deadline)
+        if not in_force.lowered_by:
+            return slate
+        metrics.FALLBACKS.labels("peak", in_force.lowered_by).inc()
+        return replace(slate, fallbacks=(*slate.fallbacks, f"peak:{in_force.lowered_by}"))

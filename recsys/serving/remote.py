@@ -18,6 +18,7 @@ from double11.v1 import scoring_pb2 as pb
 from double11.v1 import scoring_pb2_grpc as pb_grpc
 
 from feature_store import UserFeatures
+from recsys.candidates.behaviour import touched
 from recsys.core import (
     Candidates,
     Deadline,
@@ -27,7 +28,6 @@ from recsys.core import (
     Query,
     Unavailable,
     VersionMismatch,
-    keys,
 )
 from recsys.ranking import FeatureMatrix
 
@@ -71,7 +71,7 @@ class RemoteAnnSource:
             history_times_us=time_us,
             as_of_us=query.as_of_us,
             limit=limit,
-            exclude_keys=keys(query.exclude).tolist(),
+            exclude_keys=touched(user).tolist() if query.new_only else (),
         )
         response = await _called("Retrieve", self._stub.Retrieve(request, timeout=deadline.timeout_s()))
         return Candidates.from_source(

@@ -7,6 +7,7 @@ refuses new calls and gives those in flight up to `drain_s_max`.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import signal
 from collections.abc import Sequence
 
@@ -17,17 +18,16 @@ from grpc_reflection.v1alpha import reflection
 from recsys.core import BadInput, Unavailable
 from recsys.serving.wire import WireInterceptor
 
-_OPTIONS = (
-    ("grpc.max_receive_message_length", 4 << 20),
-    ("grpc.so_reuseport", 1),  # a supervisor reserves our port; see supervisor.ReservedPort
-)
+_RECEIVE_BYTES_MAX = 4 << 20
 
 
 class Server:
     """One listener. Add servicers to `.grpc`, then `start`."""
 
-    def __init__(self, drain_s_max: float) -> None:
-        self.grpc = grpc.aio.server(interceptors=(WireInterceptor(),), options=_OPTIONS)
+    def __init__(self, drain_s_max: float, *, share_port: bool = False) -> None:
+        """share_port: bind a port that another socket holds too; see supervisor.ReservedPort."""
+        options = (("grpc.max_receive_message_length", _RECEIVE_BYTES_MAX), ("grpc.so_reuseport", int(share_port)))
+        self.grpc = grpc.aio.server(interceptors=(WireInterceptor(),), options=options)
         self._drain_s_max = drain_s_max
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
@@ -65,9 +65,18 @@ class Server:
         await self.grpc.stop(self._drain_s_max)
 
 
-async def stop_on_signals() -> None:
-    """Return at the first SIGTERM or SIGINT."""
+def stop_signal() -> asyncio.Event:
+    """An event of the running loop that SIGTERM and SIGINT set."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await stop.wait()
+    return stop
+
+
+def on_loopback(listen: str) -> bool:
+    """Whether an address HOST:PORT can be reached from this host only."""
+    host = listen.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

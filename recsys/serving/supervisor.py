@@ -54,7 +54,7 @@ class ChildSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BackoffConfig:
+class Backoff:
     """Pause before a restart, seconds: from `first_s`, doubled up to `max_s`, back to `first_s` after a long life."""
 
     first_s: float
@@ -64,7 +64,7 @@ class BackoffConfig:
 class Child:
     """One supervised process."""
 
-    def __init__(self, spec: ChildSpec, backoff: BackoffConfig) -> None:
+    def __init__(self, spec: ChildSpec, backoff: Backoff) -> None:
         self.spec = spec
         self.ready = asyncio.Event()
         self.pid: int | None = None
@@ -133,7 +133,7 @@ class Child:
 class Supervisor:
     """The children of one gateway. Use inside a running event loop."""
 
-    def __init__(self, backoff: BackoffConfig) -> None:
+    def __init__(self, backoff: Backoff) -> None:
         self._backoff = backoff
         self._ports: list[ReservedPort] = []
         self.children: list[Child] = []

@@ -1,4 +1,4 @@
-"""Scoring worker [heavy]: user tower + FAISS and the ranker of one run, behind ScoringService.
+"""Scoring worker: a process that serves ScoringService for gateways.
 
     python -m recsys.serving.worker --run RUN --listen 127.0.0.1:0
 
@@ -12,113 +12,30 @@ import asyncio
 import json
 import sys
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import click
-import grpc
-import numpy as np
-import numpy.typing as npt
-import torch
 from double11.v1 import scoring_pb2 as pb
 from double11.v1 import scoring_pb2_grpc as pb_grpc
 
-from recsys.candidates.ann import AnnIndex
-from recsys.core import BadInput, Double11Error, RunDirectory, logging
+from recsys.core import Double11Error, RunDirectory, logging
 from recsys.core.config import Config
-from recsys.models.ranker import Ranker
-from recsys.models.tower import Tower
-from recsys.serving.compute import ComputeThread
 from recsys.serving.config import WorkerConfig
-from recsys.serving.remote import HISTORY_ITEMS_MAX
-from recsys.serving.server import Server, stop_on_signals
-from recsys.serving.wire import deadline_of
-
-_RETRIEVE_ITEMS_MAX = 10_000  # of scoring.proto
-Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-History = tuple[npt.NDArray[np.int64], npt.NDArray[np.int8], npt.NDArray[np.int64]]
-
-
-class ScoringService(pb_grpc.ScoringServiceServicer):
-    """Nearest items and ranker scores of one run."""
-
-    def __init__(self, run: RunDirectory, config: WorkerConfig) -> None:
-        """Load the models. Raises: NotFound, CorruptData, VersionMismatch."""
-        self._tower, self._index, self._ranker = Tower.load(run), AnnIndex.load(run), Ranker.load(run)
-        self._config = config
-        self._compute = ComputeThread(config.queue_items_max)
-
-    async def Retrieve(self, request: pb.RetrieveRequest, context: Context) -> pb.RetrieveResponse:  # noqa: N802
-        """Nearest items to the user's vector, excluded ones left out."""
-        if not 1 <= request.limit <= _RETRIEVE_ITEMS_MAX:
-            raise BadInput(
-                "RetrieveRequest.limit", came=request.limit, expected=f"1 to {_RETRIEVE_ITEMS_MAX}", fix="Correct it."
-            )
-        history = _history(request)
-        exclude = np.array(request.exclude_keys, np.int64)
-
-        def search() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-            vector = self._tower.encode_user(*history, request.as_of_us)
-            found, score = self._index.search(vector[None, :], request.limit + len(exclude))
-            keep = np.flatnonzero(~np.isin(found[0], exclude))[: request.limit]
-            return found[0][keep], score[0][keep]
-
-        item_key, score = await self._compute.run("Retrieve", search, self._deadline(context))
-        return pb.RetrieveResponse(item_keys=item_key.tolist(), scores=score.tolist(), version=self._tower.version)
-
-    async def Rank(self, request: pb.RankRequest, context: Context) -> pb.RankResponse:  # noqa: N802
-        """Scores of N rows."""
-        n, f = len(request.item_keys), len(request.feature_names)
-        if len(request.features_f32) != n * f * 4:
-            raise BadInput(
-                "RankRequest.features_f32",
-                came=f"{len(request.features_f32)} bytes",
-                expected=f"{n} items x {f} features x 4 bytes",
-                fix="Use the gateway of the same release.",
-            )
-        values = np.frombuffer(request.features_f32, "<f4").reshape(n, f)
-        item_key, history = np.array(request.item_keys, np.int64), _history(request)
-
-        def score() -> npt.NDArray[np.float32]:
-            return self._ranker.score(values, tuple(request.feature_names), item_key, *history, request.as_of_us)
-
-        scores = await self._compute.run("Rank", score, self._deadline(context))
-        return pb.RankResponse(scores=scores.tolist(), version=self._ranker.version)
-
-    def close(self) -> None:
-        """Finish the call being computed."""
-        self._compute.close()
-
-    def _deadline(self, context: Context) -> Any:
-        return deadline_of(context, self._config.deadline_ms_default, self._config.deadline_ms_max)
-
-
-def _history(request: pb.RetrieveRequest | pb.RankRequest) -> History:
-    lengths = {len(request.history_keys), len(request.history_types), len(request.history_times_us)}
-    if len(lengths) != 1 or max(lengths) > HISTORY_ITEMS_MAX:
-        raise BadInput(
-            "history columns",
-            came=f"lengths {sorted(lengths)}",
-            expected=f"one length, at most {HISTORY_ITEMS_MAX}",
-            fix="Use the gateway of the same release.",
-        )
-    return (
-        np.array(request.history_keys, np.int64),
-        np.array(request.history_types, np.int8),
-        np.array(request.history_times_us, np.int64),
-    )
+from recsys.serving.server import Server, stop_signal
 
 
 async def serve(run_path: Path, listen: str, config: Config) -> None:
     """Load, serve, say so on stdout, drain on SIGTERM or SIGINT."""
-    worker = config.get(WorkerConfig)
-    torch.set_num_threads(worker.threads)
-    service = ScoringService(RunDirectory.open(run_path, verify=False), worker)
-    server = Server(worker.drain_s_max)
+    stop, worker = stop_signal(), config.get(WorkerConfig)
+    run = RunDirectory.open(run_path, verify=False)  # the gateway has checked the hashes
+    from recsys.serving.scoring_service import ScoringService  # heavy: a bad run is told before seconds of imports
+
+    service = ScoringService(run, worker)
+    server = Server(worker.drain_s_max, share_port=True)
     pb_grpc.add_ScoringServiceServicer_to_server(service, server.grpc)
     port = await server.start(listen, (pb.DESCRIPTOR.services_by_name["ScoringService"].full_name,))
     await server.set_serving(True)
     print(json.dumps({"ready": True, "port": port}), flush=True)
-    await stop_on_signals()
+    await stop.wait()
     await server.drain()
     service.close()
 

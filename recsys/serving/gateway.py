@@ -1,0 +1,246 @@
+"""The gateway: one process that runs the pipeline for storefronts and looks after its workers. Torch-free.
+
+    storefront -> RecommendService -> Admission -> Cascade -> store, scoring worker, rerank worker
+                                                           -> LogWriter -> impressions
+
+It starts what the run and the flags ask for (scoring workers, rerank worker, on `embedded:` the streaming writer),
+says SERVING once they are ready or `start_s_max` is over, and drains on SIGTERM: NOT_SERVING, calls in flight finished,
+impressions flushed, children stopped. A worker that dies costs its tier, not the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from double11.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    event_pb2,
+    event_pb2_grpc,
+    recommend_pb2,
+    recommend_pb2_grpc,
+)
+from llm_reranker.client import RemoteReranker
+from prometheus_client import start_http_server
+
+from feature_store import FeatureReader
+from feature_store.online import open_reader
+from recsys.core import Clock, DataClock, NotFound, RunDirectory, Unavailable, WallClock, logging
+from recsys.core.config import Config
+from recsys.core.items import ItemTable
+from recsys.pipeline import Budget, PipelineConfig, Ports, build
+from recsys.serving.admin_service import AdminService
+from recsys.serving.admission import Admission
+from recsys.serving.arms import limited, served_arm
+from recsys.serving.config import AdmissionConfig, PeakConfig, PeakPlan, ServingConfig
+from recsys.serving.event_service import EventService
+from recsys.serving.impressions import Impressions
+from recsys.serving.log_writer import LogWriter
+from recsys.serving.peak import NO_PLAN, Peak
+from recsys.serving.recommend_service import InForce, RecommendService
+from recsys.serving.remote import RemoteAnnSource, RemoteScorer, open_channel
+from recsys.serving.server import Server, on_loopback
+from recsys.serving.supervisor import Backoff, ChildSpec, Supervisor
+from streaming.log import open_log
+from streaming.topics import StreamingConfig, Topics
+
+_log = logging.get_logger(__name__)
+_STORE_POLL_S = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """What `double11 serve` was told.
+
+    store, log: URLs. workers: scoring processes. reranker: offer tier full. writer: run the streaming job beside an
+    embedded store. config_path: the double11.toml that the workers read too.
+    """
+
+    run: Path
+    store: str
+    log: str
+    listen: str = "127.0.0.1:50051"
+    arm: str = "full"
+    workers: int = 1
+    reranker: bool = True
+    writer: bool = True
+    config_path: Path | None = None
+
+
+class Gateway:
+    """One gateway and its workers. `start`, then `wait_ready`, then `stop`, in one event loop."""
+
+    def __init__(self, options: ServeOptions, config: Config) -> None:
+        """Raises: NotFound, CorruptData for the run; BadInput, VersionMismatch for an arm it cannot serve."""
+        self.run = RunDirectory.open(options.run)
+        self.arm = served_arm(options.arm, self.run, reranker=options.reranker)
+        self.port = self.admin_port = 0
+        self._options, self._config = options, config
+        self._serving = config.get(ServingConfig)
+        self._admission = Admission(config.get(AdmissionConfig))
+        self._peak = Peak(config.get(PeakConfig).prepared(), self._admission, self._use)
+        self._supervisor = Supervisor(
+            Backoff(first_s=self._serving.restart_backoff_s_min, max_s=self._serving.restart_backoff_s_max)
+        )
+        self._in_force: InForce | None = None
+        self._state, self._started_s = "starting", time.monotonic()
+        self._servers: list[Server] = []
+        self._stack = AsyncExitStack()  # what `stop` undoes, last first
+
+    async def start(self) -> None:
+        """Start workers, open the log and the store, build the cascade, listen with health NOT_SERVING.
+
+        Raises: Unavailable for a taken port or a store that does not appear; whatever the parts raise.
+        """
+        options, serving = self._options, self._serving
+        log = open_log(options.log)
+        topics = self._config.get(Topics)
+        await asyncio.to_thread(log.create_topics, self._config.get(StreamingConfig).partitions_by_topic(topics))
+        self._stack.callback(log.close)
+        self._stack.push_async_callback(self._supervisor.stop, serving.drain_s_max)
+        ann, scorer = self._scoring()
+        reranker = self._reranker()
+        if options.writer and options.store.startswith("embedded:"):
+            self._supervisor.start(_writer(options))
+        reader = await self._open_store()
+        clock: Clock = DataClock(reader.max_event_time_us) if serving.clock == "data" else WallClock()
+        self._ports = Ports(
+            features=reader, clock=clock, rng=np.random.default_rng(), ann=ann, scorer=scorer, reranker=reranker
+        )
+        items = await asyncio.to_thread(ItemTable.read, self.run.path("items.parquet"))
+        await self._use(NO_PLAN)
+        writer = LogWriter(log.producer(), serving.log_queue_items_max)
+        self._stack.push_async_callback(asyncio.to_thread, writer.close, serving.drain_s_max)
+        impressions = Impressions(writer, topics.impressions, self.run.run_id)
+        self._recommend = RecommendService(self._current, items, clock, self._admission, impressions, serving)
+        await self._listen(EventService(writer, topics, serving))
+        if serving.metrics_port:
+            server, thread = start_http_server(serving.metrics_port, serving.metrics_host)
+            self._stack.callback(thread.join)
+            self._stack.callback(server.shutdown)
+
+    async def wait_ready(self) -> None:
+        """Wait for the workers, at most `start_s_max`, then say SERVING: without a worker its tier is missing."""
+        late = await self._supervisor.wait_ready(self._serving.start_s_max)
+        if late:
+            _log.error("serving_without_workers", missing=",".join(late), waited_s=self._serving.start_s_max)
+        for server in self._servers:
+            await server.set_serving(True)
+        self._state = "serving"
+        _log.info("serving", run=self.run.run_id, arm=self.arm.name, tier=self.arm.tier.label, port=self.port)
+
+    async def stop(self) -> None:
+        """Drain and stop: NOT_SERVING, calls in flight finished, impressions flushed, children stopped."""
+        self._state = "draining"
+        await self._stack.aclose()
+
+    def status(self) -> admin_pb2.GetStatusResponse:
+        """What AdminService says."""
+        return admin_pb2.GetStatusResponse(
+            state=self._state,
+            versions=dict(self._in_force.cascade.versions) if self._in_force else {},
+            uptime_s=time.monotonic() - self._started_s,
+            in_flight_requests=self._admission.in_flight,
+            in_flight_limit=self._admission.limit,
+            responses_by_tier=dict(self._recommend.responses_by_tier),
+            parts=[
+                admin_pb2.PartStatus(name=c.spec.name, state="ok" if c.ready.is_set() else "down", detail=c.detail)
+                for c in self._supervisor.children
+            ],
+            peak_plan=self._peak.active.name,
+        )
+
+    def _current(self) -> InForce:
+        assert self._in_force is not None, "the server listens after `_use`"
+        return self._in_force
+
+    async def _use(self, plan: PeakPlan) -> None:
+        """Build the cascade of the arm under a plan and put it in force; users keep their cached slates."""
+        arm = limited(self.arm, plan)
+        cascade = await asyncio.to_thread(
+            build, arm, self.run, self._ports, config=self._config.get(PipelineConfig), budget=self._config.get(Budget)
+        )
+        if self._in_force is not None:
+            cascade = replace(cascade, slates=self._in_force.cascade.slates)
+        self._in_force = InForce(cascade=cascade, lowered_by=plan.name if arm.tier > self.arm.tier else "")
+
+    def _scoring(self) -> tuple[RemoteAnnSource | None, RemoteScorer | None]:
+        if self.arm.order == "source" and "ann" not in {f.source for f in self.arm.feeds}:
+            return None, None
+        target = self._serving.scoring_target or "ipv4:" + ",".join(
+            self._start_worker(f"scoring-{i}", "recsys.serving.worker") for i in range(self._options.workers)
+        )
+        channel = open_channel(target)
+        self._stack.push_async_callback(channel.close)
+        ranker = self.run.manifest["files"].get("models/ranker.safetensors", {"sha256": ""})["sha256"][:12]
+        return RemoteAnnSource(channel), RemoteScorer(channel, ranker)
+
+    def _reranker(self) -> RemoteReranker | None:
+        if self.arm.order != "rerank":
+            return None
+        target = self._serving.rerank_target or self._start_worker("rerank", "llm_reranker.server")
+        reranker = RemoteReranker(target)
+        self._stack.push_async_callback(reranker.close)
+        return reranker
+
+    def _start_worker(self, name: str, module: str) -> str:
+        address = self._supervisor.reserve_port()
+        argv = ["-m", module, "--run", str(self._options.run), "--listen", address]
+        if self._options.config_path is not None:
+            argv += ["--config", str(self._options.config_path)]
+        self._supervisor.start(ChildSpec(name=name, argv=argv))
+        return address
+
+    async def _listen(self, events: EventService) -> None:
+        """The main listener, and one for AdminService where the main one is not on loopback."""
+        main, admin = Server(self._serving.drain_s_max), None
+        recommend_pb2_grpc.add_RecommendationServiceServicer_to_server(self._recommend, main.grpc)
+        event_pb2_grpc.add_EventServiceServicer_to_server(events, main.grpc)
+        names = [_full_name(recommend_pb2, "RecommendationService"), _full_name(event_pb2, "EventService")]
+        admin_name = _full_name(admin_pb2, "AdminService")
+        admin_service = AdminService(self.status, self._peak)
+        if on_loopback(self._options.listen):
+            admin_pb2_grpc.add_AdminServiceServicer_to_server(admin_service, main.grpc)
+            names.append(admin_name)
+        else:
+            admin = Server(self._serving.drain_s_max)
+            admin_pb2_grpc.add_AdminServiceServicer_to_server(admin_service, admin.grpc)
+        self.port = self.admin_port = await self._start_server(main, self._options.listen, names)
+        if admin is not None:
+            self.admin_port = await self._start_server(admin, self._serving.admin_listen, [admin_name])
+
+    async def _start_server(self, server: Server, listen: str, names: list[str]) -> int:
+        port = await server.start(listen, names)
+        self._servers.append(server)
+        self._stack.push_async_callback(server.drain)
+        return port
+
+    async def _open_store(self) -> FeatureReader:
+        """Open the store, waiting for the writer to create it."""
+        give_up_s = time.monotonic() + self._serving.start_s_max
+        while True:
+            try:
+                return open_reader(self._options.store)
+            except (NotFound, Unavailable):
+                if time.monotonic() >= give_up_s:
+                    raise
+            await asyncio.sleep(_STORE_POLL_S)
+
+
+def _writer(options: ServeOptions) -> ChildSpec:
+    command = "from recsys.cli.main import main; main()"
+    argv = ["-c", command, "ingest", "--source", options.log, "--store", options.store]
+    if options.config_path is not None:
+        argv += ["--config", str(options.config_path)]
+    return ChildSpec(name="writer", argv=argv, says_ready=False)
+
+
+def _full_name(module: ModuleType, service: str) -> str:
+    name: str = module.DESCRIPTOR.services_by_name[service].full_name
+    return name

@@ -1,0 +1,107 @@
+"""Children are real processes: they die, come back on the same port, and never outlive their parent."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from recsys.serving.supervisor import Backoff, ChildSpec, Supervisor
+
+READY = "print('{\"ready\": true}', flush=True)"
+SERVE_FOREVER = f"import time; {READY}; time.sleep(600)"
+FAST = Backoff(first_s=0.05, max_s=0.2)
+
+
+@pytest.fixture
+async def supervisor():
+    made = Supervisor(FAST)
+    yield made
+    await made.stop(5.0)
+
+
+async def until(condition, timeout_s=20.0):
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+async def test_killed_child_comes_back(supervisor):
+    child = supervisor.start(ChildSpec(name="w", argv=["-c", SERVE_FOREVER]))
+    assert await supervisor.wait_ready(20.0) == []
+    first = child.pid
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: not child.ready.is_set())
+    assert "code -9" in child.detail
+    await until(child.ready.is_set)
+    assert child.pid != first
+    assert (child.restarts, child.detail) == (1, "")
+
+
+async def test_child_that_always_fails_backs_off_and_is_named(supervisor):
+    child = supervisor.start(ChildSpec(name="broken", argv=["-c", "raise SystemExit(2)"]))
+    assert await supervisor.wait_ready(1.5) == ["broken"]
+    assert 1 <= child.restarts <= 15  # pauses .05, .1, .2, .2 ...
+    assert "code 2" in child.detail
+
+
+async def test_chatty_child_is_read_and_only_the_ready_line_counts(supervisor):
+    chatty = f"print('x' * 60_000, flush=True); print('[1]'); {READY}; print('y' * 60_000, flush=True); {SERVE_FOREVER}"
+    supervisor.start(ChildSpec(name="chatty", argv=["-c", chatty]))
+    assert await supervisor.wait_ready(20.0) == []
+
+
+async def test_stop_is_sigterm_first_then_sigkill(supervisor):
+    deaf = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SERVE_FOREVER}"
+    polite = supervisor.start(ChildSpec(name="polite", argv=["-c", SERVE_FOREVER]))
+    stubborn = supervisor.start(ChildSpec(name="stubborn", argv=["-c", deaf]))
+    await supervisor.wait_ready(20.0)
+    began_s = time.monotonic()
+    await supervisor.stop(0.5)
+    assert time.monotonic() - began_s < 5
+    assert not psutil.pid_exists(polite.pid)
+    assert not psutil.pid_exists(stubborn.pid)
+
+
+async def test_port_is_kept_over_a_restart(supervisor):
+    address = supervisor.reserve_port()
+    host, port = address.split(":")
+    listener = (
+        "import socket, time; s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1); "
+        f"s.bind(({host!r}, {port})); s.listen(); {READY}; time.sleep(600)"
+    )
+    child = supervisor.start(ChildSpec(name="listener", argv=["-c", listener]))
+    await supervisor.wait_ready(20.0)
+    os.kill(child.pid, signal.SIGKILL)
+    await until(lambda: child.restarts == 1 and child.ready.is_set())
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.close()
+
+
+def test_children_die_with_a_parent_that_is_killed():
+    parent = (
+        "import asyncio, sys\n"
+        "from recsys.core import logging\n"
+        "from recsys.serving.supervisor import Backoff, ChildSpec, Supervisor\n"
+        "logging.configure()\n"
+        "async def main():\n"
+        "    s = Supervisor(Backoff(first_s=1, max_s=1))\n"
+        f"    c = s.start(ChildSpec(name='w', argv=['-c', {SERVE_FOREVER!r}]))\n"
+        "    await s.wait_ready(20)\n"
+        "    print(c.pid, flush=True)\n"
+        "    await asyncio.sleep(600)\n"
+        "asyncio.run(main())\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    child = int(process.stdout.readline())
+    process.kill()
+    process.communicate()
+    for _ in range(200):
+        if not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"child {child} outlived its parent")

@@ -1,0 +1,119 @@
+"""A real server and channel on loopback: errors become statuses, malformed bytes are the caller's mistake."""
+
+import grpc
+import pytest
+from double11.v1 import event_pb2, event_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from recsys.core import BadInput, CorruptData, Deadline, Overloaded, Unavailable
+from recsys.serving.server import Server, on_loopback
+from recsys.serving.wire import deadline_of
+
+SERVICE = "double11.v1.EventService"
+
+
+class Events(event_pb2_grpc.EventServiceServicer):
+    """Does what the first event's id says."""
+
+    deadline: Deadline
+
+    async def Publish(self, request, context):  # noqa: N802
+        self.deadline = deadline_of(context, 200, 1_000)
+        errors = {"bad": BadInput, "corrupt": CorruptData, "busy": Overloaded}
+        kind = errors.get(request.events[0].event_id if request.events else "")
+        if kind is not None:
+            raise kind("Publish", came="this", expected="that", fix="Mend it.")
+        return event_pb2.PublishResponse(accepted=len(request.events))
+
+    async def PublishStream(self, requests, context):  # noqa: N802
+        return event_pb2.PublishStreamResponse(accepted=sum([len(r.events) async for r in requests]))
+
+
+@pytest.fixture
+async def served():
+    server, events = Server(1.0), Events()
+    event_pb2_grpc.add_EventServiceServicer_to_server(events, server.grpc)
+    port = await server.start("127.0.0.1:0", [SERVICE])
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield server, events, channel
+    await server.drain()
+
+
+def request(event_id):
+    return event_pb2.PublishRequest(events=[event_pb2.Event(event_id=event_id)])
+
+
+@pytest.mark.parametrize(
+    ("event_id", "code"),
+    [
+        ("bad", grpc.StatusCode.INVALID_ARGUMENT),
+        ("corrupt", grpc.StatusCode.DATA_LOSS),
+        ("busy", grpc.StatusCode.RESOURCE_EXHAUSTED),
+    ],
+)
+async def test_errors_become_statuses_with_their_message(served, event_id, code):
+    _, _, channel = served
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await event_pb2_grpc.EventServiceStub(channel).Publish(request(event_id))
+    assert caught.value.code() is code
+    assert caught.value.details() == "Publish: got this; expected that. Mend it."
+    pushback = dict(caught.value.trailing_metadata()).get("grpc-retry-pushback-ms")
+    assert pushback == ("-1" if code is grpc.StatusCode.RESOURCE_EXHAUSTED else None)
+
+
+@pytest.mark.parametrize("data", [b"\xff\xff\xff", b"\x0a\x7f", b"\x0a\x06\x0a\x04\xff\xfe\xfd\xfc"])
+async def test_malformed_protobuf_is_invalid_argument(served, data):
+    _, _, channel = served
+    unary = channel.unary_unary(f"/{SERVICE}/Publish")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await unary(data)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "do not parse" in caught.value.details()
+    stream = channel.stream_unary(f"/{SERVICE}/PublishStream")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stream(iter([data]))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_unknown_method_is_unimplemented(served):
+    _, _, channel = served
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await channel.unary_unary(f"/{SERVICE}/Nothing")(b"")
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_one_deadline_from_the_clients_time_capped_or_default(served):
+    _, events, channel = served
+    stub = event_pb2_grpc.EventServiceStub(channel)
+    for timeout_s, low_ms, high_ms in ((None, 100, 200), (0.5, 300, 500), (60, 900, 1_000)):
+        await stub.Publish(request("x"), timeout=timeout_s)
+        assert low_ms < events.deadline.remaining_ms() <= high_ms
+
+
+async def test_health_follows_serving_and_drain(served):
+    server, _, channel = served
+    health = health_pb2_grpc.HealthStub(channel)
+    status = health_pb2.HealthCheckResponse
+
+    async def state(service):
+        return (await health.Check(health_pb2.HealthCheckRequest(service=service))).status
+
+    assert await state("") == await state(SERVICE) == status.NOT_SERVING
+    await server.set_serving(True)
+    assert await state("") == await state(SERVICE) == status.SERVING
+
+
+async def test_taken_port_and_bad_address():
+    server = Server(1.0)
+    port = await server.start("127.0.0.1:0", [])
+    with pytest.raises(Unavailable, match=f"--listen 127.0.0.1:{port}"):
+        await Server(1.0).start(f"127.0.0.1:{port}", [])
+    await server.drain()
+    for listen in ("127.0.0.1", "50051", "host:port", ":1"):
+        with pytest.raises(BadInput, match="--listen"):
+            await Server(1.0).start(listen, [])
+
+
+def test_loopback_is_recognised():
+    assert all(map(on_loopback, ("127.0.0.1:1", "localhost:1", "[::1]:1")))
+    assert not any(map(on_loopback, ("0.0.0.0:1", "[::]:1", "10.0.0.1:1", "gateway:1")))
