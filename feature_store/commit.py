@@ -10,11 +10,12 @@ from feature_store.base import FeatureReader
 from feature_store.forget import FORGOTTEN
 from feature_store.state import Table
 
-EntryKind = Literal["user", "item", "seen"]
+EntryKind = Literal["user", "item", "seen", "shown"]
 
 SEEN_MAX = 1024
 SEEN = Table(name="seen", key=("time_us", "event_key"), keep=(SEEN_MAX,), group_shift=63)
-DELIVERY: tuple[Table, ...] = (SEEN, FORGOTTEN)  # the tables of kind "seen", one entry per user
+# The tables of kinds "seen" (ids of a user's events, tombstone) and "shown" (request ids of a user's slates).
+DELIVERY: tuple[Table, ...] = (SEEN, FORGOTTEN)
 
 
 @dataclass(frozen=True, slots=True)

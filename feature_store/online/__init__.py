@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from feature_store.base import FeatureReader
 from feature_store.commit import Commit, OffsetStep, OnlineStore, Update
-from feature_store.online.embedded import EmbeddedReader, EmbeddedStore, EmbeddedStoreConfig
+from feature_store.config import EmbeddedStoreConfig
+from feature_store.online.embedded import EmbeddedReader, EmbeddedStore
 from feature_store.online.memory import MemoryStore
 from recsys.core import BadInput
 from recsys.core.config import Config

@@ -1,8 +1,8 @@
 """The embedded online store: one LMDB environment in PATH/store. One process writes, any number read.
 
-Keys: a 2-byte generation, a letter (u user, i item, s seen, o offset), the id. A generation is one namespace: the
-live one, its shadow for stress tests, and one that `materialize` fills before it is switched to. The meta record says
-which is live, so that a switch is one write.
+Keys: a 2-byte generation, a letter (u user, i item, s seen, w shown, o offset, t largest event time), the id. A
+generation is one namespace: the live one, its shadow for stress tests, and one that `materialize` fills before it is
+switched to. The meta record says which is live, so that a switch is one write.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import struct
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,27 +20,16 @@ import lmdb
 
 from feature_store.base import ItemFeatures, UserFeatures
 from feature_store.commit import Commit, EntryKind
+from feature_store.config import EmbeddedStoreConfig
 from feature_store.read import item_features, user_features
 from feature_store.views import VIEW_SET
 from recsys.core import Conflict, CorruptData, Deadline, VersionMismatch, embedded
-from recsys.core.config import in_range, section
 
 _META = b"\0\0meta"
 _SHADOW = 1 << 15  # generation bit of the stress test's namespace
-_LETTER: Mapping[EntryKind, bytes] = {"user": b"u", "item": b"i", "seen": b"s"}
+_LETTER: Mapping[EntryKind, bytes] = {"user": b"u", "item": b"i", "seen": b"s", "shown": b"w"}
 _KEY_BYTES_MAX = 500
 _WRITER_LOCK = "writer.lock"
-
-
-@section("feature_store.embedded")
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EmbeddedStoreConfig:
-    """map_bytes_max: most bytes of the store; address space, not disk, until used."""
-
-    map_bytes_max: int = 1 << 37
-
-    def __post_init__(self) -> None:
-        in_range("feature_store.embedded.map_bytes_max", self.map_bytes_max, 1 << 20, 1 << 44)
 
 
 class EmbeddedReader:

@@ -5,10 +5,21 @@ from __future__ import annotations
 from recsys.core import BadInput, Clock
 from recsys.core.config import Config
 from recsys.core.urls import default_url, embedded_path, scheme
-from streaming.log.base import Consumer, Log, Producer, RecordBatch
-from streaming.log.embedded import EmbeddedLog, EmbeddedLogConfig
+from streaming.config import EmbeddedLogConfig
+from streaming.log.base import SCHEMA_HEADER, SCHEMA_VERSION, STRESS_HEADER, Consumer, Log, Producer, RecordBatch
+from streaming.log.embedded import EmbeddedLog
 
-__all__ = ["Consumer", "Log", "Producer", "RecordBatch", "default_url", "open_log"]
+__all__ = [
+    "SCHEMA_HEADER",
+    "SCHEMA_VERSION",
+    "STRESS_HEADER",
+    "Consumer",
+    "Log",
+    "Producer",
+    "RecordBatch",
+    "default_url",
+    "open_log",
+]
 
 
 def open_log(url: str, config: Config | None = None, clock: Clock | None = None) -> Log:

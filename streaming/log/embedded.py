@@ -9,7 +9,6 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -17,8 +16,8 @@ import lmdb
 import numpy as np
 
 from recsys.core import BadInput, Clock, CorruptData, NotFound, VersionMismatch, WallClock, embedded
-from recsys.core.config import in_range, section
 from recsys.core.murmur2 import partition_of
+from streaming.config import EmbeddedLogConfig
 from streaming.log.base import VALUE_BYTES_MAX, Consumer, Producer, RecordBatch
 
 _KEY = struct.Struct(">HQ")
@@ -27,21 +26,6 @@ _HEADER = struct.Struct("<BH")
 _FORMAT = 1
 _PARTITIONS = b"number-of-partitions"  # its length differs from a record key
 _NO_HEADERS: Mapping[str, bytes] = {}
-
-
-@section("streaming.embedded")
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EmbeddedLogConfig:
-    """map_bytes_max: most bytes of one topic. buffer_*_max: what a producer holds before it writes by itself."""
-
-    map_bytes_max: int = 1 << 36
-    buffer_records_max: int = 65_536
-    buffer_bytes_max: int = 32 << 20
-
-    def __post_init__(self) -> None:
-        in_range("streaming.embedded.map_bytes_max", self.map_bytes_max, 1 << 20, 1 << 44)
-        in_range("streaming.embedded.buffer_records_max", self.buffer_records_max, 1, 1 << 20)
-        in_range("streaming.embedded.buffer_bytes_max", self.buffer_bytes_max, 1 << 10, 1 << 30)
 
 
 class EmbeddedLog:
