@@ -13,7 +13,7 @@ HEAD_DIM = 32
 @section("llm_reranker")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RerankConfig:
-    """Bounds of serving. ms_per_token_start: assumed speed until the first batches are measured.
+    """Bounds of serving.
 
     prefix_tokens_max and item_tokens_max are for folders without double11.json; ours carry their own.
     threads: of torch, in the server. deadline_ms_default: for callers that set none. metrics_port: 0 = off.
@@ -25,7 +25,6 @@ class RerankConfig:
     batch_tokens_max: int = 8192
     queue_requests_max: int = 256
     prefix_cache_bytes_max: int = 256 << 20
-    ms_per_token_start: float = 0.05
     threads: int = 2
     deadline_ms_default: float = 200.0
     deadline_ms_max: float = 10_000.0
@@ -39,7 +38,6 @@ class RerankConfig:
         in_range("llm_reranker.batch_tokens_max", self.batch_tokens_max, 64, 1 << 20)
         in_range("llm_reranker.queue_requests_max", self.queue_requests_max, 1, 65_536)
         in_range("llm_reranker.prefix_cache_bytes_max", self.prefix_cache_bytes_max, 0, 1 << 40)
-        in_range("llm_reranker.ms_per_token_start", self.ms_per_token_start, 1e-5, 1e3)
         in_range("llm_reranker.threads", self.threads, 1, 256)
         in_range("llm_reranker.deadline_ms_max", self.deadline_ms_max, 1, 600_000)
         in_range("llm_reranker.deadline_ms_default", self.deadline_ms_default, 1, self.deadline_ms_max)

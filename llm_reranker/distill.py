@@ -115,11 +115,12 @@ class _Work:
         rank = [lists.rank_score[v.rows] for v in validation]
 
         teacher, teacher_active = self._timed("teacher", lambda: self._teach(train))
-        judged = self._timed("labels", lambda: self._label(teacher, [*train, *validation]))
-        rank_ndcg, teacher_ndcg = _mean(quality.ndcg(rank, labels)), _mean(quality.ndcg(judged[len(train) :], labels))
-        believed = teacher_ndcg > rank_ndcg
+        judged = self._timed("judge", lambda: self._label(teacher, validation))
+        rank_ndcg, teacher_ndcg = _mean(quality.ndcg(rank, labels)), _mean(quality.ndcg(judged, labels))
+        believed = teacher_ndcg > rank_ndcg  # a teacher that knows less than the ranker has nothing to teach
         if believed:
-            train = [replace(one, teacher=scores) for one, scores in zip(train, judged, strict=False)]
+            soft = self._timed("labels", lambda: self._label(teacher, train))
+            train = [replace(one, teacher=scores) for one, scores in zip(train, soft, strict=True)]
 
         student = self._network(c.hidden_size, c.num_layers, c.expert_width)
         loss = self._timed("student", lambda: self._fit_student(student, train))

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,9 @@ from llm_reranker.batcher import Batcher
 from llm_reranker.checkpoint import Checkpoint
 from llm_reranker.config import RerankConfig
 from llm_reranker.model import KeyValues, PackedCausal, SharedPrefix
+from llm_reranker.prefix_cache import PrefixCache
 from llm_reranker.prompt import Prompt, history_text, item_text
+from llm_reranker.speed import SpeedModel
 from recsys.core import metrics
 from recsys.core.deadline import Deadline
 from recsys.core.errors import BadInput, CorruptData, DeadlineExceeded, Double11Error, Internal, NotFound
@@ -37,40 +38,7 @@ from recsys.core.items import ItemTable
 from recsys.core.run_dir import RunDirectory
 
 KNOWN_ANSWER_TOLERANCE = 1e-3
-_COST_SMOOTHING = 0.2
-_DEADLINE_SHARE = 0.8  # of the remaining time may be planned; the rest is for noise and the way back
-
-
-class PrefixCache:
-    """Keys and values of prefixes, least recently used dropped first, bounded in bytes. One engine, one version."""
-
-    def __init__(self, bytes_max: int) -> None:
-        self._bytes_max = bytes_max
-        self._entries: OrderedDict[tuple[int, ...], tuple[KeyValues, int]] = OrderedDict()
-        self.used_bytes = 0
-
-    def __contains__(self, ids: tuple[int, ...]) -> bool:
-        return ids in self._entries
-
-    def get(self, ids: tuple[int, ...]) -> KeyValues | None:
-        """The prefix's keys and values, if kept."""
-        found = self._entries.get(ids)
-        metrics.RERANK_PREFIX_CACHE.labels("hit" if found else "miss").inc()
-        if found is None:
-            return None
-        self._entries.move_to_end(ids)
-        return found[0]
-
-    def put(self, ids: tuple[int, ...], kv: KeyValues) -> None:
-        """Keep a prefix, if it fits at all."""
-        size = sum(t.nbytes for pair in kv for t in pair)
-        if size > self._bytes_max or ids in self._entries:
-            return
-        self._entries[ids] = (kv, size)
-        self.used_bytes += size
-        while self.used_bytes > self._bytes_max:
-            _, (_, dropped) = self._entries.popitem(last=False)
-            self.used_bytes -= dropped
+_PROBE_CANDIDATES = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +73,7 @@ class Engine:
         self._direction_D = loaded.model.label_direction(loaded.yes, loaded.no)
         self._tail_TD = loaded.model.embed(torch.tensor(self.prompt.tail))
         self._cache = PrefixCache(config.prefix_cache_bytes_max)
-        self._ms_per_token = config.ms_per_token_start
+        self.speed = SpeedModel()
         self._prefix_tokens_max = prefix_max
 
     @property
@@ -120,9 +88,7 @@ class Engine:
 
     def affordable_tokens(self, remaining_ms: float) -> int:
         """Tokens that fit the time by the measured speed, never more than a batch may have."""
-        if math.isinf(remaining_ms):
-            return self._config.batch_tokens_max
-        return min(self._config.batch_tokens_max, int(remaining_ms * _DEADLINE_SHARE / self._ms_per_token))
+        return self.speed.affordable_tokens(remaining_ms, self._config.batch_tokens_max)
 
     def check(self, request: RerankRequest) -> None:
         """Raise BadInput for a request outside the limits of rerank.proto."""
@@ -149,7 +115,8 @@ class Engine:
             if tokens_max is not None:
                 room = tokens_max - sum(map(self.cost_tokens, requests[1:])) - self._prefix_tokens_max
                 depths[0] = min(depths[0], room // self.suffix_tokens)
-                if depths[0] <= 0 < len(requests[0].item_ids):
+                if depths[0] <= 0:
+                    self.speed.refused()
                     late = DeadlineExceeded(
                         "rerank", came=f"time for {tokens_max} tokens", expected="time for one candidate",
                         fix="Send a longer deadline, or take the ranker's order.",
@@ -161,7 +128,7 @@ class Engine:
             scored, tokens = self._forward(batch)
         compute_ms = (time.perf_counter() - started_s) * 1e3
         if tokens:
-            self._ms_per_token += _COST_SMOOTHING * (compute_ms / tokens - self._ms_per_token)
+            self.speed.observe(tokens, compute_ms)
         metrics.RERANK_BATCH_ITEMS.observe(sum(depths))
         results: list[RerankResult | Double11Error] = []
         for request, depth, wait_ms, values, hit in zip(requests, depths, queue_ms, scored, cached, strict=True):
@@ -363,8 +330,8 @@ class LocalReranker:
 
 
 def _probe(engine: Engine, known: Mapping[str, Any]) -> None:
-    """Score the request stored at distillation, which also measures this machine's speed."""
-    request = RerankRequest(
+    """Score the request stored at distillation, and measure this machine's speed with it."""
+    few = RerankRequest(
         request_id="known-answer",
         as_of_us=known["as_of_us"],
         history=[HistoryItem(**h) for h in known["history"]],
@@ -372,8 +339,7 @@ def _probe(engine: Engine, known: Mapping[str, Any]) -> None:
         texts=known["texts"],
         features=np.array(known["features"], np.float32).reshape(len(known["item_ids"]), -1),
     )
-    for _ in range(2):  # the first also pays for warming up
-        result = engine.score([request], [0.0])[0]
+    result = engine.score([few], [0.0])[0]
     expected = np.array(known["scores"], np.float32)
     if isinstance(result, Double11Error):
         raise result
@@ -384,3 +350,17 @@ def _probe(engine: Engine, known: Mapping[str, Any]) -> None:
             expected=f"{expected.tolist()} within {KNOWN_ANSWER_TOLERANCE}",
             fix="Do not serve it: distil again, or check the machine's libraries.",
         )
+    rows = [i % len(few.item_ids) for i in range(_PROBE_CANDIDATES)]
+    many = replace(
+        few, item_ids=[few.item_ids[i] for i in rows], texts=[few.texts[i] for i in rows], features=few.features[rows]
+    )
+    small, large = (min(_timed(engine, r) for _ in range(3)) for r in (few, many))
+    engine.speed = SpeedModel.from_two(
+        (len(few.item_ids) * engine.suffix_tokens, small), (_PROBE_CANDIDATES * engine.suffix_tokens, large)
+    )
+
+
+def _timed(engine: Engine, request: RerankRequest) -> float:
+    started_s = time.perf_counter()
+    engine.score([request], [0.0])
+    return (time.perf_counter() - started_s) * 1e3

@@ -74,7 +74,8 @@ def _text(report: dict[str, Any]) -> str:
     lines = [
         f"reranker {report['version']}: {report['queries']['train']} lists, {report['seconds']['total']:.0f} s",
         "validation NDCG@10: " + ", ".join(f"{name} {value:.4f}" for name, value in ndcg.items()),
-        f"the teacher {believed} the ranker; active parameters {active['student']:,} of the teacher's {active['teacher']:,}",
+        f"the teacher {believed} the ranker",
+        f"active parameters: student {active['student']:,}, teacher {active['teacher']:,}",
         f"blend weight {report['blend_weight']}"
         + (": the reranker adds nothing here, the ranker's order stands" if report["blend_weight"] == 0 else ""),
     ]

@@ -40,7 +40,9 @@ def items() -> ItemTable:
         {
             "item_id": ids,
             "item_key": keys(ids),
-            "title": [f"{ADJECTIVES[rng.integers(8)]} {KINDS[i % 8]} {ADJECTIVES[rng.integers(8)]}" for i in range(160)],
+            "title": [
+                f"{ADJECTIVES[rng.integers(8)]} {KINDS[i % 8]} {ADJECTIVES[rng.integers(8)]}" for i in range(160)
+            ],
             "category": [KINDS[i % 8] for i in range(160)],
         }
     )
