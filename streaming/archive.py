@@ -39,6 +39,7 @@ class Archive:
     def __init__(self, root: Path, source: str) -> None:
         """source: the log's URL, for dataset.json."""
         self.root, self.source = root, source
+        self._finished = False
         root.mkdir(parents=True, exist_ok=True)
 
     def truncate(self, prefix: str, offsets: Mapping[int, int]) -> None:
@@ -53,6 +54,7 @@ class Archive:
 
         prefix keeps topics apart: "" for events, a letter for the others.
         """
+        self._finished = False
         frame = pl.from_arrow(batch.table)
         assert isinstance(frame, pl.DataFrame)
         frame = frame.with_columns(pl.from_epoch(pl.col(c), "us").dt.replace_time_zone("UTC") for c in _TIMES)
@@ -69,7 +71,9 @@ class Archive:
         self._put("changes", name, frame.filter(kind == int(EventKind.ITEM)).select(_CHANGES))
 
     def finish(self) -> None:
-        """Write items.parquet and dataset.json from what the folders hold."""
+        """Write items.parquet and dataset.json from what the folders hold, if they have changed."""
+        if self._finished:
+            return
         columns = ("title", "category", "brand", "price", "attributes")
         time = pl.col("event_time")
         parts = []
@@ -90,6 +94,7 @@ class Archive:
         temporary = self.root / ".dataset.json.tmp"
         temporary.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
         temporary.replace(self.root / "dataset.json")
+        self._finished = True
 
     def _put(self, folder: str, name: str, frame: pl.DataFrame) -> None:
         if not len(frame):

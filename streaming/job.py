@@ -35,6 +35,7 @@ from streaming.topics import Topics
 
 _log = logging.get_logger(__name__)
 _SECOND_US = 1_000_000
+_IDLE_WORK_S = 60.0
 
 
 @dataclass(kw_only=True, slots=True)
@@ -101,7 +102,7 @@ class Job:
         topics: Topics | None = None,
         clock: Clock | None = None,
         archive: Archive | None = None,
-        on_step: Callable[[int], None] | None = None,
+        on_step: Callable[[int], object] | None = None,
     ) -> None:
         """on_step is told the number of records after each commit."""
         self._log, self._store = log, store
@@ -111,6 +112,7 @@ class Job:
         self._offsets: dict[str, dict[int, int]] = {}
         self._consumers: dict[str, Consumer] = {}
         self.report = JobReport()
+        self._idle_next_s = 0.0
         prefixes = {self._topics.catalog: "c", self._topics.events: "", self._topics.impressions: "i"}
         for topic, prefix in prefixes.items():
             stored = store.offsets(topic)
@@ -133,6 +135,7 @@ class Job:
             if target is not None and self._reached(target):
                 break
             if not self.step():
+                self._when_idle()
                 stop.wait(self._config.idle_ms / 1e3)
         self.report.seconds += time.perf_counter() - started
         return self.report
@@ -212,6 +215,16 @@ class Job:
             if len(rows):
                 source, prefix = part.source, self._prefixes[part.source.topic]
                 archive.write(prefix, source.partition, int(source.offset[0]), int(source.offset[-1]), rows)
+
+    def _when_idle(self) -> None:
+        """Caught up: publish the archive's catalogue, so that it can be read while it grows, and measure the lag."""
+        now_s = time.monotonic()
+        if now_s < self._idle_next_s:
+            return
+        self._idle_next_s = now_s + _IDLE_WORK_S
+        self.lag()
+        if self._archive is not None:
+            self._archive.finish()
 
     def _decode(self, topic: str, source: RecordBatch) -> _Part:
         """Decode and validate; what fails goes to dead letters (not flushed yet)."""

@@ -56,7 +56,7 @@ def produce(
     speed: float | None = None,
     shift_us: int = 0,
     stop: StopEvent | None = None,
-    on_sent: Callable[[int], None] | None = None,
+    on_sent: Callable[[int], object] | None = None,
 ) -> ProduceReport:
     """Send batches in event-time order; everything is durable on return.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from feature_store.base import FeatureReader
 from feature_store.commit import Commit, OffsetStep, OnlineStore, Update
 from feature_store.config import EmbeddedStoreConfig
 from feature_store.online.embedded import EmbeddedReader, EmbeddedStore
@@ -23,7 +22,7 @@ def open_store(url: str, config: Config | None = None) -> EmbeddedStore:
     return EmbeddedStore(embedded_path(url, "store URL"), (config or Config()).get(EmbeddedStoreConfig))
 
 
-def open_reader(url: str, config: Config | None = None) -> FeatureReader:
+def open_reader(url: str, config: Config | None = None) -> EmbeddedReader:
     """A reader of the store at a URL, in any process.
 
     Raises: BadInput for a scheme without a driver in this release; CorruptData, VersionMismatch.

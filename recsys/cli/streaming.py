@@ -1,0 +1,217 @@
+"""`double11 streaming | produce | ingest | dead-letter | forget`: events into the log, and into features."""
+
+from __future__ import annotations
+
+import signal
+import uuid
+from pathlib import Path
+from threading import Event
+
+import click
+
+from recsys.cli.common import config_option, emit, json_option, parse_time_us
+from recsys.core import logging
+from recsys.core.clock import WallClock
+from recsys.core.config import Config
+from recsys.core.errors import BadInput
+
+_log_option = click.option("--log", help="Log URL (default embedded:$DOUBLE11_HOME, else ./.double11).")
+
+
+@click.group()
+def streaming() -> None:
+    """Create and look after the durable log."""
+
+
+@streaming.command()
+@_log_option
+@config_option
+@json_option
+def init(log: str | None, config_path: Path | None, as_json: bool) -> None:
+    """Create the topics that are missing; running it again is harmless."""
+    from streaming.config import StreamingConfig, Topics
+    from streaming.log import default_url, open_log
+
+    config, url = Config.load(config_path), log or default_url()
+    partitions = config.get(StreamingConfig).partitions_by_topic(config.get(Topics))
+    with open_log(url, config) as opened:
+        opened.create_topics(partitions)
+    document = {"log": url, "topics": dict(partitions)}
+    emit(document, as_json=as_json, text=lambda: f"{url}: " + ", ".join(f"{t} ({p})" for t, p in partitions.items()))
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--sink", required=True, help="Log URL.")
+@click.option("--speed", type=float, help="Multiple of the events' own speed (default: as fast as it goes).")
+@click.option("--shift-to", help="ISO time that the last event gets; all others move with it.")
+@click.option("--until", help="Only events before this ISO time (before any shift).")
+@config_option
+@json_option
+def produce(
+    directory: Path,
+    sink: str,
+    speed: float | None,
+    shift_to: str | None,
+    until: str | None,
+    config_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Send a dataset directory's events to the log, catalogue changes included."""
+    from recsys.core import progress
+    from recsys.data import Dataset
+    from streaming.config import Topics
+    from streaming.log import open_log
+    from streaming.produce import check_not_future
+    from streaming.produce import produce as send_all
+
+    if speed is not None and not speed > 0:
+        raise BadInput("--speed", came=speed, expected="above 0", fix="Leave it out to go as fast as possible.")
+    config, dataset, clock = Config.load(config_path), Dataset.open(directory), WallClock()
+    before_us = parse_time_us(until, "--until")
+    last_us = dataset.last_event_us if before_us is None else min(dataset.last_event_us, before_us - 1)
+    target_us = parse_time_us(shift_to, "--shift-to")
+    shift_us = 0 if target_us is None else target_us - last_us
+    check_not_future(last_us + shift_us, clock)
+    with open_log(sink, config) as log, progress.bar(total=dataset.num_events, what="produce", unit="events") as bar:
+        report = send_all(
+            dataset.event_batches(before_us=before_us),
+            log,
+            topics=config.get(Topics),
+            clock=clock,
+            speed=speed,
+            shift_us=shift_us,
+            stop=_stop_on_signal(),
+            on_sent=bar.update,
+        )
+    document = {"sink": sink, **report.as_json()}
+    emit(document, as_json=as_json, text=lambda: f"{report.events:,} events in {sink} ({report.seconds:.1f} s)")
+
+
+@click.command()
+@click.option("--source", required=True, help="Log URL.")
+@click.option("--store", required=True, help="Feature store URL.")
+@click.option("--archive", type=click.Path(path_type=Path), help="A dataset directory that grows with the log.")
+@click.option("--until-caught-up", is_flag=True, help="End when what is in the log now has been applied.")
+@config_option
+@json_option
+def ingest(
+    source: str, store: str, archive: Path | None, until_caught_up: bool, config_path: Path | None, as_json: bool
+) -> None:
+    """Fold the log into the feature store, each event exactly once, until SIGTERM."""
+    from feature_store.online import open_store
+    from recsys.core import progress
+    from streaming.archive import Archive
+    from streaming.config import JobConfig, StreamingConfig, Topics
+    from streaming.job import Job
+    from streaming.log import open_log
+
+    config = Config.load(config_path)
+    topics = config.get(Topics)
+    writer = open_store(store, config)
+    try:
+        with open_log(source, config) as log, progress.bar(what="ingest", unit="records") as bar:
+            log.create_topics(config.get(StreamingConfig).partitions_by_topic(topics))
+            kept = Archive(archive, source) if archive is not None else None
+            job = Job(log, writer, config.get(JobConfig), topics=topics, archive=kept, on_step=bar.update)
+            report = job.run(until_caught_up=until_caught_up, stop=_stop_on_signal())
+            job.close()
+            if kept is not None:
+                kept.finish()
+    finally:
+        writer.close()
+    document = {"source": source, "store": store, **report.as_json()}
+    logging.get_logger(__name__).info("ingest_done", **document)
+    summary = ", ".join(f"{n:,} {outcome}" for outcome, n in report.events.items()) or "no new events"
+    letters = sum(report.dead_letters.values())
+    emit(document, as_json=as_json, text=lambda: f"{summary}; {letters:,} dead letters ({report.seconds:.1f} s)")
+
+
+@click.group(name="dead-letter")
+def dead_letter() -> None:
+    """List and requeue records that could not be applied."""
+
+
+@dead_letter.command("list")
+@_log_option
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 100_000))
+@config_option
+@json_option
+def list_(log: str | None, limit: int, config_path: Path | None, as_json: bool) -> None:
+    """Print the newest dead letters: cause, coordinates, size, what came and what was expected."""
+    from collections import deque
+
+    from feature_store.describe import iso
+    from streaming.config import Topics
+    from streaming.dead_letter import letters
+    from streaming.log import default_url, open_log
+
+    config = Config.load(config_path)
+    with open_log(log or default_url(), config) as opened:
+        newest = deque(letters(opened, config.get(Topics).dead_letter), maxlen=limit)
+    rows = [
+        {
+            "cause": m.cause,
+            "topic": m.topic,
+            "partition": m.partition,
+            "offset": m.offset,
+            "event_id": m.event_id,
+            "bytes": m.payload_bytes,
+            "sha256": m.payload_sha256.hex(),
+            "at": iso(m.at_us),
+            "detail": m.detail,
+        }
+        for m in newest
+    ]
+    line = "{cause:16} {topic}/{partition}/{offset}  {bytes} bytes  {detail}"
+    emit({"dead_letters": rows}, as_json=as_json, text=lambda: "\n".join(line.format(**r) for r in rows) or "none")
+
+
+@dead_letter.command()
+@_log_option
+@click.option("--cause", help="Only this cause, e.g. invalid or future.")
+@config_option
+@json_option
+def requeue(log: str | None, cause: str | None, config_path: Path | None, as_json: bool) -> None:
+    """Send the records back to their topics, with the event ids they had."""
+    from streaming.config import Topics
+    from streaming.dead_letter import requeue as send_back
+    from streaming.log import default_url, open_log
+
+    config = Config.load(config_path)
+    with open_log(log or default_url(), config) as opened:
+        done, cut = send_back(opened, config.get(Topics).dead_letter, cause)
+    text = f"requeued {done:,}; {cut:,} left, of which only the first 64 KiB were kept"
+    emit({"requeued": done, "left_truncated": cut}, as_json=as_json, text=lambda: text)
+
+
+@click.command()
+@click.argument("user")
+@_log_option
+@config_option
+@json_option
+def forget(user: str, log: str | None, config_path: Path | None, as_json: bool) -> None:
+    """Have everything about USER removed from the feature store, for good.
+
+    Item counts and runs already trained are not rewritten.
+    """
+    from recsys.core import EventBatch, EventKind
+    from streaming.config import Topics
+    from streaming.log import default_url, open_log
+    from streaming.produce import produce as send_all
+
+    config, event_id, now_us = Config.load(config_path), f"forget-{uuid.uuid4()}", WallClock().now_us()
+    batch = EventBatch.from_columns(
+        {"event_id": [event_id], "kind": [int(EventKind.FORGET)], "event_time": [now_us], "user_id": [user]}
+    )
+    with open_log(log or default_url(), config) as opened:
+        send_all([batch], opened, topics=config.get(Topics))
+    emit({"user": user, "event_id": event_id}, as_json=as_json, text=lambda: f"{user} will be forgotten ({event_id})")
+
+
+def _stop_on_signal() -> Event:
+    """Set by SIGTERM and SIGINT: the step under way is finished first."""
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
