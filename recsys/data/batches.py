@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,25 +22,27 @@ _TYPES = pa.array([int(t) for t in EVENT_TYPE_BY_LABEL.values()], pa.int8())
 _ITEM_TEXT = ("title", "category", "brand", "attributes")
 
 
-def action_tables(
-    files: list[Path], before_us: int | None, from_us: int | None, rows_max: int, is_folder: bool
-) -> Iterator[EventBatch]:
-    """Actions of [from_us, before_us) in time order, at most rows_max rows each.
+def ordered_actions(file: Path, before_us: int | None, from_us: int | None, rows_max: int) -> Iterator[EventBatch]:
+    """Actions of [from_us, before_us) of a file in time order, at most rows_max rows each, streamed."""
+    with pq.ParquetFile(file) as parquet:
+        groups = [i for i in range(parquet.num_row_groups) if _overlaps(parquet, i, before_us, from_us)]
+        columns = [c for c in parquet.schema_arrow.names if c in EVENT_SCHEMA.names]
+        for batch in parquet.iter_batches(rows_max, row_groups=groups, columns=columns):
+            yield from _cut(_as_batch(pa.Table.from_batches([batch])), before_us, from_us)
 
-    One file is already in order and is streamed; a folder is put in order one day at a time.
-    """
-    if not is_folder:
-        for file in files:
-            with pq.ParquetFile(file) as parquet:
-                groups = [i for i in range(parquet.num_row_groups) if _overlaps(parquet, i, before_us, from_us)]
-                columns = [c for c in parquet.schema_arrow.names if c in EVENT_SCHEMA.names]
-                for batch in parquet.iter_batches(rows_max, row_groups=groups, columns=columns):
-                    yield from _cut(_as_batch(pa.Table.from_batches([batch])), before_us, from_us)
-        return
+
+def archived_actions(
+    files: list[Path],
+    read: Callable[[list[Path]], pl.LazyFrame],
+    before_us: int | None,
+    from_us: int | None,
+    rows_max: int,
+) -> Iterator[EventBatch]:
+    """As `ordered_actions`, of an archive: a day's files are freed of repeats and put in order, one day at a time."""
     for _, day in groupby(files, key=lambda f: f.parent):
-        frame = pl.read_parquet(list(day), hive_partitioning=False, missing_columns="insert")
-        frame = frame.unique("event_id", keep="first", maintain_order=True).sort("event_time", maintain_order=True)
-        for batch in _cut(_as_batch(frame.to_arrow()), before_us, from_us):
+        frame = read(list(day)).unique("event_id", keep="first", maintain_order=True)
+        table = frame.sort("event_time", maintain_order=True).collect().to_arrow()
+        for batch in _cut(_as_batch(table), before_us, from_us):
             yield from batch.chunks(rows_max)
 
 

@@ -36,6 +36,7 @@ class Dataset:
 
     def __init__(self, root: Path, info: dict[str, Any]) -> None:
         self.root, self.info = root, info
+        self._columns: dict[str, dict[str, pl.DataType]] = {}  # of each table, the union over its files
 
     @classmethod
     def open(cls, path: Path | str) -> Dataset:
@@ -62,6 +63,7 @@ class Dataset:
         dataset._check("events", schema.EVENT_COLUMNS, schema.EVENT_REQUIRED, needed=True)
         dataset._check("items", schema.ITEM_COLUMNS, schema.ITEM_REQUIRED, needed=True)
         dataset._check("catalog", schema.CATALOG_COLUMNS, schema.CATALOG_REQUIRED, needed=False)
+        dataset._check("users", schema.USER_COLUMNS, schema.USER_REQUIRED, needed=False)
         return dataset
 
     @property
@@ -167,8 +169,11 @@ class Dataset:
         changes = None
         if include_catalog:
             changes = batches.catalogue_changes(self.items(), self.catalog(), static_us=self.first_event_us - 1)
-        tables = batches.action_tables(self._files("events"), before_us, from_us, rows_max, self._is_folder("events"))
-        yield from batches.merge(tables, changes, before_us=before_us, from_us=from_us, rows_max=rows_max)
+        if self._is_folder("events"):
+            actions = batches.archived_actions(self._files("events"), self._read, before_us, from_us, rows_max)
+        else:
+            actions = batches.ordered_actions(self.root / "events.parquet", before_us, from_us, rows_max)
+        yield from batches.merge(actions, changes, before_us=before_us, from_us=from_us, rows_max=rows_max)
 
     @cached_property
     def _span_us(self) -> tuple[int, int]:
@@ -188,7 +193,17 @@ class Dataset:
         return [file] if file.is_file() else []
 
     def _scan(self, name: str) -> pl.LazyFrame:
-        return pl.scan_parquet(self._files(name), hive_partitioning=False, missing_columns="insert")
+        return self._read(self._files(name), name)
+
+    def _read(self, files: list[Path], name: str = "events") -> pl.LazyFrame:
+        """Files of one table: columns that only some have are null in the others, the contract's are all there is."""
+        return pl.scan_parquet(
+            files,
+            schema=self._columns[name],
+            hive_partitioning=False,
+            missing_columns="insert",
+            extra_columns="ignore",
+        )
 
     def _check(self, name: str, columns: Mapping[str, pl.DataType], required: tuple[str, ...], *, needed: bool) -> None:
         files = self._files(name)
@@ -199,6 +214,7 @@ class Dataset:
                 expected=f"{name}.parquet or {name}/day=YYYY-MM-DD/*.parquet",
                 fix="Import again: the directory is not whole.",
             )
+        union: set[str] = set()
         for file in files:
             try:
                 found = pl.read_parquet_schema(file)
@@ -215,6 +231,8 @@ class Dataset:
                     raise BadInput(
                         f"{file}, column {column}", came=str(kind), expected=str(columns[column]), fix=_IMPORT_FIX
                     )
+            union |= set(found)
+        self._columns[name] = {c: kind for c, kind in columns.items() if c in union}
 
 
 def at(time_us: int) -> pl.Expr:

@@ -118,7 +118,6 @@ def read_csv(
         frame = pl.read_csv(
             plain,
             has_header=header,
-            new_columns=None if header else list(required),
             infer_schema=False,
             row_index_name=LINE,
             row_index_offset=2 if header else 1,
@@ -126,12 +125,15 @@ def read_csv(
     except (pl.exceptions.PolarsError, OSError) as error:
         raise BadInput(str(path), came=str(error).split("\n")[0], expected="CSV in UTF-8", fix=_FIX) from error
     names = [c for c in frame.columns if c != LINE]
+    if not header:
+        if len(names) != len(required):
+            expected = f"{len(required)}: {', '.join(required)}"
+            raise BadInput(f"{path}, line 1", came=f"{len(names)} columns", expected=expected, fix=_FIX)
+        frame = frame.rename(dict(zip(names, required, strict=True)))
+        names = list(required)
     if missing := [c for c in required if c not in names]:
         came = f"columns {', '.join(names)}; no {', '.join(missing)}"
         raise BadInput(f"{path}, line 1", came=came, expected=f"columns {', '.join(required)}", fix=_FIX)
-    if not header and len(names) != len(required):
-        expected = f"{len(required)}: {', '.join(required)}"
-        raise BadInput(f"{path}, line 1", came=f"{len(names)} columns", expected=expected, fix=_FIX)
     if frame.is_empty():
         raise BadInput(str(path), came="a header and no rows", expected="rows", fix="Download it again.")
     return frame.select(pl.col(LINE).cast(pl.Int64), *required, *(c for c in optional if c in names))

@@ -35,7 +35,8 @@ def _read(source: base.Source) -> base.Imported:
     _check_labels(events, folder, "event_type", schema.EVENT_TYPES)
     _check_order(events, folder)
     events, rejected = base.split(events, _file(folder, "events"), _rules(events, ("user_id", "item_id")))
-    items, more_ignored = _table(folder, "items", schema.ITEM_COLUMNS, schema.ITEM_REQUIRED)
+    items, more = _table(folder, "items", schema.ITEM_COLUMNS, schema.ITEM_REQUIRED)
+    ignored += more
     items, rejected_items = base.split(
         items,
         _file(folder, "items"),
@@ -45,14 +46,16 @@ def _read(source: base.Source) -> base.Imported:
     items, added = _complete(items.drop(base.LINE), events, is_static)
     catalog = None
     if _files(folder, "catalog"):
-        catalog, _ = _table(folder, "catalog", schema.CATALOG_COLUMNS, schema.CATALOG_REQUIRED)
+        catalog, more = _table(folder, "catalog", schema.CATALOG_COLUMNS, schema.CATALOG_REQUIRED)
+        ignored += more
         _check_labels(catalog, folder, "kind", schema.CATALOG_KINDS)
         catalog, rejected_changes = base.split(catalog, _file(folder, "catalog"), _rules(catalog, ("item_id",)))
         rejected = pl.concat([rejected, rejected_changes])
         catalog = catalog.drop(base.LINE)
     users = None
     if _files(folder, "users"):
-        users, _ = _table(folder, "users", schema.USER_COLUMNS, schema.USER_REQUIRED)
+        users, more = _table(folder, "users", schema.USER_COLUMNS, schema.USER_REQUIRED)
+        ignored += more
         users = users.drop(base.LINE)
     return base.Imported(
         events=events.drop(base.LINE),
@@ -64,7 +67,7 @@ def _read(source: base.Source) -> base.Imported:
         info={
             **{k: info[k] for k in ("source", "licence") if k in info},
             **added,
-            **({"ignored_columns": ignored + more_ignored} if ignored + more_ignored else {}),
+            **({"ignored_columns": ignored} if ignored else {}),
         },
     )
 
