@@ -44,12 +44,12 @@ class CovisitConfig:
     seeds_max: items of the user that are looked up. seed_half_life_days: how fast the user's own past fades.
     """
 
-    window_items: int = 48
+    window_items: int = 24
     neighbours_max: int = 64
-    half_life_days_max: float = 60.0
-    shrink: float = 2.0
+    half_life_days_max: float = 15.0
+    shrink: float = 8.0
     seeds_max: int = 100
-    seed_half_life_days: float = 30.0
+    seed_half_life_days: float = 60.0
 
     def __post_init__(self) -> None:
         in_range("candidates.covisit.window_items", self.window_items, 1, 1_000)

@@ -5,7 +5,7 @@ Shape legend: N merged items, S score columns, Q sources.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -39,12 +39,20 @@ def merge(found: Sequence[Candidates], quotas: Mapping[str, int]) -> Candidates:
     return Candidates(item_key=item_key, source_bits=bits, scores=scores, source_names=names, score_names=columns)
 
 
-def reciprocal_rank_fusion(found: Candidates, weights: Mapping[str, float], damping: float) -> npt.NDArray[np.float32]:
-    """Sum over sources of weight / (damping + position), 0 where a source is silent. Shape [N].
+def fuse(found: Candidates, weights: Mapping[str, float], absolute: Collection[str] = ()) -> npt.NDArray[np.float32]:
+    """One score from the sources' own: sum of weight x score, 0 where a source is silent. Shape [N].
 
-    Source: Cormack, Clarke & Buettcher, SIGIR 2009 (reciprocal rank fusion, damping 60), with a weight per source.
+    A score counts by its place between the lowest and the highest of that source among these candidates, except for
+    the `absolute` sources, whose scores have a unit of their own (own history: days with a purchase): a shopper who
+    bought a thing ten times says more than one who bought it once, though for both it is their first.
+    Source: CombSUM with min-max normalisation (Fox & Shaw, TREC-2 1994; Lee, SIGIR 1997).
     """
     total = np.zeros(len(found), np.float64)
     for name, weight in weights.items():
-        total += np.nan_to_num(weight / (damping + 1 + found.positions(name)))
+        score = found.score(name).astype(np.float64)
+        said = np.isfinite(score)
+        if name not in absolute and said.any():
+            low, high = score[said].min(), score[said].max()
+            score = (score - low) / (high - low) if high > low else np.ones(len(score))
+        total += weight * np.where(said, score, 0.0)
     return total.astype(np.float32)

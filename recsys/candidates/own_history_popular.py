@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from feature_store import UserFeatures
-from recsys.candidates.own_history import best_first
+from recsys.candidates.own_history import best_first, unfinished
 from recsys.candidates.ranked_list import RankedList
-from recsys.core import Candidates, Deadline, EventType, Query
+from recsys.core import Candidates, Deadline, Query
 
 NAME = "own_history_popular"
 
 
 class OwnHistoryPopular:
-    """Implements CandidateSource. Score = number of purchases + popularity relative to the most popular item, < 1."""
+    """Implements CandidateSource. Score = unfinished business + days with a purchase + share of the top popularity."""
 
     name = NAME
 
@@ -30,6 +30,6 @@ class OwnHistoryPopular:
         score = np.zeros(len(found), np.float64)
         score[at[len(own) :]] = popular.scores[:, 0] / top
         if len(own):
-            score[at[: len(own)]] += user.pair_count[:, EventType.PURCHASE]
+            score[at[: len(own)]] += unfinished(user) + user.pair_purchase_days
         rows = best_first(found, score.astype(np.float32), limit)
         return Candidates.from_source(self.name, found[rows], score[rows].astype(np.float32))

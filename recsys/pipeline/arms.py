@@ -16,12 +16,14 @@ class Feed:
     """How much one source may put into the union.
 
     source: its name. quota: items at most; the popular source fills up to the request's limit beyond it.
-    weight: its say in the order of the retrieval tier (reciprocal rank fusion).
+    weight: its say in the order of the retrieval tier (recsys.candidates.merge.fuse). absolute: its score has a unit
+    and counts as it is.
     """
 
     source: str
     quota: int
     weight: float = 1.0
+    absolute: bool = False
 
     def __post_init__(self) -> None:
         in_range(f"arm, feed {self.source}, quota", self.quota, 1, 10_000)
@@ -32,7 +34,7 @@ class Feed:
 class Arm:
     """One configuration.
 
-    order: "source" sorts by the sources' fused positions, "rank" by the ranker, "rerank" by ranker and LLM blended.
+    order: "source" sorts by the sources' fused scores, "rank" by the ranker, "rerank" by ranker and LLM blended.
     rerank_depth: candidates that the reranker sees. category_items_max: soft cap per category in a slate, 0 = none.
     """
 
@@ -56,12 +58,12 @@ class Arm:
 
 
 _CASCADE = (
-    Feed(source="own_history", quota=100, weight=4.0),
-    Feed(source="covisit", quota=80),
-    Feed(source="ann", quota=60, weight=0.5),
+    Feed(source="own_history", quota=100, absolute=True),
+    Feed(source="covisit", quota=80, weight=0.7),
+    Feed(source="ann", quota=60, weight=0.3),
     Feed(source="trending", quota=30, weight=0.3),
     Feed(source="popular", quota=40, weight=0.5),
-    Feed(source="new_arrivals", quota=20, weight=0.1),
+    Feed(source="new_arrivals", quota=20, weight=0.05),
 )
 
 

@@ -32,19 +32,17 @@ class PipelineConfig:
     """Bounds of one request.
 
     limit_max: longest slate. source_items_max: items asked of one source, so that its scores are known beyond its
-    quota. fusion_damping: how flat reciprocal rank fusion is. cached_users_max: users whose last slate is kept,
+    quota. cached_users_max: users whose last slate is kept,
     0 = none. rerank_history_max: past actions sent to the reranker.
     """
 
     limit_max: int = 1_000
     source_items_max: int = 500
-    fusion_damping: float = 10.0
     cached_users_max: int = 20_000
     rerank_history_max: int = 50
 
     def __post_init__(self) -> None:
         in_range("pipeline.limit_max", self.limit_max, 1, 10_000)
         in_range("pipeline.source_items_max", self.source_items_max, 1, 10_000)
-        in_range("pipeline.fusion_damping", self.fusion_damping, 0.0, 1e6)
         in_range("pipeline.cached_users_max", self.cached_users_max, 0, 10_000_000)
         in_range("pipeline.rerank_history_max", self.rerank_history_max, 0, 1_000)

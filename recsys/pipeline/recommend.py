@@ -14,7 +14,7 @@ from feature_store import FeatureReader, UserFeatures
 from llm_reranker import Reranker
 from llm_reranker.blend import blend
 from recsys.candidates import CandidateSource
-from recsys.candidates.merge import merge, reciprocal_rank_fusion
+from recsys.candidates.merge import fuse, merge
 from recsys.candidates.ranked_list import RankedList
 from recsys.core import BadInput, Candidates, Deadline, Query, Slate, Tier, Unavailable, keys
 from recsys.pipeline.arms import Arm
@@ -140,7 +140,7 @@ class Cascade:
         union = merge(given, quotas)
         found = self._filtered(self.filters, query, user, union, None)
         weights = {f.source: f.weight for f in self.arm.feeds}
-        found = found.with_score(RETRIEVAL, reciprocal_rank_fusion(found, weights, self.config.fusion_damping))
+        found = found.with_score(RETRIEVAL, fuse(found, weights, [f.source for f in self.arm.feeds if f.absolute]))
         trace.done("merge", start_s, "ok", sum(map(len, given)), len(found))
         return found
 
