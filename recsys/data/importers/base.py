@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
-from polars._typing import PolarsDataType
+from polars.datatypes import DataTypeClass
 
 from recsys.core.errors import BadInput, NotFound
 from recsys.core.ids import ID_BYTES_MAX
@@ -163,7 +163,7 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
-def read_parquet(path: Path, columns: Mapping[str, PolarsDataType]) -> pl.DataFrame:
+def read_parquet(path: Path, columns: Mapping[str, DataTypeClass]) -> pl.DataFrame:
     """The named columns of a Parquet file.
 
     Raises: NotFound; BadInput for a file that is not whole, a missing column or another type.

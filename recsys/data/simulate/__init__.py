@@ -25,7 +25,7 @@ def simulate(preset: str, seed: int, out: Path) -> ImportReport:
         raise BadInput("--preset", came=preset, expected=f"one of {', '.join(PRESETS)}", fix="Correct it.")
     if seed < 0:
         raise BadInput("--seed", came=seed, expected="a whole number from 0", fix="Correct it.")
-    world = World(PRESETS[preset], seed)
+    world = World(PRESETS[preset], seed, mark=f"{preset}-{seed}")
     info = {
         "format": "simulate",
         "source": f"double11 data simulate --preset {preset} --seed {seed}",
@@ -39,7 +39,7 @@ def simulate(preset: str, seed: int, out: Path) -> ImportReport:
             writer.add_events(frame)
             progress.update(1)
         writer.put_items(world.catalogue.items())
-        writer.put_catalog(world.catalogue.changes(world.initial_stock))
+        writer.put_catalog(world.changes())
     assert writer.report is not None
     return writer.report
 

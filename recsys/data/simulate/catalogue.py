@@ -64,7 +64,7 @@ class Catalogue:
             }
         )
 
-    def changes(self, initial_stock: npt.NDArray[np.int64]) -> pl.DataFrame:
+    def changes(self, initial_stock: npt.NDArray[np.int64], mark: str) -> pl.DataFrame:
         """catalog.parquet: listings, stock of scarce items, price drops at midnight, delistings, stock-outs."""
         everything = np.arange(len(self.item_id))
         scarce = np.flatnonzero(initial_stock < PLENTY)
@@ -81,7 +81,7 @@ class Catalogue:
             self._change("stock", sold_out, self.gone_us[sold_out], stock=np.zeros(len(sold_out), np.int64)),
         ]
         frame = pl.concat(parts, how="diagonal").sort("event_time", maintain_order=True)
-        return frame.with_columns(event_id=pl.format("c{}", pl.int_range(pl.len())))
+        return frame.with_columns(event_id=pl.format("{}-c{}", pl.lit(mark), pl.int_range(pl.len())))
 
     def _change(
         self, kind: str, rows: npt.NDArray[np.int64], time_us: npt.NDArray[np.int64], **values: npt.NDArray[np.int64]

@@ -38,10 +38,11 @@ _LABELS = pl.Series([t.label for t in EventType])
 class World:
     """The state of one simulation: catalogue, shoppers, waiting carts, and what is bound to happen later."""
 
-    def __init__(self, preset: Preset, seed: int) -> None:
-        self.preset, self.rng = preset, np.random.default_rng(seed)
+    def __init__(self, preset: Preset, seed: int, *, mark: str) -> None:
+        """mark: what the ids of events and requests begin with, as events of several worlds may meet in one log."""
+        self.preset, self.mark, self.rng = preset, mark, np.random.default_rng(seed)
         self.catalogue = catalogue.make(preset, self.rng)
-        self.initial_stock = self.catalogue.stock.copy()
+        self._initial_stock = self.catalogue.stock.copy()
         self.shoppers = shoppers.Shoppers.make(preset, self.rng)
         self._later = shoppers.empty()  # decided, not yet due
         self._carts: list[Ints] = []  # [n, 2] (user, item) carted before the sale
@@ -62,6 +63,10 @@ class World:
             usual = start + self.rng.integers(0, HOUR_US, self.rng.poisson(level))
             due = burst[(burst >= start) & (burst < start + HOUR_US)]
             yield self._stretch(start, start + HOUR_US, np.sort(np.concatenate([usual, due])))
+
+    def changes(self) -> pl.DataFrame:
+        """What happened to the catalogue, to be asked for after `run`."""
+        return self.catalogue.changes(self._initial_stock, self.mark)
 
     def _stretch(self, start: int, end: int, session_times: Ints) -> pl.DataFrame:
         """Everything due in [start, end), in order; stock, memories and what happens later are brought up to date."""
@@ -155,13 +160,13 @@ class World:
                 "is_priced": is_priced,
             }
         ).select(
-            pl.format("e{}", pl.int_range(first, first + n)).alias("event_id"),
+            pl.format("{}-e{}", pl.lit(self.mark), pl.int_range(first, first + n)).alias("event_id"),
             "user_id",
             "item_id",
             "event_type",
             "event_time",
             session_id=pl.when(pl.col("session") >= 0).then(pl.format("s{}", "session")),
-            request_id=pl.when(pl.col("request") > 0).then(pl.format("r{}", "request")),
+            request_id=pl.when(pl.col("request") > 0).then(pl.format("{}-r{}", pl.lit(self.mark), "request")),
             position=pl.when(pl.col("position") > 0).then(pl.col("position")),
             propensity=pl.col("propensity"),
             price=pl.col("price"),
