@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,8 +125,8 @@ def slate_text(response: pb.RecommendResponse) -> str:
         (str(place), f"{i.score:.4f}", i.item_id, i.title[:48], i.reason, " ".join(i.sources))
         for place, i in enumerate(response.items, start=1)
     ]
-    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    widths = [max(_width(row[c]) for row in rows) for c in range(len(rows[0]))]
+    lines = ["  ".join(c + " " * (w - _width(c)) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     stages = ", ".join(f"{t.stage} {t.duration_ms:.1f}" + _outcome(t.outcome) for t in response.timings)
     lines += [
         "",
@@ -136,6 +137,11 @@ def slate_text(response: pb.RecommendResponse) -> str:
         f"request   {response.request_id}",
     ]
     return "\n".join(lines)
+
+
+def _width(text: str) -> int:
+    """Terminal columns: Chinese characters take two."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def _outcome(outcome: str) -> str:

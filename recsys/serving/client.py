@@ -192,6 +192,6 @@ class AdminClient:
 
 def _as_ours(what: str, target: str, error: grpc.aio.AioRpcError) -> Double11Error:
     kind = _ERRORS.get(error.code(), Internal)
-    fix = "Do not retry a refusal." if kind is Overloaded else f"Look at: double11 status --target {target}"
-    came = f"{error.code().name}: {error.details() or 'no details'}"
-    return kind(f"{what} at {target}", came=came, expected="an answer", fix=fix)
+    # our servers' details end with what to do
+    fix = error.details() or f"Look at: double11 status --target {target}"
+    return kind(f"{what} at {target}", came=error.code().name, expected="an answer", fix=fix)

@@ -11,6 +11,8 @@ impressions flushed, children stopped. A worker that dies costs its tier, not th
 from __future__ import annotations
 
 import asyncio
+import gc
+import json
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -26,12 +28,11 @@ from double11.v1 import (
     recommend_pb2,
     recommend_pb2_grpc,
 )
-from llm_reranker.client import RemoteReranker
 from prometheus_client import start_http_server
 
-from feature_store import FeatureReader
 from feature_store.online import open_reader
-from recsys.core import Clock, DataClock, NotFound, RunDirectory, Unavailable, WallClock, logging
+from llm_reranker.client import RemoteReranker
+from recsys.core import Clock, DataClock, RunDirectory, WallClock, logging
 from recsys.core.config import Config
 from recsys.core.items import ItemTable
 from recsys.pipeline import Budget, PipelineConfig, Ports, build
@@ -51,7 +52,6 @@ from streaming.log import open_log
 from streaming.topics import StreamingConfig, Topics
 
 _log = logging.get_logger(__name__)
-_STORE_POLL_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +96,10 @@ class Gateway:
     async def start(self) -> None:
         """Start workers, open the log and the store, build the cascade, listen with health NOT_SERVING.
 
-        Raises: Unavailable for a taken port or a store that does not appear; whatever the parts raise.
+        Raises: Unavailable for a taken port; whatever the run's files, the log and the store raise.
         """
         options, serving = self._options, self._serving
-        log = open_log(options.log)
+        log = open_log(options.log, self._config)
         topics = self._config.get(Topics)
         await asyncio.to_thread(log.create_topics, self._config.get(StreamingConfig).partitions_by_topic(topics))
         self._stack.callback(log.close)
@@ -108,7 +108,7 @@ class Gateway:
         reranker = self._reranker()
         if options.writer and options.store.startswith("embedded:"):
             self._supervisor.start(_writer(options))
-        reader = await self._open_store()
+        reader = open_reader(options.store, self._config)
         clock: Clock = DataClock(reader.max_event_time_us) if serving.clock == "data" else WallClock()
         self._ports = Ports(
             features=reader, clock=clock, rng=np.random.default_rng(), ann=ann, scorer=scorer, reranker=reranker
@@ -130,6 +130,8 @@ class Gateway:
         late = await self._supervisor.wait_ready(self._serving.start_s_max)
         if late:
             _log.error("serving_without_workers", missing=",".join(late), waited_s=self._serving.start_s_max)
+        gc.collect()
+        gc.freeze()  # items, indexes and stubs stay: scanning them again and again would stall requests
         for server in self._servers:
             await server.set_serving(True)
         self._state = "serving"
@@ -184,14 +186,18 @@ class Gateway:
     def _reranker(self) -> RemoteReranker | None:
         if self.arm.order != "rerank":
             return None
-        target = self._serving.rerank_target or self._start_worker("rerank", "llm_reranker.server")
-        reranker = RemoteReranker(target)
+        version = self.run.reranker_versions()[-1]
+        facts = json.loads(self.run.path(f"reranker/{version}/double11.json").read_text("utf-8"))
+        target = self._serving.rerank_target or self._start_worker(
+            "rerank", "llm_reranker.server", "--version", version
+        )
+        reranker = RemoteReranker(target, version=version, feature_names=tuple(facts["feature_names"]))
         self._stack.push_async_callback(reranker.close)
         return reranker
 
-    def _start_worker(self, name: str, module: str) -> str:
+    def _start_worker(self, name: str, module: str, *more: str) -> str:
         address = self._supervisor.reserve_port()
-        argv = ["-m", module, "--run", str(self._options.run), "--listen", address]
+        argv = ["-m", module, "--run", str(self._options.run), "--listen", address, *more]
         if self._options.config_path is not None:
             argv += ["--config", str(self._options.config_path)]
         self._supervisor.start(ChildSpec(name=name, argv=argv))
@@ -220,17 +226,6 @@ class Gateway:
         self._servers.append(server)
         self._stack.push_async_callback(server.drain)
         return port
-
-    async def _open_store(self) -> FeatureReader:
-        """Open the store, waiting for the writer to create it."""
-        give_up_s = time.monotonic() + self._serving.start_s_max
-        while True:
-            try:
-                return open_reader(self._options.store)
-            except (NotFound, Unavailable):
-                if time.monotonic() >= give_up_s:
-                    raise
-            await asyncio.sleep(_STORE_POLL_S)
 
 
 def _writer(options: ServeOptions) -> ChildSpec:

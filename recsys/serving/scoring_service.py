@@ -32,7 +32,7 @@ class ScoringService(pb_grpc.ScoringServiceServicer):
         """Load the models. Raises: NotFound, CorruptData, VersionMismatch."""
         torch.set_num_threads(config.threads)
         self._tower, self._index, self._ranker = Tower.load(run), AnnIndex.load(run), Ranker.load(run)
-        self._index.search(np.zeros((1, self._tower.dim), np.float32), 1)  # dimensions that differ fail now, not later
+        self._warm_up()
         self._config = config
         self._compute = ComputeThread(config.queue_items_max)
 
@@ -64,7 +64,7 @@ class ScoringService(pb_grpc.ScoringServiceServicer):
                 expected=f"{n} items x {f} features x 4 bytes",
                 fix="Use the gateway of the same release.",
             )
-        values = np.frombuffer(request.features_f32, "<f4").reshape(n, f)
+        values = np.frombuffer(request.features_f32, "<f4").reshape(n, f).copy()  # torch wants writable memory
         item_key, history = np.array(request.item_keys, np.int64), _history(request)
 
         def score() -> npt.NDArray[np.float32]:
@@ -72,6 +72,13 @@ class ScoringService(pb_grpc.ScoringServiceServicer):
 
         scores = await self._compute.run("Rank", score, self._deadline(context))
         return pb.RankResponse(scores=scores.tolist(), version=self._ranker.version)
+
+    def _warm_up(self) -> None:
+        """One pass through everything before readiness: pays lazy initialisation, and what does not fit fails now."""
+        history: History = np.zeros(1, np.int64), np.ones(1, np.int8), np.zeros(1, np.int64)
+        self._index.search(self._tower.encode_user(*history, 1)[None, :], 1)
+        names = self._ranker.feature_names
+        self._ranker.score(np.full((1, len(names)), np.nan, np.float32), names, np.zeros(1, np.int64), *history, 1)
 
     def close(self) -> None:
         """Finish the call being computed."""

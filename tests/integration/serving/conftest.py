@@ -1,30 +1,15 @@
-"""A small simulated shop and a run trained on it, once per session."""
+"""Fixtures of tests/e2e/serving/world.py (tests have no packages, so it is loaded by path)."""
 
-import pytest
+import importlib.util
+import sys
+from pathlib import Path
 
-from recsys.data import Dataset, simulate
-from recsys.training import Settings, TrainingConfig, train
+_PATH = Path(__file__).parents[2] / "e2e" / "serving" / "world.py"
+if "serving_world" not in sys.modules:
+    _SPEC = importlib.util.spec_from_file_location("serving_world", _PATH)
+    sys.modules["serving_world"] = importlib.util.module_from_spec(_SPEC)
+    _SPEC.loader.exec_module(sys.modules["serving_world"])
+_WORLD = sys.modules["serving_world"]
 
-
-@pytest.fixture(scope="session")
-def shop(tmp_path_factory):
-    """The dataset directory of a tiny simulated world."""
-    out = tmp_path_factory.mktemp("serving") / "shop"
-    simulate("tiny", 7, out)
-    return out
-
-
-@pytest.fixture(scope="session")
-def run(shop):
-    """A run trained quickly: real files and models, small effort."""
-    training = TrainingConfig(
-        windows=2, queries_per_window_max=60, candidates_max=100, tower_epochs=1, tower_examples_max=2_000,
-        ranker_epochs=1, threads=1,
-    )  # fmt: skip
-    return train(shop, shop.parent / "run", seed=1, settings=Settings(training=training))
-
-
-@pytest.fixture(scope="session")
-def dataset(shop):
-    """The opened dataset."""
-    return Dataset.open(shop)
+home, dataset, run, live_home = _WORLD.home, _WORLD.dataset, _WORLD.run, _WORLD.live_home
+shoppers, serve = _WORLD.shoppers, _WORLD.serve
