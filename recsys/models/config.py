@@ -15,7 +15,7 @@ class TowerConfig:
     dim: int = 64
     heads: int = 4
     history_items_max: int = 50
-    temperature: float = 0.07
+    temperature: float = 0.1
 
     def __post_init__(self) -> None:
         in_range("models.tower.dim", self.dim, 2, 4096)

@@ -45,6 +45,28 @@ class Histories:
             as_of_us=np.asarray(as_of_us, np.int64),
         )
 
+    @classmethod
+    def concat(cls, parts: Sequence[Histories]) -> Histories:
+        """All users of all parts, in order."""
+        return cls(
+            item_key=_flat([p.item_key for p in parts]),
+            event_type=_flat([p.event_type for p in parts]),
+            time_us=_flat([p.time_us for p in parts]),
+            lengths=_flat([p.lengths for p in parts]),
+            as_of_us=_flat([p.as_of_us for p in parts]),
+        )
+
+    def take(self, users: npt.NDArray[np.int64]) -> Histories:
+        """The given users in the given order."""
+        rows = range_rows((np.cumsum(self.lengths) - self.lengths)[users], self.lengths[users])
+        return Histories(
+            item_key=self.item_key[rows],
+            event_type=self.event_type[rows],
+            time_us=self.time_us[rows],
+            lengths=self.lengths[users],
+            as_of_us=self.as_of_us[users],
+        )
+
     def last(self, length_max: int) -> Histories:
         """Only each user's newest `length_max` actions."""
         lengths = np.minimum(self.lengths, length_max)

@@ -66,9 +66,8 @@ class RankerNet(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, values_NF: Tensor, ids: KeyedJaggedTensor, query_N: Tensor) -> Tensor:
-        """Logits [N]. ids: features candidate and history as lists; query_N: history list of each candidate."""
-        x_NX = self.scaling(values_NF)
+    def forward(self, x_NX: Tensor, ids: KeyedJaggedTensor, query_N: Tensor) -> Tensor:
+        """Logits [N]. x_NX: what `scaling` gives; ids: from `Ranker.ids`; query_N: each candidate's history."""
         crossed_NX = x_NX
         for cross in self.crosses:
             crossed_NX = cross(x_NX, crossed_NX)
@@ -167,7 +166,7 @@ class Ranker:
         if not num_candidates:
             return np.empty(0, np.float32)
         logit_N = self.net(
-            torch.from_numpy(self._in_order(values, names)),
+            self.net.scaling(torch.from_numpy(self._in_order(values, names))),
             self.ids(item_key, one),
             torch.zeros(num_candidates, dtype=torch.int64),
         )

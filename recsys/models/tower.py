@@ -26,7 +26,7 @@ from recsys.core.ids import key
 from recsys.core.items import ItemTable
 from recsys.models import storage
 from recsys.models.config import TowerConfig
-from recsys.models.embeddings import Vocabulary, sequence_tables
+from recsys.models.embeddings import UNKNOWN_ROW, Vocabulary, sequence_tables
 from recsys.models.history import NUM_AGE_BUCKETS, NUM_EVENT_TYPES, Histories
 from recsys.models.jagged import Jagged, keyed, padded
 
@@ -55,10 +55,18 @@ class ItemRows:
             rows[table], num_rows[table] = vocabulary.rows(codes), vocabulary.num_rows
         return cls(items.item_key, rows), num_rows
 
-    def lookup(self, item_key: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> KeyedJaggedTensor:
-        """The jagged features of lists of items: keys [V], lengths [lists]."""
+    def lookup(
+        self,
+        item_key: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+        unknown: npt.NDArray[np.bool_] | None = None,
+    ) -> KeyedJaggedTensor:
+        """The jagged features of lists of items: keys [V], lengths [lists]; ids are hidden where `unknown` [V] is."""
         place = self.vocabulary.rows(item_key)
-        return keyed({t: Jagged(self._by_place[t][place], lengths.astype(np.int32)) for t in TABLES})
+        rows = {t: self._by_place[t][place] for t in TABLES}
+        if unknown is not None:
+            rows["item"] = np.where(unknown, UNKNOWN_ROW, rows["item"])
+        return keyed({t: Jagged(r, lengths.astype(np.int32)) for t, r in rows.items()})
 
 
 class TowerNet(nn.Module):

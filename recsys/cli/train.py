@@ -1,0 +1,62 @@
+"""`double11 train`, `train-online` and `promote`: make a run, keep it fresh, choose the one that serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from recsys.cli.common import config_option, emit, json_option, parse_time_us
+from recsys.core import RunDirectory
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A new run directory.")
+@click.option("--until", help="ISO time; nothing at or after it is seen (default: after the last event).")
+@click.option("--seed", default=0, show_default=True, type=int)
+@click.option("--window-days", type=float, help="Length of a stacked window (default: a tenth of the data's span).")
+@click.option("--threads", type=int, help="Threads of torch; the same number repeats a run bit by bit.")
+@click.option("--replace", is_flag=True, help="Replace the run that is there.")
+@config_option
+@json_option
+def train(
+    directory: Path,
+    out: Path,
+    until: str | None,
+    seed: int,
+    window_days: float | None,
+    threads: int | None,
+    replace: bool,
+    config_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Train towers, indexes and ranker on the dataset directory DIRECTORY by the stacked rule."""
+    from recsys import training
+    from recsys.core.config import Config
+
+    flags = {"training.window_days": window_days, "training.threads": threads}
+    settings = training.Settings.of(Config.load(config_path, flags))
+    until_us = parse_time_us(until, "--until")
+    run = training.train(directory, out, until_us=until_us, seed=seed, settings=settings, replace=replace)
+    measures = run.manifest["measures"]
+    document = {"run": str(run.root), "run_id": run.run_id, "until": run.until_us, "measures": measures}
+    emit(document, as_json=as_json, text=lambda: _text(run))
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@json_option
+def promote(run: Path, as_json: bool) -> None:
+    """Make RUN the one that `serve` uses when no --run is given."""
+    from recsys.training.promote import promote as promote_run
+
+    link = promote_run(run)
+    emit({"run": str(run), "current": str(link)}, as_json=as_json, text=lambda: f"{link} -> {link.resolve()}")
+
+
+def _text(run: RunDirectory) -> str:
+    judged = run.manifest["measures"]["validation"]
+    lines = [f"run {run.run_id} in {run.root}, {len(run.manifest['files'])} files"]
+    lines += [f"  validation {name} {value:.4f}" for name, value in judged.items()]
+    return "\n".join(lines)

@@ -1,0 +1,160 @@
+"""Train a run by the stacked rule: windows back to back before `until`, a ranker over them, then refit on everything.
+
+1. For each window [w0, w1): a base run from events before w0, a feature store folded to w0, what its cascade finds.
+2. A ranker on all windows but the last, judged and calibrated on the last: the run's measures.
+3. The final base run from all events before `until`, and the ranker trained again on all windows.
+
+Source: design, replay protocol, "Stacked models".
+"""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from feature_store.online.memory import MemoryStore
+from recsys.core import BadInput, RunDirectory, RunWriter
+from recsys.core.items import ItemTable
+from recsys.core.logging import get_logger
+from recsys.core.run_dir import MANIFEST
+from recsys.data import Dataset
+from recsys.evaluation import make_queries, parse_positives
+from recsys.models.ranker import Calibration, Ranker
+from recsys.training.base_run import iso, known_events, manifest_fields, window_run, write_base
+from recsys.training.rank_lists import RankLists, collect
+from recsys.training.ranker_trainer import calibrate, score_lists, train_ranker
+from recsys.training.settings import Settings
+from recsys.training.validation import list_measures
+from recsys.training.windows import Window, stacked
+
+_log = get_logger(__name__)
+
+
+def train(
+    dataset_dir: Path | str,
+    out: Path | str,
+    *,
+    until_us: int | None = None,
+    seed: int = 0,
+    settings: Settings | None = None,
+    replace: bool = False,
+) -> RunDirectory:
+    """Train everything a request needs on events strictly before `until_us` (default: just after the last event).
+
+    Working files are under `OUT.work/`; window runs there that fit are used again.
+    Raises: Conflict when `out` exists; BadInput for a time without events before it, after the data, or with too few
+    days before it for windows; CorruptData for a loss that is not finite.
+    """
+    settings = settings or Settings()
+    dataset, out = Dataset.open(dataset_dir), Path(out)
+    until_us = _checked_until(dataset, until_us)
+    windows = stacked(
+        dataset.first_event_us, until_us, windows=settings.training.windows, days=settings.training.window_days
+    )
+    work = out.with_name(out.name + ".work")
+    run_id = f"{out.name}-{uuid.uuid5(uuid.NAMESPACE_URL, f'{dataset.hash}/{until_us}/{seed}').hex[:8]}"
+    fields = manifest_fields(dataset, until_us, seed, settings, run_id)
+    with RunWriter(out, fields, replace=replace) as run:
+        lists = window_lists(dataset, windows, seed=seed, settings=settings, work=work)
+        write_base(run, dataset, until_us, seed=seed, settings=settings, work=work)
+        items = ItemTable.read(run.path("items.parquet"))
+        judged, calibration = _judge(lists, items, seed=seed, settings=settings, work=work)
+        ranker = _fit(lists, items, seed=seed, settings=settings, work=work)
+        ranker.calibration = calibration
+        ranker.save(run.path("models/ranker.json").parent)
+        run.fields["measures"] = {
+            "validation": judged,
+            "windows": [{"from": iso(w.from_us), "to": iso(w.to_us)} for w in windows],
+        }
+    assert (out / MANIFEST).is_file()
+    return RunDirectory.open(out)
+
+
+def window_lists(
+    dataset: Dataset, windows: list[Window], *, seed: int, settings: Settings, work: Path
+) -> list[RankLists]:
+    """The candidate lists of every window, oldest first; one feature store is folded forward from start to start."""
+    store, folded_us = MemoryStore(), None
+    lists = []
+    for window in windows:
+        run, _ = window_run(dataset, window.from_us, seed=seed, settings=settings, work=work)
+        kept = work / f"lists-{run.run_id}-{window.to_us}.safetensors"
+        if kept.is_file():
+            lists.append(RankLists.load(kept))
+            continue
+        for batch in dataset.event_batches(before_us=window.from_us, from_us=folded_us):
+            store.apply(batch)
+        folded_us = window.from_us
+        queries = window_queries(dataset, window, settings.training.queries_per_window_max, seed)
+        if queries.is_empty():
+            _log.warning("window_without_queries", start=iso(window.from_us), end=iso(window.to_us))
+            continue
+        lists.append(collect(queries, run, store, candidates_max=settings.training.candidates_max, seed=seed))
+        lists[-1].save(kept)
+    return lists
+
+
+def window_queries(dataset: Dataset, window: Window, queries_max: int, seed: int) -> pl.DataFrame:
+    """The users asked about in a window and what they acted on: purchases, or any action in data without purchases."""
+    events = known_events(dataset, window.to_us)
+    bought = bool((events["event_type"] == "purchase").any())
+    return make_queries(
+        events,
+        from_us=window.from_us,
+        to_us=window.to_us,
+        positives=parse_positives("purchase" if bought else "any"),
+        queries_max=queries_max,
+        seed=seed,
+    )
+
+
+def out_of_fold_scores(
+    lists: list[RankLists], items: ItemTable, *, seed: int, settings: Settings, work: Path
+) -> list[npt.NDArray[np.float32]]:
+    """Scores of each window's lists by a ranker that was trained on the other windows.
+
+    The last window, which validates, is scored by a ranker of the windows before it only.
+    """
+    scores = []
+    for i, part in enumerate(lists):
+        rest = lists[:i] if i == len(lists) - 1 else lists[:i] + lists[i + 1 :]
+        scores.append(score_lists(_fit(rest, items, seed=seed, settings=settings, work=work), part))
+    return scores
+
+
+def _judge(
+    lists: list[RankLists], items: ItemTable, *, seed: int, settings: Settings, work: Path
+) -> tuple[dict[str, float], Calibration]:
+    """Measures of a ranker trained without the last window on the last window, and its calibration."""
+    *earlier, last = lists
+    if not earlier:
+        return {}, Calibration()
+    ranker = _fit(earlier, items, seed=seed, settings=settings, work=work)
+    scores = score_lists(ranker, last)
+    measures = list_measures(last, scores)
+    _log.info("ranker_validated", **{k: round(v, 4) for k, v in measures.items()})
+    return measures, calibrate(scores, last.label)
+
+
+def _fit(lists: list[RankLists], items: ItemTable, *, seed: int, settings: Settings, work: Path) -> Ranker:
+    return train_ranker(
+        RankLists.concat(lists), items, config=settings.training, model=settings.ranker, seed=seed, work=work
+    )
+
+
+def _checked_until(dataset: Dataset, until_us: int | None) -> int:
+    after_us = dataset.last_event_us + 1
+    if until_us is None:
+        return after_us
+    if not dataset.first_event_us < until_us <= after_us:
+        raise BadInput(
+            "--until",
+            came=iso(until_us),
+            expected=f"after {iso(dataset.first_event_us)} and at most {iso(after_us)}, just after the last event",
+            fix="Choose a time inside the data, or leave --until out.",
+        )
+    return until_us

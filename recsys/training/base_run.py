@@ -1,0 +1,101 @@
+"""The part of a run that needs no ranker: items, towers, and every index, all from events before one time.
+
+A window of the stacked rule is such a run; the final run is one with the ranker beside it.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from feature_store.views import VIEW_SET
+from recsys.candidates.ann import AnnIndex
+from recsys.candidates.indexes import build_all
+from recsys.core import BadInput, CorruptData, NotFound, RunDirectory, RunWriter, VersionMismatch
+from recsys.core.hardware import commit, versions
+from recsys.core.items import ItemTable
+from recsys.data import Dataset
+from recsys.models.tower import Tower
+from recsys.training.settings import Settings
+from recsys.training.tower_trainer import train_tower
+
+
+def known_events(dataset: Dataset, until_us: int) -> pl.DataFrame:
+    """Events that had happened, and were known, strictly before `until_us`.
+
+    Raises: BadInput when there are none.
+    """
+    events = dataset.events(before_us=until_us)
+    if "known_at" in events.columns:
+        events = events.filter(pl.col("known_at").dt.epoch("us").fill_null(0) < until_us)
+    if events.is_empty():
+        raise BadInput(
+            f"dataset {dataset.root}",
+            came=f"no event before {iso(until_us)}",
+            expected="events to learn from",
+            fix="Pass a later --until.",
+        )
+    return events
+
+
+def manifest_fields(dataset: Dataset, until_us: int, seed: int, settings: Settings, run_id: str) -> dict[str, Any]:
+    """Every manifest key but format_version and files; measures are the caller's."""
+    return {
+        "run_id": run_id,
+        "parent": None,
+        "dataset_hash": dataset.hash,
+        "until": until_us,
+        "seed": seed,
+        "config": settings.as_dict(),
+        "versions": versions(),
+        "commit": commit(),
+        "feature_views": VIEW_SET,
+        "measures": {},
+    }
+
+
+def write_base(run: RunWriter, dataset: Dataset, until_us: int, *, seed: int, settings: Settings, work: Path) -> Tower:
+    """Write items.parquet, models/tower.* and index/* of everything before `until_us` into `run`."""
+    events = known_events(dataset, until_us)
+    items = dataset.item_table(before_us=until_us)
+    items.write(run.path("items.parquet"))
+    for name, table in build_all(events, items, until_us).items():
+        pq.write_table(table, run.path(f"index/{name}.parquet"))
+    tower = train_tower(events, items, config=settings.training, model=settings.tower, seed=seed, work=work)
+    tower.save(run.path("models/tower.json").parent)
+    AnnIndex.build(*tower.item_vectors()).save(run.path("index/ann.json").parent, str(run.fields["run_id"]))
+    return tower
+
+
+def window_run(
+    dataset: Dataset, until_us: int, *, seed: int, settings: Settings, work: Path
+) -> tuple[RunDirectory, ItemTable]:
+    """The base run of one window start; one that is there, whole and made alike is used again."""
+    root = work / f"window-{until_us}"
+    fields = manifest_fields(dataset, until_us, seed, settings, f"window-{until_us}")
+    run = _reusable(root, fields)
+    if run is None:
+        for lists in work.glob(f"lists-{fields['run_id']}-*"):  # made from the run that is replaced
+            lists.unlink()
+        with RunWriter(root, fields, replace=True) as writer:
+            write_base(writer, dataset, until_us, seed=seed, settings=settings, work=work)
+        run = RunDirectory.open(root, verify=False)
+    return run, ItemTable.read(run.path("items.parquet"))
+
+
+def iso(time_us: int) -> str:
+    """Microseconds UTC as ISO 8601."""
+    return datetime.fromtimestamp(time_us / 1e6, UTC).isoformat()
+
+
+def _reusable(root: Path, fields: dict[str, Any]) -> RunDirectory | None:
+    try:
+        run = RunDirectory.open(root)
+    except (NotFound, CorruptData, VersionMismatch):
+        return None
+    # not the commit: a window is working data, and a change that matters to it changes views, settings or versions
+    return run if all(run.manifest[k] == v for k, v in fields.items() if k != "commit") else None

@@ -1,0 +1,54 @@
+"""[training]: settings of `double11 train`. Light: read by the command line without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from recsys.core.config import in_range, section
+
+
+@section("training")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """How a run is trained. The same data, seed, settings and thread count give the same bytes.
+
+    windows: stacked windows for ranker data, the last one is validation until the final refit.
+    window_days: 0 = a tenth of the data's span, between 1 and 30 days.
+    queries_per_window_max, candidates_max: bounds of the ranker's training lists.
+    tower_examples_max: (user, time) pairs per epoch, newest kept.
+    """
+
+    windows: int = 5
+    window_days: float = 0.0
+    queries_per_window_max: int = 2_000
+    candidates_max: int = 300
+    tower_epochs: int = 2
+    tower_examples_max: int = 50_000
+    tower_batch: int = 512
+    tower_learning_rate: float = 0.003
+    tower_table_learning_rate: float = 0.3
+    ranker_epochs: int = 12
+    ranker_batch_queries: int = 32
+    ranker_rows_per_query: int = 64
+    ranker_learning_rate: float = 0.003
+    ranker_weight_decay: float = 0.01
+    ranker_table_learning_rate: float = 0.05
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        in_range("training.windows", self.windows, 2, 100, fix="One window trains and one validates, at least.")
+        in_range("training.window_days", self.window_days, 0, 366)
+        in_range("training.queries_per_window_max", self.queries_per_window_max, 1, 10_000_000)
+        in_range("training.candidates_max", self.candidates_max, 1, 10_000)
+        in_range("training.tower_epochs", self.tower_epochs, 1, 1_000)
+        in_range("training.tower_examples_max", self.tower_examples_max, 1, 1 << 40)
+        in_range("training.tower_batch", self.tower_batch, 2, 1 << 20)
+        in_range("training.tower_learning_rate", self.tower_learning_rate, 1e-7, 10)
+        in_range("training.tower_table_learning_rate", self.tower_table_learning_rate, 1e-7, 10)
+        in_range("training.ranker_table_learning_rate", self.ranker_table_learning_rate, 1e-7, 10)
+        in_range("training.ranker_epochs", self.ranker_epochs, 1, 1_000)
+        in_range("training.ranker_batch_queries", self.ranker_batch_queries, 1, 1 << 20)
+        in_range("training.ranker_rows_per_query", self.ranker_rows_per_query, 2, 10_000)
+        in_range("training.ranker_weight_decay", self.ranker_weight_decay, 0, 10)
+        in_range("training.ranker_learning_rate", self.ranker_learning_rate, 1e-7, 10)
+        in_range("training.threads", self.threads, 1, 1_024)

@@ -1,0 +1,175 @@
+"""Training lists of the ranker: what the cascade finds for the users of one window, and what they then acted on.
+
+The lists come from the same code that answers requests (`recsys.pipeline`), on a run and a feature store that know
+nothing from the window's start on. So a label can never be among its own features.
+
+Shape legend: Q queries, N candidates of all queries, F features.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from feature_store import FeatureReader
+from recsys.core import Candidates, Deadline, Query, RunDirectory, keys
+from recsys.core.clock import ManualClock
+from recsys.core.progress import bar
+from recsys.models.history import Histories
+from recsys.pipeline import Collected, Ports, build
+
+ARM = "retrieval"
+_CONCURRENT = 4
+_NUMBERS = ("values", "label", "item_key", "source", "retrieval_score", "offsets", "num_relevant")
+_ACTIONS = ("item_key", "event_type", "time_us", "lengths", "as_of_us")
+_WORDS = ("names", "source_names", "user_id")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankLists:
+    """Q lists. Rows offsets[q] to offsets[q + 1] are query q's candidates.
+
+    names: of the F features. values: float32 [N, F]; label: bool [N], acted on in the window; num_relevant: int64 [Q],
+    also what was not found; source: int64 [N], place in `source_names` of the first source that gave the row;
+    histories: Q histories as of the query's time.
+    """
+
+    names: tuple[str, ...]
+    source_names: tuple[str, ...]
+    values: npt.NDArray[np.float32]
+    label: npt.NDArray[np.bool_]
+    item_key: npt.NDArray[np.int64]
+    source: npt.NDArray[np.int64]
+    retrieval_score: npt.NDArray[np.float32]
+    offsets: npt.NDArray[np.int64]
+    num_relevant: npt.NDArray[np.int64]
+    user_id: tuple[str, ...]
+    histories: Histories
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def query_of_row(self) -> npt.NDArray[np.int64]:
+        """Query number of each row [N]."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file, whole or not at all."""
+        columns = {n: getattr(self, n) for n in _NUMBERS} | {
+            f"histories.{n}": getattr(self.histories, n) for n in _ACTIONS
+        }
+        words = {n: json.dumps(list(getattr(self, n))) for n in _WORDS}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        save_file({n: np.ascontiguousarray(c) for n, c in columns.items()}, temporary, metadata=words)
+        temporary.rename(path)
+
+    @classmethod
+    def load(cls, path: Path) -> RankLists:
+        """Read what `save` wrote."""
+        with safe_open(path, framework="numpy") as file:
+            words: dict[str, Any] = {n: tuple(json.loads(file.metadata()[n])) for n in _WORDS}
+            numbers: dict[str, Any] = {n: file.get_tensor(n) for n in _NUMBERS}
+            histories = Histories(**{n: file.get_tensor(f"histories.{n}") for n in _ACTIONS})
+        return cls(**words, **numbers, histories=histories)
+
+    @classmethod
+    def concat(cls, parts: Sequence[RankLists]) -> RankLists:
+        """All lists of all parts, in order."""
+        sizes = np.concatenate([np.diff(p.offsets) for p in parts])
+        return cls(
+            names=parts[0].names,
+            source_names=parts[0].source_names,
+            values=np.concatenate([p.values for p in parts]),
+            label=np.concatenate([p.label for p in parts]),
+            item_key=np.concatenate([p.item_key for p in parts]),
+            source=np.concatenate([p.source for p in parts]),
+            retrieval_score=np.concatenate([p.retrieval_score for p in parts]),
+            offsets=np.concatenate([[0], np.cumsum(sizes)]),
+            num_relevant=np.concatenate([p.num_relevant for p in parts]),
+            user_id=tuple(u for p in parts for u in p.user_id),
+            histories=Histories.concat([p.histories for p in parts]),
+        )
+
+
+def collect(
+    queries: pl.DataFrame, run: RunDirectory, features: FeatureReader, *, candidates_max: int, seed: int
+) -> RankLists:
+    """The lists of `queries` (recsys.evaluation.make_queries), from a run and a store made strictly before them.
+
+    Of a list longer than `candidates_max` all relevant rows and a random part of the others stay.
+    """
+    return asyncio.run(_collect(queries, run, features, candidates_max, seed))
+
+
+async def _collect(
+    queries: pl.DataFrame, run: RunDirectory, features: FeatureReader, candidates_max: int, seed: int
+) -> RankLists:
+    clock = ManualClock(int(queries["query_time"].max()) if len(queries) else 0)  # type: ignore[arg-type]
+    cascade = build(ARM, run, Ports(features=features, clock=clock, rng=np.random.default_rng(seed)))
+    gate = asyncio.Semaphore(_CONCURRENT)
+    rng = np.random.default_rng(seed)
+    try:
+        with bar(total=len(queries), what="lists", unit="query") as progress:
+
+            async def one(user_id: str, time_us: int) -> Collected:
+                async with gate:
+                    found = await cascade.collect(Query(user_id=user_id, as_of_us=time_us), Deadline.never())
+                    progress.update()
+                    return found
+
+            asked = queries.select("user_id", "query_time").iter_rows()
+            found = await asyncio.gather(*(one(user_id, time_us) for user_id, time_us in asked))
+    finally:
+        cascade.close()
+    return _lists(queries, found, candidates_max, rng)
+
+
+def _lists(
+    queries: pl.DataFrame, found: Sequence[Collected], candidates_max: int, rng: np.random.Generator
+) -> RankLists:
+    relevant = [keys(ids) for ids in queries["relevant"].to_list()]
+    label = [np.isin(c.candidates.item_key, r) for c, r in zip(found, relevant, strict=True)]
+    rows = [_keep(hit, candidates_max, rng) for hit in label]
+    parts = list(zip(found, rows, strict=True))
+    users = [c.user for c in found]
+    return RankLists(
+        names=found[0].features.names,
+        source_names=found[0].candidates.source_names,
+        values=np.concatenate([c.features.values[r] for c, r in parts]),
+        label=np.concatenate([hit[r] for hit, r in zip(label, rows, strict=True)]),
+        item_key=np.concatenate([c.candidates.item_key[r] for c, r in parts]),
+        source=np.concatenate([_first_source(c.candidates)[r] for c, r in parts]),
+        retrieval_score=np.concatenate([c.candidates.score("retrieval")[r] for c, r in parts]),
+        offsets=np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64),
+        num_relevant=np.array([len(r) for r in relevant], np.int64),
+        user_id=tuple(queries["user_id"].to_list()),
+        histories=Histories.from_lists(
+            [u.recent_item_key for u in users],
+            [u.recent_event_type for u in users],
+            [u.recent_time_us for u in users],
+            [u.as_of_us for u in users],
+        ),
+    )
+
+
+def _keep(label: npt.NDArray[np.bool_], rows_max: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Rows that stay, in their order: the relevant ones first of all, then a random part of the others."""
+    if len(label) <= rows_max:
+        return np.arange(len(label))
+    return np.sort(np.argsort(rng.random(len(label)) - 2.0 * label, kind="stable")[:rows_max])
+
+
+def _first_source(found: Candidates) -> npt.NDArray[np.int64]:
+    lowest: npt.NDArray[np.int64] = np.log2(found.source_bits & (~found.source_bits + 1)).astype(np.int64)
+    return lowest

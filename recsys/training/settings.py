@@ -1,0 +1,32 @@
+"""The sections of double11.toml that decide a run, together. Light."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from recsys.core.config import Config
+from recsys.models.config import RankerConfig, TowerConfig
+from recsys.training.config import TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """[training], [models.tower] and [models.ranker]."""
+
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    tower: TowerConfig = field(default_factory=TowerConfig)
+    ranker: RankerConfig = field(default_factory=RankerConfig)
+
+    @classmethod
+    def of(cls, config: Config) -> Settings:
+        """Resolved from flags, environment and file."""
+        return cls(training=config.get(TrainingConfig), tower=config.get(TowerConfig), ranker=config.get(RankerConfig))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the manifest: section name to its values."""
+        return {
+            "training": asdict(self.training),
+            "models.tower": asdict(self.tower),
+            "models.ranker": asdict(self.ranker),
+        }

@@ -1,0 +1,92 @@
+"""Training examples of the towers: (user, time, item acted on), with the history strictly before that time.
+
+All actions of one user with one timestamp (a basket) share one history that holds none of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from recsys.core.events import EVENT_TYPE_BY_LABEL, EventType
+from recsys.core.ids import keys
+from recsys.models.history import Histories
+from recsys.models.jagged import range_rows
+
+# How much more a purchase says about taste than a view.
+BEHAVIOUR_WEIGHT: dict[EventType, float] = {
+    EventType.VIEW: 1.0,
+    EventType.FAVORITE: 2.0,
+    EventType.CART: 2.0,
+    EventType.PURCHASE: 3.0,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Actions:
+    """V actions (no impressions, no returns) by user, then time. Columns [V].
+
+    history_start: first row of the same user; history_stop: first row of the same user and timestamp.
+    """
+
+    item_key: npt.NDArray[np.int64]
+    event_type: npt.NDArray[np.int64]
+    time_us: npt.NDArray[np.int64]
+    history_start: npt.NDArray[np.int64]
+    history_stop: npt.NDArray[np.int64]
+
+    @classmethod
+    def from_events(cls, events: pl.DataFrame) -> Actions:
+        """From a dataset's events in any order of users; ties in time keep their order."""
+        labels = [t.label for t in BEHAVIOUR_WEIGHT]
+        chosen = events.filter(pl.col("event_type").is_in(labels)).select(
+            "user_id", "item_id", "event_type", pl.col("event_time").dt.epoch("us").alias("time_us")
+        )
+        chosen = chosen.sort("user_id", "time_us", maintain_order=True)
+        time_us = chosen["time_us"].to_numpy()
+        user = chosen["user_id"].rank("dense").to_numpy().astype(np.int64) if len(chosen) else np.empty(0, np.int64)
+        new_user = np.diff(user, prepend=-1) != 0
+        new_time = new_user | (np.diff(time_us, prepend=-1) != 0)
+        row = np.arange(len(chosen))
+        return cls(
+            item_key=_item_keys(chosen["item_id"]),
+            event_type=chosen["event_type"].replace_strict(EVENT_TYPE_BY_LABEL, return_dtype=pl.Int64).to_numpy(),
+            time_us=time_us,
+            history_start=np.maximum.accumulate(np.where(new_user, row, 0)),
+            history_stop=np.maximum.accumulate(np.where(new_time, row, 0)),
+        )
+
+    def __len__(self) -> int:
+        return len(self.item_key)
+
+    def histories(self, rows: npt.NDArray[np.int64], length_max: int) -> Histories:
+        """What each action's user had done strictly before its time, at most `length_max` of it."""
+        start = np.maximum(self.history_start[rows], self.history_stop[rows] - length_max)
+        lengths = self.history_stop[rows] - start
+        flat = range_rows(start, lengths)
+        return Histories(
+            item_key=self.item_key[flat],
+            event_type=self.event_type[flat],
+            time_us=self.time_us[flat],
+            lengths=lengths,
+            as_of_us=self.time_us[rows],
+        )
+
+    def weights(self) -> npt.NDArray[np.float32]:
+        """Behaviour weight of each action [V]."""
+        table = np.zeros(len(EventType), np.float32)
+        for event_type, weight in BEHAVIOUR_WEIGHT.items():
+            table[event_type] = weight
+        return table[self.event_type]
+
+
+def _item_keys(item_id: pl.Series) -> npt.NDArray[np.int64]:
+    distinct = item_id.unique()
+    table = pl.DataFrame({"item_id": distinct, "key": keys(distinct)})
+    found: npt.NDArray[np.int64] = (
+        item_id.to_frame().join(table, on="item_id", how="left", maintain_order="left")["key"].to_numpy()
+    )
+    return found

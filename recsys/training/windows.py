@@ -1,0 +1,45 @@
+"""The stacked windows: which stretches of the past the ranker learns from (design, replay protocol)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from recsys.core import BadInput
+
+DAY_US = 86_400_000_000
+_SPAN_SHARE = 10  # a window is a tenth of the data's span
+_DAYS_MIN, _DAYS_MAX = 1, 30
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Window:
+    """[from_us, to_us): features and sources see events before from_us, labels are actions inside. Microseconds UTC."""
+
+    from_us: int
+    to_us: int
+
+
+def window_length_us(first_event_us: int, until_us: int, days: float = 0.0) -> int:
+    """A tenth of the span, at least 1 and at most 30 days; `days` > 0 says otherwise. Microseconds."""
+    if days > 0:
+        return int(days * DAY_US)
+    return min(max((until_us - first_event_us) // _SPAN_SHARE, _DAYS_MIN * DAY_US), _DAYS_MAX * DAY_US)
+
+
+def stacked(first_event_us: int, until_us: int, *, windows: int, days: float = 0.0) -> list[Window]:
+    """The last `windows` windows that end at `until_us` back to back, oldest first.
+
+    Each leaves at least as much history before it as the window is long, so short data gives fewer windows.
+    Raises: BadInput when not even two windows fit: one to train on, one to validate.
+    """
+    length_us = window_length_us(first_event_us, until_us, days)
+    fitting = (until_us - first_event_us) // length_us - 1
+    if fitting < 2:
+        raise BadInput(
+            "training windows",
+            came=f"{(until_us - first_event_us) / DAY_US:.2f} days of events, windows of {length_us / DAY_US:.2f} days",
+            expected="at least three window lengths of events before --until",
+            fix="Pass a shorter --window-days, a later --until, or more data.",
+        )
+    count = min(windows, fitting)
+    return [Window(until_us - (i + 1) * length_us, until_us - i * length_us) for i in reversed(range(count))]
