@@ -49,8 +49,8 @@ def half_life_us(log: pl.DataFrame, until_us: int, days_max: float) -> float:
     A log of nine days and one of three years need different memories; without labels the span is what tells them apart.
     """
     first_us = log["time_us"].min()
-    span_us = until_us - int(first_us) if isinstance(first_us, int) else 0
-    return float(min(days_max * DAY_US, max(span_us / 8, 1.0)))
+    span_us = until_us - first_us if isinstance(first_us, int) else math.inf
+    return min(days_max * DAY_US, max(span_us / 8, 1.0))
 
 
 def faded(until_us: int, half_life: float) -> pl.Expr:

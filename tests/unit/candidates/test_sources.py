@@ -1,0 +1,160 @@
+"""Each source's own sense: what comes first, and from which events."""
+
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from recsys.candidates import covisit, new_arrivals, popular, trending
+from recsys.candidates.covisit import Covisit, CovisitConfig
+from recsys.candidates.indexes import build_all
+from recsys.candidates.own_history import OwnHistory
+from recsys.candidates.ranked_list import RankedList, read_table
+from recsys.core import BadInput, CorruptData, EventType, key
+
+
+def log(shop, rows):
+    """Events from (user, item, type, days before the end)."""
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "event_type", "days"], orient="row")
+    time = shop.UNTIL_US - (frame["days"] * shop.DAY_US).cast(pl.Int64)
+    return (
+        frame.with_columns(event_time=time.cast(pl.Datetime("us", "UTC")))
+        .with_columns(event_id=pl.int_range(pl.len()).cast(pl.String))
+        .sort("event_time", maintain_order=True)
+    )
+
+
+def order(table):
+    return table.column("item_key").to_pylist()
+
+
+def test_popular_counts_shoppers_not_clicks(shop):
+    one = [("user-1", "item-1", "view", 1 + i / 1000) for i in range(50)]
+    many = [(f"user-{u}", "item-2", "view", 1.0) for u in range(3)]
+    assert order(popular.build(log(shop, one + many), shop.items(), shop.UNTIL_US))[0] == key("item-2")
+
+
+def test_popular_forgets(shop):
+    old = [(f"user-{u}", "item-1", "purchase", 59.0) for u in range(9)]
+    new = [(f"user-{u}", "item-2", "purchase", 0.5) for u in range(3)]
+    assert order(popular.build(log(shop, old + new), shop.items(), shop.UNTIL_US))[0] == key("item-2")
+
+
+def test_trending_prefers_growth_to_steady_sales(shop):
+    steady = [(f"user-{u}", "item-1", "purchase", float(d)) for u in range(4) for d in range(1, 60)]
+    rising = [(f"user-{u}", "item-2", "purchase", 1.0 + d) for u in range(4) for d in range(5)]
+    events = log(shop, steady + rising)
+    assert order(popular.build(events, shop.items(), shop.UNTIL_US))[0] == key("item-1")
+    assert order(trending.build(events, shop.items(), shop.UNTIL_US))[0] == key("item-2")
+
+
+def test_new_arrivals_are_new_and_quick_starters_come_first(shop):
+    events = log(shop, [("user-1", "item-0", "view", 50.0), ("user-1", "item-75", "purchase", 0.1)])
+    found = order(new_arrivals.build(events, shop.items(), shop.UNTIL_US))
+    assert found[0] == key("item-75")
+    assert set(found) == {key(f"item-{i}") for i in range(70, 80)}
+    assert found[1] == key("item-70"), "of the untouched ones the newest"
+
+
+def test_nothing_from_the_future_reaches_an_index(shop):
+    past = shop.events()
+    future = log(shop, [(f"user-{u}", "item-9", "purchase", -1.0) for u in range(40)])
+    both = pl.concat([past, future.select(past.columns)])
+    for name, table in build_all(both, shop.items(), shop.UNTIL_US).items():
+        assert table.equals(build_all(past, shop.items(), shop.UNTIL_US)[name]), name
+
+
+def test_an_empty_log_makes_empty_indexes(shop):
+    for name, table in build_all(shop.events().head(0), shop.items(), shop.UNTIL_US).items():
+        assert table.num_rows == (10 if name == "new_arrivals" else 0)
+
+
+def test_impressions_and_returns_are_no_interest(shop):
+    rows = [("user-1", "item-1", "impression", 1.0), ("user-1", "item-2", "return", 1.0)]
+    assert popular.build(log(shop, rows), shop.items(), shop.UNTIL_US).num_rows == 0
+
+
+def test_covisit_is_symmetric_and_sums_over_users(shop):
+    rows = [(f"user-{u}", f"item-{i}", "purchase", 1.0) for u in range(3) for i in (1, 2)]
+    rows += [("user-9", "item-1", "purchase", 1.0), ("user-9", "item-3", "purchase", 1.0)]
+    table = covisit.build(log(shop, rows), shop.items(), shop.UNTIL_US)
+    link = {(r["item_key"], r["neighbour_key"]): r["score"] for r in table.to_pylist()}
+    one, two, three = key("item-1"), key("item-2"), key("item-3")
+    assert link[one, two] == link[two, one] > link[one, three] == link[three, one] > 0
+    assert (two, three) not in link
+
+
+def test_covisit_keeps_the_nearest_neighbours_only(shop):
+    few = CovisitConfig(neighbours_max=5)
+    table = covisit.build(shop.events(), shop.items(), shop.UNTIL_US, few)
+    assert pl.from_arrow(table)["item_key"].value_counts()["count"].max() == 5
+
+
+async def test_covisit_starts_from_the_cart_of_a_newcomer(shop, store, run):
+    source = Covisit.read(run.path("index/covisit.parquet"))
+    user = await store.user("nobody", shop.UNTIL_US, shop.NEVER)
+    found = await source.retrieve(shop.query("nobody", cart=("item-8",)), user, 10, shop.NEVER)
+    on_screen = await source.retrieve(shop.query("nobody", current_item="item-8"), user, 10, shop.NEVER)
+    assert len(found) == 10
+    np.testing.assert_array_equal(found.item_key, on_screen.item_key)
+    assert (found.score("covisit_max") <= found.score("covisit") + 1e-6).all()
+
+
+async def test_an_empty_covisit_index_finds_nothing(shop, store):
+    user = await store.user("user-1", shop.UNTIL_US, shop.NEVER)
+    assert len(await Covisit(covisit.SCHEMA.empty_table()).retrieve(shop.query(1), user, 10, shop.NEVER)) == 0
+
+
+def test_covisit_settings_are_checked():
+    with pytest.raises(BadInput, match="neighbours_max"):
+        CovisitConfig(neighbours_max=0)
+
+
+async def own(shop, store, pairs):
+    """Own history of a user with the given (item, counts by type, first, last, last purchase, days bought)."""
+    user = await store.user("nobody", shop.UNTIL_US, shop.NEVER)
+    count = np.zeros((len(pairs), 7), np.int32)
+    for row, (_, counts, *_rest) in enumerate(pairs):
+        for kind, n in counts.items():
+            count[row, kind] = n
+    ago = [shop.UNTIL_US - (np.array([p[i] for p in pairs]) * shop.DAY_US).astype(np.int64) for i in (2, 3)]
+    bought = count[:, EventType.PURCHASE] > 0
+    user = replace(
+        user,
+        pair_item_key=np.array([key(p[0]) for p in pairs]),
+        pair_count=count,
+        pair_first_us=ago[0],
+        pair_last_us=ago[0],
+        pair_last_purchase_us=np.where(bought, ago[1], 0),
+        pair_purchase_days=np.array([p[4] for p in pairs], np.int32),
+    )
+    found = await OwnHistory().retrieve(shop.query("nobody"), user, 10, shop.NEVER)
+    return found.item_key.tolist()
+
+
+async def test_what_is_bought_often_comes_first(shop, store):
+    bought = EventType.PURCHASE
+    pairs = [("item-1", {bought: 1}, 1.0, 1.0, 1), ("item-2", {bought: 5}, 9.0, 9.0, 5)]
+    assert await own(shop, store, pairs) == [key("item-2"), key("item-1")]
+
+
+async def test_the_open_cart_comes_before_the_finished_one(shop, store):
+    done = {EventType.CART: 1, EventType.PURCHASE: 1}
+    pairs = [("item-1", done, 1.0, 1.0, 1), ("item-2", {EventType.CART: 1}, 2.0, 0.0, 0)]
+    assert await own(shop, store, pairs) == [key("item-2"), key("item-1")]
+
+
+async def test_equals_are_ordered_by_recency(shop, store):
+    seen = {EventType.VIEW: 1}
+    pairs = [("item-1", seen, 3.0, 0.0, 0), ("item-2", seen, 1.0, 0.0, 0)]
+    assert await own(shop, store, pairs) == [key("item-2"), key("item-1")]
+
+
+def test_a_broken_index_file_is_named(tmp_path, run):
+    path = tmp_path / "popular.parquet"
+    path.write_bytes(b"half a file")
+    with pytest.raises(CorruptData, match=r"popular\.parquet"):
+        RankedList.read("popular", path)
+    with pytest.raises(CorruptData, match="neighbour_key"):
+        read_table(run.path("index/popular.parquet"), covisit.SCHEMA)

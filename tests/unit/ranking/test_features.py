@@ -1,0 +1,126 @@
+"""Ranker inputs: the right number in the right row, NaN where nothing is known."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from feature_store.views import ITEM_FEATURE_NAMES, USER_FEATURE_NAMES
+from recsys.core import EventType, VersionMismatch, key
+from recsys.ranking.catalogue import Catalogue
+from recsys.ranking.features import FEATURE_NAMES, ITEM_VALUES, SOURCES, USER_VALUES, assemble
+from recsys.ranking.hydrate import FeatureHydrator
+from recsys.ranking.score import LocalScorer
+
+
+@pytest.fixture(scope="module")
+def catalogue(shop):
+    return Catalogue(shop.items())
+
+
+async def matrix(shop, store, catalogue, query, found):
+    user = await store.user(query.user_id, query.as_of_us, shop.NEVER)
+    return user, await FeatureHydrator(store, catalogue).hydrate(query, user, found, shop.NEVER)
+
+
+def test_names_are_distinct_and_known_to_the_store():
+    assert len(set(FEATURE_NAMES)) == len(FEATURE_NAMES)
+    assert set(ITEM_VALUES) <= set(ITEM_FEATURE_NAMES)
+    assert set(USER_VALUES) <= set(USER_FEATURE_NAMES)
+
+
+async def test_own_features_are_those_of_the_pair(shop, store, catalogue):
+    user = await store.user("user-1", shop.UNTIL_US, shop.NEVER)
+    found = shop.candidates(user.pair_item_key[::-1])
+    _, made = await matrix(shop, store, catalogue, shop.query(1), found)
+    np.testing.assert_array_equal(made.column("own_purchases"), user.pair_count[::-1, EventType.PURCHASE])
+    np.testing.assert_array_equal(made.column("own_purchase_days"), user.pair_purchase_days[::-1])
+    since = (user.as_of_us - user.pair_last_us[::-1]) / shop.DAY_US
+    np.testing.assert_allclose(made.column("own_days_since_action"), since, rtol=1e-5)
+    never = user.pair_count[::-1, EventType.PURCHASE] == 0
+    assert np.isnan(made.column("own_days_since_purchase")[never]).all()
+    behind = made.column("own_days_behind_last_order")
+    assert np.nanmin(behind) == pytest.approx(0.0, abs=1e-4), "the last order is 0 days behind itself"
+    assert made.column("own_purchases_to_top").max() == 1.0
+
+
+async def test_a_gap_is_the_mean_time_between_purchases(shop, store, catalogue):
+    user = await store.user("user-1", shop.UNTIL_US, shop.NEVER)
+    day = shop.DAY_US
+    user = replace(
+        user,
+        pair_item_key=np.array([key("item-1")]),
+        pair_count=np.array([[0, 0, 0, 0, 0, 3, 0]], np.int32),
+        pair_first_us=np.array([shop.UNTIL_US - 25 * day]),
+        pair_last_us=np.array([shop.UNTIL_US - 5 * day]),
+        pair_last_purchase_us=np.array([shop.UNTIL_US - 5 * day]),
+        pair_purchase_days=np.array([3], np.int32),
+    )
+    items = await store.items(["item-1"], shop.UNTIL_US, shop.NEVER)
+    made = assemble(shop.query(1), user, shop.candidates([key("item-1")]), items, catalogue)
+    assert made.column("own_gap_days")[0] == pytest.approx(10.0)
+    assert made.column("own_gap_ratio")[0] == pytest.approx(0.5)
+
+
+async def test_sources_scores_and_positions(shop, store, catalogue):
+    found = shop.candidates([key("item-1"), key("item-2")], [0.3, 0.9], "popular")
+    _, made = await matrix(shop, store, catalogue, shop.query(1), found)
+    np.testing.assert_allclose(made.column("popular_score"), [0.3, 0.9])
+    np.testing.assert_allclose(made.column("popular_reciprocal_rank"), [0.5, 1.0])
+    assert np.isnan(made.column("covisit_score")).all()
+    assert (made.column("covisit_reciprocal_rank") == 0).all()
+    assert (made.column("num_sources") == 1).all()
+
+
+async def test_category_affinity_and_relations(shop, store, catalogue):
+    found = shop.candidates([key("item-8"), key("item-9")])
+    query = shop.query(0, current_item="item-12", cart=("item-9",))
+    user, made = await matrix(shop, store, catalogue, query, found)
+    recent = catalogue.category(user.recent_item_key)
+    share = (recent == catalogue.category(found.item_key)[0]).mean()
+    assert made.column("category_affinity")[0] == pytest.approx(share, rel=1e-5)
+    assert made.column("same_category_as_current").tolist() == [1.0, 0.0]
+    assert made.column("same_category_as_cart").tolist() == [0.0, 1.0]
+    assert np.isnan(made.column("brand_affinity")).all(), "this shop has no brands"
+
+
+async def test_item_features_come_from_the_store_in_the_candidates_order(shop, store, catalogue):
+    ids = ["item-9", "item-2", shop.SOLD_OUT]
+    found = shop.candidates([key(i) for i in ids])
+    _, made = await matrix(shop, store, catalogue, shop.query(1), found)
+    items = await store.items(ids, shop.UNTIL_US, shop.NEVER)
+    for name in ITEM_VALUES:
+        np.testing.assert_array_equal(made.column(f"item_{name}"), items.column(name))
+    assert made.column("item_stock")[2] == 0
+
+
+async def test_a_stranger_and_an_unknown_item(shop, store, catalogue):
+    found = shop.candidates([key("item-1"), 12345])
+    _, made = await matrix(shop, store, catalogue, shop.query("nobody"), found)
+    assert made.values.shape == (2, len(FEATURE_NAMES))
+    assert (made.column("own_purchases") == 0).all()
+    assert np.isnan(made.column("own_days_since_action")).all()
+    assert np.isnan(made.column("item_age_days")[1])
+
+
+async def test_no_candidates(shop, store, catalogue):
+    _, made = await matrix(shop, store, catalogue, shop.query(1), shop.candidates([]))
+    assert made.values.shape == (0, len(FEATURE_NAMES))
+
+
+async def test_a_matrix_does_not_depend_on_who_else_is_a_candidate(shop, store, catalogue):
+    """But for positions: those are among the candidates."""
+    keys = [key(f"item-{i}") for i in range(20)]
+    _, many = await matrix(shop, store, catalogue, shop.query(2), shop.candidates(keys))
+    _, few = await matrix(shop, store, catalogue, shop.query(2), shop.candidates(keys[:5]))
+    alone = [n for n in FEATURE_NAMES if not n.endswith("_rank") and n.removesuffix("_score") not in SOURCES]
+    for name in alone:
+        np.testing.assert_array_equal(many.column(name)[:5], few.column(name))
+
+
+def test_a_ranker_of_other_features_is_refused():
+    class Foreign:
+        version, feature_names = "7", ("own_purchases", "moon_phase")
+
+    with pytest.raises(VersionMismatch, match=r"moon_phase.*Train again"):
+        LocalScorer(Foreign())
