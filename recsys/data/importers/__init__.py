@@ -58,22 +58,22 @@ def import_dataset(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".unpacked", dir=out.parent) as scratch:
         found = chosen.read(Source(path=source, options=options, scratch=Path(scratch)))
-    info = {
-        "format": format_,
-        "source": source.name,
-        "licence": chosen.licence,
-        "static_catalogue": found.static_catalogue,
-        **found.info,
-    }
-    return write_dataset(
-        out,
-        events=found.events,
-        items=found.items,
-        info=info,
-        catalog=found.catalog,
-        users=found.users,
-        rejected=found.rejected,
-    )
+        info = {
+            "format": format_,
+            "source": source.name,
+            "licence": chosen.licence,
+            "static_catalogue": found.static_catalogue,
+            **found.info,
+        }
+        return write_dataset(
+            out,
+            events=found.events,
+            items=found.items,
+            info=info,
+            catalog=found.catalog,
+            users=found.users,
+            rejected=found.rejected,
+        )
 
 
 __all__ = ["FORMATS", "Imported", "Importer", "Source", "import_dataset", "importer"]

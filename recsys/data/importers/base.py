@@ -6,12 +6,13 @@ that can be read but breaks a rule of the format (no customer, a quantity of zer
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 import json
 import shutil
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,7 +58,7 @@ class Source:
 class Imported:
     """What an importer read: events in time order, items; columns as in recsys.data.schema."""
 
-    events: pl.DataFrame
+    events: pl.DataFrame | Iterable[pl.DataFrame]  # several are read before the scratch folder is removed
     items: pl.DataFrame
     rejected: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=dict(schema.REJECTED_COLUMNS)))
     users: pl.DataFrame | None = None
@@ -106,37 +107,61 @@ def unpacked(path: Path, scratch: Path) -> Path:
     return plain
 
 
-def read_csv(
-    path: Path, scratch: Path, *, required: Sequence[str], optional: Sequence[str] = (), header: bool = True
-) -> pl.DataFrame:
-    """The named columns as strings and `line`; a file without header must have exactly the required columns.
+def csv_batches(
+    path: Path, scratch: Path, *, required: Sequence[str], header: bool = True, rows_max: int = 1 << 21
+) -> Iterator[pl.DataFrame]:
+    """The required columns as strings and `line`, rows_max rows at a time, in order.
 
-    Raises: BadInput for missing columns, ragged rows, bytes that are not UTF-8, an empty or cut-off file.
+    A file without header must have exactly the required columns, in that order.
+    Raises: BadInput for missing columns, too long rows, bytes that are not UTF-8, an empty or cut-off file.
     """
     plain = unpacked(path, scratch)
     try:
-        frame = pl.read_csv(
+        scan = pl.scan_csv(
             plain,
             has_header=header,
             infer_schema=False,
             row_index_name=LINE,
             row_index_offset=2 if header else 1,
         )
+        names = [c for c in scan.collect_schema().names() if c != LINE]
+        scan = scan.select(pl.col(LINE).cast(pl.Int64), *_by_name(names, path, required, header))
+        num_rows = 0
+        for batch in scan.collect_batches(chunk_size=rows_max, maintain_order=True):
+            num_rows += len(batch)
+            yield batch
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise BadInput(str(path), came=str(error).split("\n")[0], expected="CSV in UTF-8", fix=_FIX) from error
-    names = [c for c in frame.columns if c != LINE]
+        line = _overlong_line(plain)
+        where, came = (f"{path}, line {line}", "too many values") if line else (str(path), str(error).split("\n")[0])
+        raise BadInput(where, came=came, expected="CSV in UTF-8", fix=_FIX) from error
+    if not num_rows:
+        raise BadInput(str(path), came="a header and no rows", expected="rows", fix="Download it again.")
+
+
+def read_csv(path: Path, scratch: Path, *, required: Sequence[str]) -> pl.DataFrame:
+    """All of `csv_batches` of a file with a header in one frame."""
+    return pl.concat(csv_batches(path, scratch, required=required))
+
+
+def _by_name(names: list[str], path: Path, required: Sequence[str], header: bool) -> list[pl.Expr]:
+    """The required columns of a file that has the columns `names`."""
     if not header:
         if len(names) != len(required):
             expected = f"{len(required)}: {', '.join(required)}"
             raise BadInput(f"{path}, line 1", came=f"{len(names)} columns", expected=expected, fix=_FIX)
-        frame = frame.rename(dict(zip(names, required, strict=True)))
-        names = list(required)
+        return [pl.col(name).alias(column) for name, column in zip(names, required, strict=True)]
     if missing := [c for c in required if c not in names]:
         came = f"columns {', '.join(names)}; no {', '.join(missing)}"
         raise BadInput(f"{path}, line 1", came=came, expected=f"columns {', '.join(required)}", fix=_FIX)
-    if frame.is_empty():
-        raise BadInput(str(path), came="a header and no rows", expected="rows", fix="Download it again.")
-    return frame.select(pl.col(LINE).cast(pl.Int64), *required, *(c for c in optional if c in names))
+    return [pl.col(c) for c in required]
+
+
+def _overlong_line(plain: Path) -> int:
+    """Number of the first line with more values than the first, 0 when there is none."""
+    with plain.open(encoding="utf-8", errors="replace", newline="") as file:
+        rows = csv.reader(file)
+        width = len(next(rows, []))
+        return next((rows.line_num for row in rows if len(row) > width), 0)
 
 
 def read_json_lines(path: Path, scratch: Path, *, columns: Sequence[str]) -> pl.DataFrame:

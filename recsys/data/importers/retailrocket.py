@@ -48,8 +48,8 @@ def _read(source: base.Source) -> base.Imported:
 
 def _properties(path: Path, scratch: Path) -> pl.DataFrame:
     """Rows of the two properties that have a meaning for us (the others are hashed): categoryid and available."""
-    rows = base.read_csv(path, scratch, required=PROPERTY_COLUMNS)
-    rows = rows.filter(pl.col("property").is_in(["categoryid", "available"]))
+    ours = pl.col("property").is_in(["categoryid", "available"])
+    rows = pl.concat(batch.filter(ours) for batch in base.csv_batches(path, scratch, required=PROPERTY_COLUMNS))
     base.require(rows, path, PROPERTY_COLUMNS)
     rows = base.parse(rows, path, {"timestamp": base.epoch("timestamp", "ms")})
     return rows.select(base.event_ids(base.fingerprint(path)), *PROPERTY_COLUMNS)

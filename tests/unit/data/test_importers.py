@@ -1,0 +1,146 @@
+"""What single importers promise beyond the contract that all share."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from recsys.core.errors import BadInput
+from recsys.data import Dataset, import_dataset
+from recsys.data.importers import base
+
+
+def us(*when: int) -> datetime:
+    return datetime(*when, tzinfo=UTC)  # type: ignore[misc,arg-type]
+
+
+def test_taobao_is_sorted_outside_memory_and_ties_keep_the_order_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    seconds = 1_511_539_200 + rng.integers(0, 30_000, 500) // 60 * 60
+    lines = [f"{n},{n % 40},{n % 7},pv,{s}" for n, s in enumerate(seconds)]
+    (tmp_path / "UserBehavior.csv").write_text("\n".join(lines) + "\n")
+    whole = import_dataset("taobao", tmp_path, tmp_path / "whole")
+    monkeypatch.setattr(base, "csv_batches", partial(base.csv_batches, rows_max=64))
+    parts = import_dataset("taobao", tmp_path, tmp_path / "parts")
+    assert whole.hash == parts.hash
+    users = Dataset.open(tmp_path / "parts").events()["user_id"].cast(pl.Int64).to_numpy()
+    assert users.tolist() == np.argsort(seconds, kind="stable").tolist()
+
+
+def test_taobao_outside_the_log_only(tmp_path: Path) -> None:
+    (tmp_path / "UserBehavior.csv").write_text("1,2,3,pv,0\n")
+    with pytest.raises(BadInput, match="no event"):
+        import_dataset("taobao", tmp_path, tmp_path / "out")
+
+
+def test_online_retail_amounts_ids_and_text(tmp_path: Path) -> None:
+    (tmp_path / "o.csv").write_text(
+        "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
+        "1,A, FIRST NAME ,6,2010-12-01 08:26:00,2.555,17850.0,France\n"
+        "2,A,SECOND NAME,1,2010-12-01 08:25:00,3,17850,Spain\n"
+    )
+    import_dataset("online-retail", tmp_path, tmp_path / "out")
+    dataset = Dataset.open(tmp_path / "out")
+    events = dataset.events()
+    assert events["user_id"].to_list() == ["17850", "17850"]
+    assert events["session_id"].to_list() == ["2", "1"]
+    assert events["price"].to_list() == [300, 256]
+    assert dataset.items().row(0, named=True) | {"available_from": None} == {
+        "item_id": "A", "available_from": None, "title": "SECOND NAME", "category": None, "brand": None, "price": 300,
+        "attributes": None,
+    }  # fmt: skip
+    users = dataset.users()
+    assert users is not None
+    assert users.rows() == [("17850", '{"country":"Spain"}')]
+
+
+def test_retailrocket_takes_availability_from_properties(tmp_path: Path) -> None:
+    (tmp_path / "events.csv").write_text(
+        "timestamp,visitorid,event,itemid,transactionid\n1430622004384,1,view,10,\n1433221332117,1,transaction,20,7\n"
+    )
+    (tmp_path / "item_properties_part1.csv").write_text(
+        "timestamp,itemid,property,value\n1431226800000,10,available,1\n1431831600000,10,available,1\n"
+        "1432436400000,10,available,0\n1431226800000,20,categoryid,5\n1432436400000,20,categoryid,6\n"
+    )
+    import_dataset("retailrocket", tmp_path, tmp_path / "out")
+    dataset = Dataset.open(tmp_path / "out")
+    items = {row["item_id"]: row for row in dataset.items().to_dicts()}
+    assert items["10"]["available_from"] == us(2015, 5, 3, 3, 0, 4, 384_000)  # its first event, a week before
+    assert items["20"]["available_from"] == us(2015, 5, 10, 3)
+    assert items["20"]["category"] == "5"
+    catalog = dataset.catalog()
+    assert catalog is not None
+    assert catalog["kind"].to_list() == ["list", "delist"]  # the repeated snapshot says nothing new
+    assert dataset.events()["session_id"].to_list() == [None, "7"]
+
+
+def test_amazon_metadata(tmp_path: Path) -> None:
+    (tmp_path / "r_5.json").write_text('{"reviewerID": "u", "asin": "b", "unixReviewTime": 1405209600}\n')
+    (tmp_path / "meta_r.json").write_text(
+        '{"asin": "b", "title": " Pad ", "brand": "", "category": ["Games", "PC"], "price": "$1,012.99 - $2,000"}\n'
+    )
+    import_dataset("amazon-reviews", tmp_path, tmp_path / "out")
+    item = Dataset.open(tmp_path / "out").items().row(0, named=True)
+    assert (item["title"], item["brand"], item["category"], item["price"]) == ("Pad", None, "Games > PC", 101_299)
+
+
+def test_movielens_ratings_below_the_option_are_views(tmp_path: Path) -> None:
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,1,4.0,964982703\n1,3,3.5,964981247\n")
+    import_dataset("movielens", tmp_path / "ratings.csv", tmp_path / "all")
+    import_dataset("movielens", tmp_path, tmp_path / "four", options={"rating_min": "4"})
+    assert Dataset.open(tmp_path / "all").events()["event_type"].to_list() == ["purchase", "purchase"]
+    assert Dataset.open(tmp_path / "four").events()["event_type"].to_list() == ["view", "purchase"]
+
+
+def test_open_bandit_clicks_follow_their_impression(tmp_path: Path) -> None:
+    (tmp_path / "all.csv").write_text(
+        ",timestamp,item_id,position,click,propensity_score,user_feature_0,user_feature_1,user_feature_2,user_feature_3\n"
+        "0,2019-11-24 00:00:34.762830+00:00,14,3,1,0.0125,81ce123cbb5b,03a5,c2e4,f975\n"
+    )
+    import_dataset("open-bandit", tmp_path, tmp_path / "out")
+    dataset = Dataset.open(tmp_path / "out")
+    shown, clicked = dataset.events().to_dicts()
+    assert (shown["event_type"], clicked["event_type"]) == ("impression", "view")
+    assert shown["request_id"] == clicked["request_id"]
+    assert (clicked["position"], round(clicked["propensity"], 4)) == (3, 0.0125)
+    assert shown["user_id"] == "81ce123c-03a5-c2e4-f975"
+    assert dataset.static_catalogue
+
+
+def test_canonical_prices_times_and_missing_items(tmp_path: Path) -> None:
+    pl.DataFrame(
+        {
+            "event_id": ["a", "b"],
+            "user_id": ["u", "u"],
+            "item_id": ["x", "y"],
+            "event_type": pl.Series(["view", "purchase"], dtype=pl.Categorical),
+            "event_time": pl.Series([us(2024, 1, 1), us(2024, 1, 2)]).cast(pl.Datetime("ns", "Asia/Shanghai")),
+            "price": [19.999, None],
+        }
+    ).write_parquet(tmp_path / "events.parquet")
+    pl.DataFrame({"item_id": ["x", "x"], "price": [5, 6]}).write_parquet(tmp_path / "items.parquet")
+    report = import_dataset("canonical", tmp_path, tmp_path / "out")
+    assert report.rejected == {"repeated_item": 1}
+    dataset = Dataset.open(tmp_path / "out")
+    assert dataset.info["items_added_from_events"] == 1
+    assert dataset.info["availability_from_events"] == 2
+    assert dataset.events()["price"].to_list() == [2_000, None]  # a float column is major units
+    assert dataset.items()["price"].to_list() == [5, None]  # an integer column is minor units
+    assert dataset.items()["available_from"].to_list() == [us(2024, 1, 1), us(2024, 1, 2)]
+
+
+@pytest.mark.parametrize("rows_max", [1, 2, 100])
+def test_csv_batches_number_the_lines_of_the_file(tmp_path: Path, rows_max: int) -> None:
+    (tmp_path / "a.csv").write_text("x,y\n" + "".join(f"{n},z\n" for n in range(7)))
+    batches = list(base.csv_batches(tmp_path / "a.csv", tmp_path, required=("x",), rows_max=rows_max))
+    whole = pl.concat(batches)
+    assert whole["line"].to_list() == list(range(2, 9))
+    assert whole["x"].to_list() == [str(n) for n in range(7)]
+    assert whole.columns == ["line", "x"]
