@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python; do "$$p" -c 'import sys; s
 # Threads of one process in make test; the suite starts several.
 export OMP_NUM_THREADS ?= $(shell nproc)
 PYTEST_ARGS ?=
-BENCH ?= retrieval rerank features ingest train serve
+BENCH ?= retrieval rerank features ingest train
 
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin

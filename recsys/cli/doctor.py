@@ -24,6 +24,7 @@ import click
 
 from recsys.cli.common import emit, json_option
 from recsys.core import hardware
+from recsys.core.urls import default_url, embedded_path
 
 _ROOT = Path(__file__).resolve().parents[2]
 _SETUP = "make setup (TORCH_INDEX=URL names an index of torch's CPU build)"
@@ -158,13 +159,8 @@ def _probe(name: str) -> Check:
     )
 
 
-def home() -> Path:
-    """Where the embedded log and store live: $DOUBLE11_HOME, else ./.double11."""
-    return Path(os.environ.get("DOUBLE11_HOME") or ".double11").absolute()
-
-
 def _storage() -> Iterator[Check]:
-    where = home()
+    where = embedded_path(default_url(), "DOUBLE11_HOME").absolute()
     existing = next(p for p in (where, *where.parents) if p.exists())
     fix = "Set DOUBLE11_HOME to a folder of yours on a local disk."
     free_gib = shutil.disk_usage(existing).free / 2**30
