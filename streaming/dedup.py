@@ -51,8 +51,8 @@ def classify(
         floor_us[full], floor_key[full] = seen.words[seen.offsets[full]].T
         before = (time_us == floor_us[user]) & (event_key < floor_key[user])
         late |= (time_us < floor_us[user]) | before
-    outcome[late] = Outcome.LATE
     outcome[_repeated(user, event_key, seen)] = Outcome.DUPLICATE
+    outcome[late] = Outcome.LATE  # also what is still kept: by the rules it was dropped before this unit came
     new = outcome == Outcome.APPLIED
     seen = merge(seen, NewRows.of(user[new], time_us[new], event_key[new]))
     latest = np.maximum.reduceat(np.append(seen["time_us"], -1), np.minimum(seen.offsets[:-1], len(seen.words)))

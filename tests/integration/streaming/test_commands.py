@@ -1,0 +1,137 @@
+"""produce, ingest, dead-letter, forget, features: the commands as typed, and what they answer to bad input."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from recsys.cli.main import run
+from recsys.data import Dataset, simulate
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "tiny"
+    simulate("tiny", 3, out)
+    return out
+
+
+@pytest.fixture
+def url(tmp_path, monkeypatch) -> str:
+    monkeypatch.setenv("DOUBLE11_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DOUBLE11__FEATURE_STORE__CLOCK", "data")
+    return f"embedded:{tmp_path / 'home'}"
+
+
+@pytest.fixture
+def double11(capfd):
+    """Run a command line with --json; gives its exit code and its document."""
+
+    def call(*args: object) -> tuple[int, dict]:
+        code = run([*map(str, args), "--json"])
+        return code, json.loads(capfd.readouterr().out.splitlines()[-1])
+
+    return call
+
+
+def test_a_dataset_goes_through_log_store_and_archive_and_comes_back(double11, dataset, url, tmp_path):
+    events = Dataset.open(dataset).events()
+    assert double11("streaming", "init")[0] == 0
+    _, produced = double11("produce", dataset, "--sink", url)
+    assert produced["events"] >= len(events)
+    archive = tmp_path / "archive"
+    code, report = double11("ingest", "--source", url, "--store", url, "--archive", archive, "--until-caught-up")
+    assert code == 0
+    assert report["events"] == {"applied": produced["events"]}
+    user, item = events["user_id"][-1], events["item_id"][-1]
+    ask = ("features", "get", "--user", user, "--item", item, "--item", "unknown")
+    code, streamed = double11(*ask)
+    assert code == 0
+    assert [(e["kind"], e["id"]) for e in streamed["entities"]] == [("user", user), ("item", item), ("item", "unknown")]
+    views, cells = streamed["entities"][0]["features"], streamed["entities"][2]["features"].values()
+    assert set(views["view_count_all"]) == {"status", "value", "event_time", "age_s"}
+    assert views["view_count_all"]["value"] == events.filter(user_id=user, event_type="view").height
+    assert {f["status"] for f in cells} == {"NOT_FOUND"}
+    # The archive is a dataset: it has the same events, and folds to the same features.
+    back = Dataset.open(archive)
+    assert set(back.events()["event_id"]) == set(events["event_id"])
+    assert set(back.items()["item_id"]) >= set(events["item_id"])
+    assert double11("features", "materialize", archive)[0] == 0
+    assert double11(*ask)[1]["entities"] == streamed["entities"]
+
+
+def test_features_are_read_as_of_a_time(double11, dataset, url):
+    double11("features", "materialize", dataset)
+    user = Dataset.open(dataset).events()["user_id"][0]
+    _, early = double11("features", "get", "--user", user, "--as-of", "2025-10-20")
+    assert early["as_of"].startswith("2025-10-20T00:00:00")
+    assert all(t < "2025-10-20" for t in early["entities"][0]["features"]["recent_time"]["value"] or [])
+
+
+def test_until_keeps_later_events_out(double11, dataset, url):
+    double11("streaming", "init")
+    _, some = double11("produce", dataset, "--sink", url, "--until", "2025-11-01")
+    events = Dataset.open(dataset).events()
+    assert some["events"] >= events.filter(pl.col("event_time") < pl.datetime(2025, 11, 1, time_zone="UTC")).height
+    assert some["events"] < len(events)
+
+
+def test_a_dataset_of_the_future_names_shift_to(double11, dataset, url):
+    double11("streaming", "init")
+    code, answer = double11("produce", dataset, "--sink", url, "--shift-to", "2090-01-01")
+    assert code == 2
+    assert "--shift-to" in answer["error"]["fix"]
+    code, answer = double11("produce", dataset, "--sink", url, "--shift-to", "2024-01-01")
+    assert code == 0
+
+
+def test_a_log_that_does_not_exist_names_init(double11, dataset, url):
+    code, answer = double11("produce", dataset, "--sink", url)
+    assert code == 2
+    assert "streaming init" in answer["error"]["fix"]
+
+
+def test_forget_reaches_the_store(double11, dataset, url):
+    double11("streaming", "init")
+    double11("produce", dataset, "--sink", url)
+    user = Dataset.open(dataset).events()["user_id"][0]
+    assert double11("forget", user)[1]["user"] == user
+    double11("ingest", "--source", url, "--store", url, "--until-caught-up")
+    _, found = double11("features", "get", "--user", user)
+    assert {f["status"] for f in found["entities"][0]["features"].values()} == {"NOT_FOUND"}
+
+
+def test_dead_letters_are_listed_and_requeued(double11, url):
+    from streaming.log import open_log
+
+    double11("streaming", "init")
+    with open_log(url) as log:
+        producer = log.producer()
+        producer.send("events", b"u", b"\xff")
+        producer.close()
+    double11("ingest", "--source", url, "--store", url, "--until-caught-up")
+    (letter,) = double11("dead-letter", "list")[1]["dead_letters"]
+    assert (letter["cause"], letter["topic"], letter["bytes"]) == ("undecodable", "events", 1)
+    assert double11("dead-letter", "requeue")[1] == {"requeued": 1, "left_truncated": 0}
+    assert run(["dead-letter", "list"]) == 0
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("features", "get"),
+        ("features", "get", "--user", "u", "--as-of", "yesterday"),
+        ("features", "get", "--user", "u", "--store", "nonsense:x"),
+        ("features", "materialize", "nowhere"),
+        ("produce", "nowhere", "--sink", "embedded:x"),
+        ("ingest", "--source", "kafka://localhost", "--store", "embedded:x"),
+        ("ingest", "--source", "embedded:x"),
+    ],
+)
+def test_bad_input_exits_2_with_what_to_do(double11, url, args, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, answer = double11(*args)
+    assert code == 2
+    assert answer["error"]["message"]
+    assert answer["error"]["fix"]
