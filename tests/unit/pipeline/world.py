@@ -1,7 +1,7 @@
 """A small shop for the tests of sources, ranking and pipeline: seeded shoppers, real indexes, a real feature store.
 
-80 items in 4 categories; shoppers 0 to 39 have a favourite category and buy some things again. Item 3 is sold out, item 4
-delisted, items 70 to 79 arrived in the last days. Nothing happens at or after UNTIL_US.
+80 items in 4 categories; shoppers 0 to 39 have a favourite category and buy some things again. Item 3 is sold out,
+item 4 delisted, items 70 to 79 arrived in the last days. Nothing happens at or after UNTIL_US.
 """
 
 from __future__ import annotations

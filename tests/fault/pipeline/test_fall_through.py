@@ -1,0 +1,237 @@
+"""Every stage can fail; a slate still comes, one tier lower, and says why."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from llm_reranker import RerankResult
+from recsys.core import (
+    Deadline,
+    DeadlineExceeded,
+    Overloaded,
+    Tier,
+    Unavailable,
+    VersionMismatch,
+)
+from recsys.core.metrics import FALLBACKS
+from recsys.pipeline import Budget, PipelineConfig, build
+
+DOWN = Unavailable("the port", came="nothing", expected="an answer", fix="Start it.")
+
+
+class Port:
+    """A store, source, scorer or reranker that answers, or does what it is told instead.
+
+    fault: an error to raise, "hang", or None.
+    """
+
+    name, version, view_set = "ann", "1", ""
+    feature_names = ("rank_score", "rank_position")
+
+    def __init__(self, fault=None, result=None):
+        self.fault, self.result, self.calls = fault, result, 0
+
+    async def answer(self):
+        self.calls += 1
+        if self.fault == "hang":
+            await asyncio.Event().wait()
+        if self.fault is not None:
+            raise self.fault
+        return self.result
+
+
+class Store(Port):
+    def __init__(self, store, user=None, items=None):
+        super().__init__()
+        self.store, self.view_set, self.faults = store, store.view_set, {"user": user, "items": items}
+
+    def max_event_time_us(self):
+        return self.store.max_event_time_us()
+
+    async def user(self, *args):
+        self.fault = self.faults["user"]
+        await self.answer()
+        return await self.store.user(*args)
+
+    async def items(self, *args):
+        self.fault = self.faults["items"]
+        await self.answer()
+        return await self.store.items(*args)
+
+
+class Source(Port):
+    async def retrieve(self, query, user, limit, deadline):
+        return await self.answer()
+
+
+class Scorer(Port):
+    async def score(self, query, user, found, features, deadline):
+        given = await self.answer()
+        return (found.item_key >> 40).astype(np.float32) if given is None else np.full(len(found), given, np.float32)
+
+
+class Reranker(Port):
+    async def rerank(self, request, deadline):
+        given = await self.answer()
+        scores = -request.features[:, 0] if given is None else np.full(len(request.item_ids), given, np.float32)
+        return RerankResult(scores=scores, depth=len(scores), version="1")
+
+
+@pytest.fixture
+def make(shop, store, run):
+    """A cascade of arm full, with the given ports in place of the healthy ones."""
+
+    def made(arm="full", features=None, **replaced):
+        ann = Source(result=shop.candidates([], name="ann"))
+        healthy = {"ann": ann, "scorer": Scorer(), "reranker": Reranker()}
+        ports = shop.ports(features or store, **{**healthy, **replaced})
+        return build(arm, run, ports, budget=Budget(reserve_ms=100.0))
+
+    return made
+
+
+FAULTS = [(DOWN, "unavailable"), ("hang", "timeout")]
+
+
+def within(ms=1_000):
+    return Deadline.after_ms(ms)
+
+
+def whole(slate, shop):
+    """A slate that a shopper can be shown."""
+    shown = [i.item_id for i in slate.items]
+    return len(shown) == len(set(shown)) == 10 and not {shop.SOLD_OUT, shop.DELISTED} & set(shown)
+
+
+async def test_a_healthy_cascade_is_full(shop, make):
+    slate = await make().recommend(shop.query(), within(5_000))
+    assert (slate.tier, slate.fallbacks) == (Tier.FULL, ())
+    assert whole(slate, shop)
+    assert {"rank", "rerank", "retrieval"} <= set(slate.items[0].stage_scores)
+    assert slate.versions == {"run": "shop", "views": make().features.view_set, "ranker": "1", "reranker": "1"}
+    assert [t.stage for t in slate.timings][-4:] == ["hydrate", "rank", "rerank", "select"]
+
+
+@pytest.mark.parametrize(("fault", "reason"), FAULTS)
+async def test_reranker(shop, make, fault, reason):
+    slate = await make(reranker=Reranker(fault)).recommend(shop.query(), within())
+    ranked = await make("rank").recommend(shop.query(), within(5_000))
+    assert (slate.tier, slate.fallbacks) == (Tier.RANK, (f"rerank:{reason}",))
+    assert [i.item_id for i in slate.items] == [i.item_id for i in ranked.items]
+
+
+@pytest.mark.parametrize(("fault", "reason"), FAULTS)
+async def test_scorer(shop, make, fault, reason):
+    slate = await make(scorer=Scorer(fault)).recommend(shop.query(), within())
+    assert (slate.tier, slate.fallbacks) == (Tier.RETRIEVAL, (f"rank:{reason}",))
+    assert whole(slate, shop)
+
+
+@pytest.mark.parametrize(("value", "reason"), [(np.nan, "non-finite"), (np.inf, "non-finite"), (0.5, "constant")])
+@pytest.mark.parametrize("stage", ["rank", "rerank"])
+async def test_scores_that_say_nothing(shop, make, stage, value, reason):
+    broken = {"scorer": Scorer(result=value)} if stage == "rank" else {"reranker": Reranker(result=value)}
+    slate = await make(**broken).recommend(shop.query(), within(5_000))
+    assert slate.fallbacks == (f"{stage}:{reason}",)
+    assert slate.tier == (Tier.RETRIEVAL if stage == "rank" else Tier.RANK)
+    assert whole(slate, shop)
+
+
+@pytest.mark.parametrize(("fault", "reason"), FAULTS)
+async def test_item_features(shop, make, store, fault, reason):
+    """Without them nothing is ranked. What is sold out is not known then."""
+    slate = await make(features=Store(store, items=fault)).recommend(shop.query(), within())
+    assert (slate.tier, slate.fallbacks) == (Tier.RETRIEVAL, (f"hydrate:{reason}",))
+    assert len(slate.items) == 10
+
+
+@pytest.mark.parametrize(("fault", "reason"), FAULTS)
+async def test_one_source_of_many(shop, make, fault, reason):
+    slate = await make(ann=Source(fault)).recommend(shop.query(), within())
+    assert (slate.tier, slate.fallbacks) == (Tier.FULL, (f"ann:{reason}",))
+    assert whole(slate, shop)
+
+
+@pytest.mark.parametrize(("fault", "reason"), FAULTS)
+async def test_user_features_then_the_last_slate_then_popular(shop, make, store, fault, reason):
+    broken = Store(store)
+    cascade = make(features=broken)
+    good = await cascade.recommend(shop.query(), within(5_000))
+    broken.faults["user"] = fault
+    seen = good.items[0].item_id
+    slate = await cascade.recommend(shop.query(exclude=frozenset({seen})), within())
+    assert (slate.tier, slate.fallbacks) == (Tier.CACHED, (f"user:{reason}",))
+    assert [i.item_id for i in slate.items] == [i.item_id for i in good.items[1:]]
+    for query in (shop.query("never-seen"), shop.query(new_only=True)):
+        slate = await cascade.recommend(query, within())
+        assert (slate.tier, slate.fallbacks) == (Tier.POPULAR, (f"user:{reason}",))
+        assert len(slate.items) == 10
+
+
+async def test_without_a_cache_popular_answers(shop, store, run):
+    broken = Store(store, user=DOWN)
+    cascade = build("retrieval", run, shop.ports(broken), config=PipelineConfig(cached_users_max=0))
+    broken.faults["user"] = None
+    await cascade.recommend(shop.query(), within(5_000))
+    broken.faults["user"] = DOWN
+    assert (await cascade.recommend(shop.query(), within())).tier == Tier.POPULAR
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        DeadlineExceeded("x", came="x", expected="x", fix="x"),
+        Overloaded("x", came="x", expected="x", fix="x"),
+        VersionMismatch("x", came="x", expected="x", fix="x"),
+    ],
+)
+async def test_every_error_of_the_tree_falls_through_and_is_counted(shop, make, error):
+    reason = "timeout" if isinstance(error, DeadlineExceeded) else error.code.lower().replace("_", "-")
+    metric = FALLBACKS.labels("rank", reason)
+    before = metric._value.get()
+    slate = await make(scorer=Scorer(error)).recommend(shop.query(), within(5_000))
+    assert slate.fallbacks == (f"rank:{reason}",)
+    assert metric._value.get() == before + 1
+
+
+async def test_everything_at_once(shop, make, store):
+    cascade = make(features=Store(store, items=DOWN), ann=Source(DOWN), scorer=Scorer(DOWN), reranker=Reranker(DOWN))
+    slate = await cascade.recommend(shop.query(), within(5_000))
+    assert (slate.tier, slate.fallbacks) == (Tier.RETRIEVAL, ("ann:unavailable", "hydrate:unavailable"))
+    assert len(slate.items) == 10
+
+
+async def test_an_answer_comes_within_the_deadline_though_every_port_hangs(shop, make, store):
+    loop = asyncio.get_running_loop()
+    for ports in ({"ann": Source("hang")}, {"scorer": Scorer("hang")}, {"reranker": Reranker("hang")}):
+        cascade, start = make(**ports), loop.time()
+        slate = await cascade.recommend(shop.query(), within(600))
+        assert loop.time() - start < 0.6
+        assert slate.items
+
+
+async def test_a_training_list_is_whole_or_refused(shop, make):
+    with pytest.raises(Unavailable, match=r"ann:unavailable"):
+        await make(ann=Source(DOWN)).collect(shop.query(), shop.NEVER)
+
+
+async def test_a_reranker_of_weight_zero_changes_nothing(shop, store, tmp_path):
+    run = shop.write_run(tmp_path / "run", blend_weight=0.0)
+    full, rank = [
+        await build(arm, run, shop.ports(store, ann=Source(DOWN), scorer=Scorer(), reranker=Reranker())).recommend(
+            shop.query(limit=80), shop.NEVER
+        )
+        for arm in ("full", "rank")
+    ]
+    assert [(i.item_id, i.score) for i in full.items] == [(i.item_id, i.score) for i in rank.items]
+    assert full.tier == Tier.FULL
+
+
+async def test_the_rerankers_order_counts_within_its_depth_only(shop, store, tmp_path):
+    run = shop.write_run(tmp_path / "run", blend_weight=1.0)
+    ports = shop.ports(store, ann=Source(DOWN), scorer=Scorer(), reranker=Reranker())
+    full, rank = [await build(arm, run, ports).recommend(shop.query(limit=80), shop.NEVER) for arm in ("full", "rank")]
+    ids, ranked = [i.item_id for i in full.items], [i.item_id for i in rank.items]
+    assert ids[:50] == ranked[:50][::-1], "this reranker turns the ranker's order round"
+    assert ids[50:] == ranked[50:]
