@@ -30,6 +30,7 @@ class EmbeddedLogConfig:
 class JobConfig:
     """batch_*_max: bounds of a micro-batch, per topic. dedup_horizon_s: how far behind a user's latest event an event
     may come. future_skew_max_s: how far an event time may be ahead of the record's. idle_ms: pause when nothing came.
+    metrics_port: Prometheus text over HTTP on metrics_host, 0 = off; one job per port.
     """
 
     batch_records_max: int = 16_384
@@ -37,6 +38,8 @@ class JobConfig:
     dedup_horizon_s: int = 86_400
     future_skew_max_s: int = 300
     idle_ms: int = 20
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = 0
 
     def __post_init__(self) -> None:
         in_range("streaming.job.batch_records_max", self.batch_records_max, 1, 1 << 20)
@@ -44,3 +47,4 @@ class JobConfig:
         in_range("streaming.job.dedup_horizon_s", self.dedup_horizon_s, 1, 30 * 86_400)
         in_range("streaming.job.future_skew_max_s", self.future_skew_max_s, 0, 86_400)
         in_range("streaming.job.idle_ms", self.idle_ms, 1, 10_000)
+        in_range("streaming.job.metrics_port", self.metrics_port, 0, 65_535)

@@ -99,6 +99,8 @@ def ingest(
     source: str, store: str, archive: Path | None, until_caught_up: bool, config_path: Path | None, as_json: bool
 ) -> None:
     """Fold the log into the feature store, each event exactly once, until SIGTERM."""
+    from prometheus_client import start_http_server
+
     from feature_store.online import open_store
     from recsys.core import progress
     from streaming.archive import Archive
@@ -107,13 +109,15 @@ def ingest(
     from streaming.log import open_log
 
     config = Config.load(config_path)
-    topics = config.get(Topics)
+    topics, settings = config.get(Topics), config.get(JobConfig)
     writer = open_store(store, config)
     try:
         with open_log(source, config) as log, progress.bar(what="ingest", unit="records") as bar:
             log.create_topics(config.get(StreamingConfig).partitions_by_topic(topics))
             kept = Archive(archive, source) if archive is not None else None
-            job = Job(log, writer, config.get(JobConfig), topics=topics, archive=kept, on_step=bar.update)
+            job = Job(log, writer, settings, topics=topics, archive=kept, on_step=bar.update)
+            if settings.metrics_port:
+                start_http_server(settings.metrics_port, settings.metrics_host)
             report = job.run(until_caught_up=until_caught_up, stop=_stop_on_signal())
             job.close()
             if kept is not None:
