@@ -10,6 +10,7 @@ from recsys.candidates.ranked_list import RankedList
 from recsys.core import Candidates, Deadline, Query
 
 NAME = "own_history_popular"
+_TIE_BREAK = 0.999  # popularity, 1.0 for the top item, stays below one more day with a purchase
 
 
 class OwnHistoryPopular:
@@ -24,11 +25,10 @@ class OwnHistoryPopular:
     async def retrieve(self, query: Query, user: UserFeatures, limit: int, deadline: Deadline) -> Candidates:
         """The user's items and popular ones, best first."""
         popular = self._popular.head(query, user, len(self._popular.item_key))
-        top = float(popular.scores.max(initial=0.0)) * (1 + 1e-6) + 1e-9
         own = user.pair_item_key[:0] if query.new_only else user.pair_item_key
         found, at = np.unique(np.concatenate([own, popular.item_key]), return_inverse=True)
         score = np.zeros(len(found), np.float64)
-        score[at[len(own) :]] = popular.scores[:, 0] / top
+        score[at[len(own) :]] = _TIE_BREAK * popular.scores[:, 0]
         if len(own):
             score[at[: len(own)]] += unfinished(user) + user.pair_purchase_days
         rows = best_first(found, score.astype(np.float32), limit)

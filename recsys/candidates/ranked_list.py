@@ -1,6 +1,7 @@
 """A source that gives everybody the same list: popular, trending, new arrivals are its three uses.
 
-The index is a table (item_key, score), best first, ties by key.
+The index is a table (item_key, score), best first, ties by key; 1.0 is the best, so that scores of different days, and
+of runs on more or less data, mean the same to a ranker.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ LIST_ITEMS_MAX = 2_000
 
 
 def to_table(scored: pl.DataFrame) -> pa.Table:
-    """The index table of the best LIST_ITEMS_MAX rows of (item_key, score)."""
+    """The index table of the best LIST_ITEMS_MAX rows of (item_key, score > 0), relative to the best."""
     best = scored.sort(["score", "item_key"], descending=[True, False]).head(LIST_ITEMS_MAX)
-    return pa.table([best["item_key"].to_numpy(), best["score"].to_numpy()], schema=SCHEMA)
+    score = best["score"].to_numpy().astype(np.float32)
+    return pa.table([best["item_key"].to_numpy(), score / score.max(initial=np.float32(1e-30))], schema=SCHEMA)
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
