@@ -16,7 +16,8 @@ class RerankConfig:
     """Bounds of serving.
 
     prefix_tokens_max and item_tokens_max are for folders without double11.json; ours carry their own.
-    threads: of torch, in the server. deadline_ms_default: for callers that set none. metrics_port: 0 = off.
+    threads: of torch, in the server; more than there are free cores is far slower than one. metrics_port: 0 = off.
+    deadline_ms_default: for callers that set none.
     """
 
     candidates_max: int = 1000
@@ -25,7 +26,7 @@ class RerankConfig:
     batch_tokens_max: int = 8192
     queue_requests_max: int = 256
     prefix_cache_bytes_max: int = 256 << 20
-    threads: int = 2
+    threads: int = 1
     deadline_ms_default: float = 200.0
     deadline_ms_max: float = 10_000.0
     drain_s_max: float = 10.0

@@ -48,7 +48,7 @@ class _Prepared:
     prefix: tuple[int, ...]
     suffix_TD: Tensor
     lengths: list[int]
-    features_NF: Tensor
+    signals_NX: Tensor | None
 
 
 class Engine:
@@ -166,8 +166,8 @@ class Engine:
         last_N = torch.tensor([n for p in live for n in p.lengths]).cumsum(0) - 1
         raw_N = hidden_TD[last_N] @ self._direction_D
         if (extras := self._loaded.extras) and (card := self._loaded.card):
-            x_NF = torch.cat([extras.normalise(p.features_NF) for p in live])
-            raw_N = card.calibration_scale * (raw_N + extras.score(x_NF)[:, 0]) + card.calibration_bias
+            signals_NX = torch.cat([p.signals_NX for p in live if p.signals_NX is not None])
+            raw_N = card.calibration_scale * (raw_N + extras.score(signals_NX)[:, 0]) + card.calibration_bias
         parts = iter(torch.split(raw_N, [len(p.lengths) for p in live]))
         scores = [next(parts).numpy() if p.lengths else np.empty(0, np.float32) for p in batch]
         return scores, computed + len(suffix_TD)
@@ -189,19 +189,22 @@ class Engine:
         return [kv for ids in wanted if (kv := found[ids]) is not None], sum(lengths)
 
     def _prepare(self, request: RerankRequest, depth: int) -> _Prepared:
-        features_NF = torch.from_numpy(np.ascontiguousarray(request.features[:depth], np.float32))
         if not depth:
-            return _Prepared((), torch.empty(0), [], features_NF)
+            return _Prepared((), torch.empty(0), [], None)
         history = self._with_texts(request.history)
         prefix = self.prompt.prefix(history_text(history, request.as_of_us, request.query_text))
         bodies = self._bodies(request.item_ids[:depth], request.texts[:depth])
         lengths = [len(b) + len(self._tail_TD) for b in bodies]
-        tails = self._tail_TD.expand(depth, *self._tail_TD.shape)
-        if self._loaded.extras is not None:
+        tails, signals_NX = self._tail_TD.expand(depth, *self._tail_TD.shape), None
+        if extras := self._loaded.extras:
+            features_NF = torch.from_numpy(np.ascontiguousarray(request.features[:depth], np.float32))
+            context_1PD = self._loaded.model.embed(torch.tensor([prefix]))
+            real_1P = torch.ones(1, len(prefix), dtype=torch.bool)
+            signals_NX = extras.signals(features_NF, torch.stack(bodies), context_1PD, real_1P)
             tails = tails.clone()
-            tails[:, -1] += self._loaded.extras.feature_to_hidden(self._loaded.extras.normalise(features_NF))
+            tails[:, -1] += extras.signals_to_hidden(signals_NX)
         suffix_TD = torch.cat([x for body, tail in zip(bodies, tails, strict=True) for x in (body, tail)])
-        return _Prepared(prefix, suffix_TD, lengths, features_NF)
+        return _Prepared(prefix, suffix_TD, lengths, signals_NX)
 
     def _bodies(self, item_ids: Sequence[str], texts: Sequence[str]) -> list[Tensor]:
         """What stands for each item: its cached soft tokens; else soft tokens of its text; without extras, its text."""

@@ -1,10 +1,16 @@
-"""What a reranker has beyond Qwen3: an item encoder (MixLM's soft tokens) and the features' way in. Heavy: torch.
+"""What a reranker has beyond Qwen3: an item encoder (MixLM's soft tokens) and the signals' way in. Heavy: torch.
 
-raw log-odds = hidden . (w_yes - w_no) + score projection(features), and the features are also added to the input of
-the last token, so that the layers see them. At birth the score is the ranker's own: the language model adds to it.
+Signals of a candidate are its features, marks of missing ones, and how like the context its soft tokens are.
+raw log-odds = hidden . (w_yes - w_no) + score projection(signals); the signals are also added to the input of the last
+token, so that the layers see them. At birth the score is the ranker's own: the language model adds to it.
 
-Shape legend: N candidates, L text tokens, D hidden, C collaborative embedding width, S soft tokens, F features.
-Source: MixLM, arXiv 2512.07846, section 3 (one embedding token per item beside a shared prefix).
+Likeness is there because a small network that starts from nothing finds "same words as in the history" only after
+hundreds of steps, by luck of the seed; as a cosine of token vectors it is there from the first step.
+
+Shape legend: N candidates, L text tokens, P prefix tokens, D hidden, C collaborative embedding width, S soft tokens,
+F features, X signals = 2 F + 2.
+Source: MixLM, arXiv 2512.07846, section 3 (one embedding token per item beside a shared prefix); the maximum over the
+context's tokens is ColBERT's late interaction, arXiv 2004.12832.
 """
 
 from __future__ import annotations
@@ -13,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_CLOSEST_SCALE, _MEAN_SCALE = 4.0, 20.0  # cosines of random vectors are small; this makes signals of about unit spread
+
 
 class Extras(nn.Module):
     """Item encoder and feature projections of one reranker."""
@@ -20,10 +28,11 @@ class Extras(nn.Module):
     def __init__(self, hidden: int, feature_names: tuple[str, ...], embedding_dim: int, soft_tokens: int) -> None:
         super().__init__()
         self.feature_names, self.embedding_dim, self.soft_tokens = feature_names, embedding_dim, soft_tokens
-        columns = 2 * len(feature_names)  # each feature and whether it is missing
+        columns = 2 * len(feature_names) + 2
         self.encoder_in = nn.Linear(hidden + embedding_dim + 1, 2 * hidden)
         self.encoder_out = nn.Linear(2 * hidden, soft_tokens * hidden)
-        self.feature_to_hidden = nn.Linear(columns, hidden, bias=False)
+        self.text_scale = nn.Parameter(torch.ones(()))
+        self.signals_to_hidden = nn.Linear(columns, hidden, bias=False)
         self.score = nn.Linear(columns, 1)
         self.feature_mean: Tensor
         self.feature_std: Tensor
@@ -45,18 +54,24 @@ class Extras(nn.Module):
             for layer in (self.encoder_in, self.encoder_out):
                 nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
                 nn.init.zeros_(layer.bias)
-            self.encoder_out.weight.mul_(std)
-            nn.init.zeros_(self.feature_to_hidden.weight)
+            self.encoder_out.weight.mul_(0.3 * std)
+            nn.init.zeros_(self.signals_to_hidden.weight)
+            self.text_scale.fill_(std)
             nn.init.zeros_(self.score.weight)
             self.score.weight[0, rank] = self.feature_std[rank]
             self.score.bias[0] = self.feature_mean[rank]
 
-    def normalise(self, features_NF: Tensor) -> Tensor:
-        """Raw features (NaN = missing) to [N, 2F]: standardised with 0 for missing, then the missing marks."""
+    def signals(self, features_NF: Tensor, soft_NSD: Tensor, prefix_NPD: Tensor, real_NP: Tensor) -> Tensor:
+        """Raw features (NaN = missing), soft tokens and the context's input vectors to signals [N, X]."""
         x = self._logged(features_NF)
         missing = x.isnan()
         scaled = ((x - self.feature_mean) / self.feature_std).clamp(-10, 10)
-        return torch.cat([torch.where(missing, 0.0, scaled), missing.float()], -1)
+        item_N1D = F.normalize(soft_NSD.mean(1, keepdim=True), dim=-1)
+        cosine_NP = (item_N1D @ F.normalize(prefix_NPD, dim=-1).transpose(-1, -2))[:, 0]
+        closest = cosine_NP.masked_fill(~real_NP, -1).amax(-1)
+        mean = (cosine_NP * real_NP).sum(-1) / real_NP.sum(-1)
+        likeness = torch.stack([closest * _CLOSEST_SCALE, mean * _MEAN_SCALE], -1)
+        return torch.cat([torch.where(missing, 0.0, scaled), missing.float(), likeness], -1)
 
     def encode(self, text_NLD: Tensor, real_NL: Tensor, embedding_NC: Tensor) -> Tensor:
         """Soft tokens [N, S, D] of items.
@@ -70,7 +85,7 @@ class Extras(nn.Module):
         unit = F.normalize(embedding_NC.nan_to_num(0), dim=-1) * max(self.embedding_dim, 1) ** 0.5
         joined = torch.cat([text_ND, torch.where(missing_N1, 0.0, unit), missing_N1.float()], -1)
         out: Tensor = self.encoder_out(F.silu(self.encoder_in(joined)))
-        return out.view(len(text_NLD), self.soft_tokens, -1)
+        return out.view(len(text_NLD), self.soft_tokens, -1) + self.text_scale * text_ND[:, None]
 
     def _logged(self, features_NF: Tensor) -> Tensor:
         x = features_NF.float().clone()

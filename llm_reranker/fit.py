@@ -24,6 +24,7 @@ Scores = npt.NDArray[np.float32]
 _WARMUP_SHARE = 0.1
 _CLIP_NORM = 1.0
 _WEIGHT_DECAY = 0.01
+_EXTRAS_LR = 5.0  # few steps, small layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,11 @@ def train(
     model.train()
     rng = np.random.default_rng(seed)
     steps = math.ceil(len(chosen) / config.batch_lists) * epochs
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=_WEIGHT_DECAY)
+    groups = [
+        {"params": list(model.lm.parameters()), "lr": config.learning_rate},
+        {"params": list(model.extras.parameters()), "lr": config.learning_rate * _EXTRAS_LR},
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=_WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step / steps))
     batches = [order for _ in range(epochs) for order in _batches(len(chosen), config.batch_lists, rng)]
     total = 0.0

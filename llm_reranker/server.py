@@ -51,7 +51,7 @@ class RerankServer:
             options=(("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX), ("grpc.so_reuseport", 1))
         )
         # Requests come as bytes, so that what does not parse is the caller's INVALID_ARGUMENT and not our INTERNAL.
-        rerank = grpc.unary_unary_rpc_method_handler(
+        rerank: grpc.RpcMethodHandler[bytes, pb.RerankResponse] = grpc.unary_unary_rpc_method_handler(
             self._rerank, request_deserializer=None, response_serializer=pb.RerankResponse.SerializeToString
         )
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Rerank": rerank}),))

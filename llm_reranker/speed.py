@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 _SMOOTHING = 0.2
-_FACTOR_MIN, _FACTOR_MAX = 0.5, 50.0
+_FACTOR_MIN, _FACTOR_MAX = 0.01, 50.0
 _RECOVERY = 0.9
 _DEADLINE_SHARE = 0.8  # of the remaining time may be planned; the rest is for noise and the way back
 
@@ -37,4 +37,4 @@ class SpeedModel:
 
     def refused(self) -> None:
         """A refusal computes nothing and so teaches nothing: let the estimate recover, or it would refuse forever."""
-        self.factor = max(1.0, self.factor * _RECOVERY)
+        self.factor = max(_FACTOR_MIN, self.factor * _RECOVERY)

@@ -39,14 +39,16 @@ class TrainableReranker(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
         """Raw log-odds [B, N]; router logits, one [B T, E] per layer; which of the B T tokens are real."""
         (b, p), (_, n, length) = batch.prefix_BP.shape, batch.text_BNL.shape
-        normal = self.extras.normalise(batch.features_BNF.flatten(0, 1))
         text = self.embed(batch.text_BNL.view(b * n, length))
         soft = self.extras.encode(text, batch.text_real_BNL.view(b * n, length), batch.embedding_BNC.flatten(0, 1))
+        prefix, real_BP = self.embed(batch.prefix_BP), torch.arange(p) < batch.prefix_length_B[:, None]
+        seen, seen_real = (x.repeat_interleave(n, 0) for x in (prefix, real_BP))
+        signals = self.extras.signals(batch.features_BNF.flatten(0, 1), soft, seen, seen_real)
         tail = self.embed(self._tail).expand(b * n, -1, -1)
-        last = tail[:, -1:] + self.extras.feature_to_hidden(normal)[:, None]
+        last = tail[:, -1:] + self.extras.signals_to_hidden(signals)[:, None]
         suffix = torch.cat([soft, tail[:, :-1], last], 1)
         s = suffix.shape[1]
-        x_BTD = torch.cat([self.embed(batch.prefix_BP), suffix.view(b, n * s, -1)], 1)
+        x_BTD = torch.cat([prefix, suffix.view(b, n * s, -1)], 1)
         real_BT, position_BT, mask = _layout(batch, p, n, s)
         out = self.lm.model(
             inputs_embeds=x_BTD,
@@ -58,7 +60,7 @@ class TrainableReranker(nn.Module):
         hidden_BND = out.last_hidden_state[:, p:].view(b, n, s, -1)[:, :, -1]
         head = self.lm.lm_head.weight
         delta = hidden_BND @ (head[self._yes] - head[self._no])
-        return delta + self.extras.score(normal).view(b, n), out.router_logits, real_BT.flatten()
+        return delta + self.extras.score(signals).view(b, n), out.router_logits, real_BT.flatten()
 
 
 def _layout(batch: Batch, p: int, n: int, s: int) -> tuple[Tensor, Tensor, Tensor]:

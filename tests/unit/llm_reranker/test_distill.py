@@ -1,0 +1,104 @@
+"""What distillation leaves behind: a folder transformers loads unchanged, a report, the same bytes for a seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llm_reranker.checkpoint import read
+from llm_reranker.config import DistillConfig
+from llm_reranker.distill import distill
+from llm_reranker.encoded import align
+from llm_reranker.model import PackedCausal
+from recsys.core import BadInput
+from recsys.core.run_dir import RunDirectory
+
+
+def test_the_folder_loads_in_transformers_unchanged(run: RunDirectory) -> None:
+    folder = run.root / "reranker/1"
+    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    ours = read(folder)
+    ids = torch.tensor(ours.tokenizer.encode("red tea cup <|im_end|>").ids)
+    assert tokenizer("red tea cup <|im_end|>")["input_ids"] == ids.tolist()
+    with torch.inference_mode():
+        hidden = ours.model.hidden(ours.model.embed(ids), torch.arange(len(ids)), PackedCausal([len(ids)]))
+        assert (theirs(ids[None]).logits[0] - hidden @ ours.model.head_VD.T).abs().max() <= 1e-4
+
+
+def test_the_report_says_what_happened(run: RunDirectory) -> None:
+    card = json.loads(run.path("reranker/1/double11.json").read_text())
+    report = card["report"]
+    assert set(report["ndcg@10"]) == {"rank", "teacher", "student", "blended"}
+    assert report["ndcg@10"]["blended"] >= report["ndcg@10"]["rank"]
+    assert 0 <= card["blend_weight"] <= 1
+    assert report["queries"]["train"] > 100 > report["queries"]["validation"] > 20
+    assert sum(report["expert_usage"][0]) == pytest.approx(1, abs=1e-2)
+    assert 0 <= report["ece"]["calibrated"] < 0.2
+
+
+def test_the_default_teacher_has_four_times_the_active_parameters() -> None:
+    c = DistillConfig()
+
+    def active(hidden: int, layers: int, width: int) -> int:
+        return layers * (3 * hidden * hidden + c.experts_per_token * 3 * hidden * width)
+
+    student = active(c.hidden_size, c.num_layers, c.expert_width)
+    assert active(c.teacher_hidden_size, c.teacher_layers, c.teacher_expert_width) >= 4 * student
+
+
+def test_every_item_of_the_catalogue_has_its_soft_token(run: RunDirectory, world: ModuleType) -> None:
+    loaded = read(run.root / "reranker/1")
+    assert loaded.items is not None
+    assert loaded.items.soft_MSD.shape == (160, 1, world.TINY.hidden_size)
+    assert (loaded.items.rows(world.items().item_key) >= 0).all()
+    assert loaded.items.rows(np.array([5]))[0] == -1
+
+
+def test_the_same_seed_gives_the_same_folder(world: ModuleType, tmp_path: Path) -> None:
+    config = dataclasses.replace(world.TINY, train_queries_max=24, validation_queries_max=8, student_epochs=1)
+    lists = world.write_lists(tmp_path / "l.parquet", queries=60)
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        torch.manual_seed(ord(name))  # the caller's generator plays no part
+        distill(lists, world.items(), tmp_path / name, seed=seed, config=config)
+    a, b, c = (load_file(tmp_path / name / "model.safetensors") for name in "abc")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not all(torch.equal(a[k], c[k]) for k in a)
+    assert (tmp_path / "a/double11.json").read_text() == (tmp_path / "b/double11.json").read_text()
+
+
+def test_bad_requests_are_refused_before_any_training(world: ModuleType, tmp_path: Path) -> None:
+    lists = world.write_lists(tmp_path / "l.parquet", queries=12)
+    with pytest.raises(BadInput, match="--teacher"):
+        distill(lists, world.items(), tmp_path / "o", teacher="gpt-99")
+    with pytest.raises(BadInput, match="width 5"):
+        distill(lists, world.items(), tmp_path / "o", item_vectors=(np.array([1]), np.zeros((1, 5), np.float32)))
+    table = pq.read_table(lists)
+    one_time = table.set_column(1, "query_time", [[5] * len(table)])
+    pq.write_table(one_time, tmp_path / "one.parquet")
+    with pytest.raises(BadInput, match="two windows"):
+        distill(tmp_path / "one.parquet", world.items(), tmp_path / "o")
+    with pytest.raises(BadInput, match="hidden_size"):
+        DistillConfig(hidden_size=100)
+
+
+def test_align_undoes_each_windows_rotation() -> None:
+    rng = np.random.default_rng(0)
+    vectors, key = rng.normal(size=(50, 6)).astype(np.float32), np.arange(50)
+    turns = [np.linalg.qr(rng.normal(size=(6, 6)))[0] for _ in range(2)]
+    item = rng.integers(0, 60, 200)  # items 50 to 59 are not in the reference
+    block = np.repeat([0, 1], 100)
+    known = np.concatenate([vectors, rng.normal(size=(10, 6)).astype(np.float32)])
+    window = np.stack([known[i] @ turns[b] for i, b in zip(item, block, strict=True)]).astype(np.float32)
+    window[7] = np.nan
+    aligned = align(window, block, item, (key, vectors))
+    assert np.isnan(aligned[7]).all()
+    assert np.delete(aligned, 7, 0) == pytest.approx(np.delete(known[item], 7, 0), abs=1e-4)

@@ -1,0 +1,138 @@
+"""Depth under a short deadline, the prefix cache's bound, plain Hugging Face folders, damaged folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from llm_reranker.base import HistoryItem, RerankRequest
+from llm_reranker.config import RerankConfig
+from llm_reranker.engine import LocalReranker
+from llm_reranker.prefix_cache import PrefixCache
+from recsys.core import BadInput, CorruptData, Deadline, DeadlineExceeded, NotFound, VersionMismatch
+from recsys.core.run_dir import RunDirectory
+
+NOW_US = 1_500_000_000_000_000
+
+
+def ask(n: int, features: int = 3) -> RerankRequest:
+    bought = HistoryItem(item_id="item-1", text="", event_type=5, event_time_us=0)
+    return RerankRequest(
+        request_id="r", as_of_us=NOW_US, history=[bought],
+        item_ids=[f"item-{i}" for i in range(n)], texts=[""] * n, features=np.zeros((n, features), np.float32),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(run: RunDirectory, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run.root / "reranker/1", tmp_path / "folder"))
+
+
+def test_too_few_tokens_cut_the_depth_and_the_rest_is_nan(run: RunDirectory) -> None:
+    engine = LocalReranker.load(run)._engine
+    whole = engine.score([ask(40)], [0.0])[0]
+    room = engine.cost_tokens(ask(15))
+    cut, late = engine.score([ask(40)], [0.0], room)[0], engine.score([ask(40)], [0.0], 3)[0]
+    assert isinstance(late, DeadlineExceeded)
+    assert not isinstance(cut, Exception)
+    assert not isinstance(whole, Exception)
+    assert cut.depth == 15
+    assert cut.scores[:15] == pytest.approx(whole.scores[:15], abs=1e-5)
+    assert np.isnan(cut.scores[15:]).all()
+
+
+def test_a_late_first_request_does_not_take_the_others_with_it(run: RunDirectory) -> None:
+    engine = LocalReranker.load(run)._engine
+    late, fine = engine.score([ask(40), ask(2)], [0.0, 0.0], engine.cost_tokens(ask(2)))
+    assert isinstance(late, DeadlineExceeded)
+    assert not isinstance(fine, Exception)
+    assert fine.depth == 2
+
+
+async def test_a_slow_machine_scores_fewer_and_a_hopeless_one_says_so(run: RunDirectory) -> None:
+    reranker = LocalReranker.load(run)
+    engine = reranker._engine
+    engine.speed.fixed_ms, engine.speed.token_ms, engine.speed.factor = 0.0, 4.0, 1.0
+    result = await reranker.rerank(ask(200), Deadline.after_ms(1000))
+    assert 0 < result.depth < 100
+    engine.speed.token_ms = 1e6
+    with pytest.raises(DeadlineExceeded):
+        await reranker.rerank(ask(200), Deadline.after_ms(1000))
+    reranker.close()
+
+
+def test_the_prefix_cache_keeps_its_bytes() -> None:
+    kv = [(torch.zeros(2, 5, 4), torch.zeros(2, 5, 4))]  # 320 bytes
+    cache = PrefixCache(700)
+    for i in range(4):
+        cache.put((i,), kv)
+    assert (cache.used_bytes, len(cache)) == (640, 2)
+    assert cache.get((2,)) is kv
+    cache.put((4,), kv)  # drops 3, the least recently used
+    assert [(i,) in cache for i in range(5)] == [False, False, True, False, True]
+    assert PrefixCache(100).put((1,), kv) is None
+
+
+async def test_a_plain_hugging_face_folder_scores_in_text_mode(folder: Path, world: ModuleType) -> None:
+    for name in ("double11.json", "extras.safetensors", "items.safetensors"):
+        (folder / name).unlink()
+    reranker = LocalReranker.from_folder(folder, world.items())
+    assert reranker.feature_names == ()
+    result = await reranker.rerank(ask(20, features=0), Deadline.never())
+    assert np.isfinite(result.scores).all()
+    again = await reranker.rerank(ask(5, features=0), Deadline.never())
+    assert again.scores == pytest.approx(result.scores[:5], abs=1e-5)
+    reranker.close()
+
+
+@pytest.mark.parametrize("damage", ["weights", "extras shape", "items shape", "card json", "card key", "card format",
+                                    "tokenizer", "no tokenizer", "calibration"])  # fmt: skip
+def test_a_damaged_folder_does_not_serve(damage: str, folder: Path, world: ModuleType) -> None:
+    error: type[Exception] = CorruptData
+    card_path = folder / "double11.json"
+    card = json.loads(card_path.read_text())
+    if damage in ("weights", "extras shape", "items shape"):
+        path = folder / {"weights": "model", "extras shape": "extras", "items shape": "items"}[damage]
+        path = path.with_suffix(".safetensors")
+        tensors = load_file(path)
+        name = {"weights": "model.norm.weight", "extras shape": "score.weight", "items shape": "soft"}[damage]
+        tensors[name] = tensors[name] * -2 if damage == "weights" else tensors[name][..., :3].contiguous()
+        save_file(tensors, path)
+    elif damage == "card json":
+        card_path.write_text("{")
+    elif damage == "card key":
+        del card["blend_weight"]
+        card_path.write_text(json.dumps(card))
+    elif damage == "card format":
+        card_path.write_text(json.dumps({**card, "format_version": 99}))
+        error = VersionMismatch
+    elif damage == "calibration":
+        card_path.write_text(json.dumps({**card, "calibration_scale": card["calibration_scale"] * 2}))
+    elif damage == "tokenizer":
+        (folder / "tokenizer.json").write_text('{"model": 1}')
+    else:
+        (folder / "tokenizer.json").unlink()
+    with pytest.raises(error, match="folder"):
+        LocalReranker.from_folder(folder, world.items())
+
+
+def test_a_run_without_that_reranker_says_what_to_do(run: RunDirectory, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="double11 distill"):
+        LocalReranker.load(run, "7")
+    bare = RunDirectory(run.root, {**run.manifest, "rerankers": []})
+    with pytest.raises(NotFound, match="double11 distill"):
+        LocalReranker.load(bare)
+
+
+def test_prompts_longer_than_the_model_are_refused(folder: Path, world: ModuleType) -> None:
+    for name in ("double11.json", "extras.safetensors", "items.safetensors"):
+        (folder / name).unlink()
+    with pytest.raises(BadInput, match="prefix_tokens_max"):
+        LocalReranker.from_folder(folder, world.items(), config=RerankConfig(prefix_tokens_max=32_000))

@@ -1,0 +1,43 @@
+"""NDCG, calibration and the choice of the blend weight."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from llm_reranker.quality import choose_weight, ece, ndcg, platt
+
+
+def test_ndcg_by_hand() -> None:
+    score, label = np.array([3, 2, 1, 0], np.float32), np.array([0, 1, 0, 1], np.float32)
+    expected = (1 / np.log2(3) + 1 / np.log2(5)) / (1 + 1 / np.log2(3))
+    assert ndcg([score], [label]).tolist() == [pytest.approx(expected)]
+    assert ndcg([score], [np.zeros(4, np.float32)]).size == 0
+    assert ndcg([-score], [np.ones(4, np.float32)])[0] == 1
+
+
+@pytest.mark.parametrize(("strength", "lowest", "highest"), [(0.0, 0.0, 0.0), (2.0, 0.3, 1.0)])
+def test_the_reranker_gets_a_say_only_where_it_adds(strength: float, lowest: float, highest: float) -> None:
+    rng = np.random.default_rng(0)
+    rank, rerank, labels = [], [], []
+    for _ in range(150):
+        a, b = rng.normal(size=(2, 20)).astype(np.float32)
+        labels.append((rng.random(20) < 1 / (1 + np.exp(2 - a - strength * b))).astype(np.float32))
+        rank.append(a)
+        rerank.append(a * 0.3 + b)
+    assert lowest <= choose_weight(rank, rerank, labels, seed=0) <= highest
+
+
+def test_platt_finds_the_calibration_and_ece_sees_it() -> None:
+    rng = np.random.default_rng(1)
+    raw = rng.normal(size=20_000).astype(np.float32) * 3
+    label = (rng.random(20_000) < 1 / (1 + np.exp(-(0.5 * raw - 1)))).astype(np.float32)
+    scale, bias = platt(raw, label)
+    assert (scale, bias) == (pytest.approx(0.5, abs=0.05), pytest.approx(-1, abs=0.1))
+    assert ece((scale * raw + bias).astype(np.float32), label) < 0.02 < ece(raw, label)
+
+
+def test_platt_never_turns_the_order_round() -> None:
+    raw = np.linspace(-2, 2, 200).astype(np.float32)
+    assert platt(raw, (raw < 0).astype(np.float32)) == (1.0, 0.0)
+    assert platt(raw, np.zeros(200, np.float32))[0] > 0
