@@ -50,7 +50,13 @@ def join(
     )
     left = labels.lazy().with_row_index("_row").sort(time, maintain_order=True)
     joined = left.join_asof(
-        right, left_on=time, right_on=_FROM, by=keys, strategy="backward", allow_exact_matches=False, check_sortedness=False
+        right,
+        left_on=time,
+        right_on=_FROM,
+        by=keys,
+        strategy="backward",
+        allow_exact_matches=False,
+        check_sortedness=False,
     )
     if max_age_us is not None:
         age = (pl.col(time) - pl.col(_HELD)).cast(pl.Int64)

@@ -131,7 +131,7 @@ def encode(state: State) -> list[bytes]:
     out[start_E[:, None] + np.arange(1, head)] = lanes.view(np.int64)
     at_E = start_E + head
     for i, rows in enumerate(tables):
-        out[_spread(at_E, sizes_ET[:, i])] = rows.words.reshape(-1)
+        out[spread(at_E, sizes_ET[:, i])] = rows.words.reshape(-1)
         at_E = at_E + sizes_ET[:, i]
     data = out.astype("<i8", copy=False).tobytes()
     known: Words = counts_ET.sum(axis=1)
@@ -164,13 +164,13 @@ def decode(tables: Sequence[Table], blobs: Sequence[bytes | memoryview]) -> Stat
     rows = {}
     for i, table in enumerate(tables):
         offsets = np.fromiter(accumulate(counts_ET[:, i].tolist(), initial=0), np.int64, len(blobs) + 1)
-        taken = words[_spread(at_E, sizes_ET[:, i])].reshape(-1, table.width)
+        taken = words[spread(at_E, sizes_ET[:, i])].reshape(-1, table.width)
         rows[table.name] = Rows(table, offsets, taken)
         at_E = at_E + sizes_ET[:, i]
     return State(rows)
 
 
-def _spread(start_E: Words, length_E: Words) -> slice | Words:
+def spread(start_E: Words, length_E: Words) -> slice | Words:
     """Indices start[e] .. start[e] + length[e] of all entities, one after the other."""
     if len(start_E) == 1:
         return slice(int(start_E[0]), int(start_E[0] + length_E[0]))

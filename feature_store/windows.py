@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_store.columns import EventColumns, NewRows
-from feature_store.state import Op, Rows, Table, Words
+from feature_store.state import Op, Rows, Table, Words, spread
 from recsys.core import EventType
 
 SECOND_US = 1_000_000
@@ -104,43 +104,48 @@ class BucketReader:
         self._num_entities = len(rows.offsets) - 1
         self._key = rows["kind_index"]
         self._order = (rows.owner << 44) | self._key
-        self._counts_RB = counts(rows)
-        self._total = np.zeros((len(self._key) + 1, len(BEHAVIOURS)), np.int64)
-        np.cumsum(self._counts_RB, axis=0, out=self._total[1:])
+        self._rows = rows
+        # Of the packed words: a difference of two totals is exact whatever wraps around in between.
+        self._total = np.zeros((len(COUNT_WORDS), len(self._key) + 1), np.int64)
+        np.cumsum(np.ascontiguousarray(rows.words[:, -len(COUNT_WORDS) :].T), axis=1, out=self._total[:, 1:])
 
     def window(self, window: Window) -> npt.NDArray[np.float64]:
         """Counts [E, B] in a window."""
-        low, high = self._span(window.bucket, (self._as_of_us - window.length_us) // _WIDTH_US[window.bucket])
-        return np.asarray(self._total[high] - self._total[low], np.float64)
+        first = (self._as_of_us - window.length_us) // _WIDTH_US[window.bucket]
+        return self._sums(*self._span(window.bucket, first))
 
     def decayed(self, decay: Decay, behaviours: tuple[EventType, ...]) -> npt.NDArray[np.float64]:
         """Counts [E, len(behaviours)], each bucket weighted by 2 ** -(age of its middle / half-life)."""
         width = _WIDTH_US[decay.bucket]
         low, high = self._span(decay.bucket, 0)
-        middle = (self._key & ((1 << _KIND_SHIFT) - 1)) * width + width // 2
+        at = spread(low, high - low)
+        middle = (self._key[at] & ((1 << _KIND_SHIFT) - 1)) * width + width // 2
         weight = np.exp2(-np.maximum(self._as_of_us - middle, 0) / decay.half_life_us)
-        weighted = np.zeros((len(self._key) + 1, len(behaviours)))
-        np.multiply(self._counts_RB[:, [b - 1 for b in behaviours]], weight[:, None], out=weighted[:-1])
+        lanes = np.ascontiguousarray(self._rows.words[at, -len(COUNT_WORDS) :]).view(np.int32)
+        weighted = lanes[:, [b - 1 for b in behaviours]] * weight[:, None]
         # Not from running totals: a value must not depend, to the last bit, on the entities read beside it.
-        sums: npt.NDArray[np.float64] = np.add.reduceat(weighted, np.stack([low, high], axis=1).reshape(-1), axis=0)[
-            ::2
-        ]
-        sums[low == high] = 0.0
+        sums, some = np.zeros((self._num_entities, len(behaviours))), high > low
+        if some.any():
+            starts = np.cumsum(high - low) - (high - low)
+            sums[some] = np.add.reduceat(weighted, starts[some], axis=0)
         return sums
 
     def hour_of_day(self) -> npt.NDArray[np.float64]:
         """Share [E] of all actions (impressions left out) within an hour of the time of day; NaN without any."""
-        low, high = self._span(_HOUR_OF_DAY, 0)
-        everything = (self._total[high] - self._total[low])[:, 1:].sum(axis=1)
+        everything = self._sums(*self._span(_HOUR_OF_DAY, 0))[:, 1:].sum(axis=1)
         near = np.zeros(self._num_entities)
         now = self._as_of_us // HOUR_US
         entity = np.arange(self._num_entities) << 44
         for hour in ((now - 1) % 24, now % 24, (now + 1) % 24):
             key = entity | (_HOUR_OF_DAY << _KIND_SHIFT) | hour
-            first = np.searchsorted(self._order, key)
-            last = np.searchsorted(self._order, key, side="right")
-            near += (self._total[last] - self._total[first])[:, 1:].sum(axis=1)
+            first, last = np.searchsorted(self._order, key), np.searchsorted(self._order, key, side="right")
+            near += self._sums(first, last)[:, 1:].sum(axis=1)
         return ratio(near, everything)
+
+    def _sums(self, low: Words, high: Words) -> npt.NDArray[np.float64]:
+        """Counts [E, B] of rows low to high of each entity."""
+        packed = np.ascontiguousarray((self._total[:, high] - self._total[:, low]).T)
+        return packed.view(np.int32).astype(np.float64)
 
     def _span(self, kind: int, first_index: int) -> tuple[Words, Words]:
         """First row and end row [E] of the buckets of a kind from an index on, none that starts at or after as_of."""

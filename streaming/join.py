@@ -1,0 +1,63 @@
+"""The impression join: what was shown and what became of it within the attribution window.
+
+An action belongs to the slate it names (request_id), else to the latest slate that showed the item to the user no
+more than the window before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import polars as pl
+from double11.v1.sample_pb2 import Sample
+
+from recsys.core import EventBatch, EventKind, EventType, keys
+
+WINDOW_US = 24 * 3_600 * 1_000_000
+_SHOWN = ("event_id", "request_id", "user_id", "item_id", "event_time", "position", "propensity", "stress")
+
+
+def join(events: EventBatch, *, window_us: int = WINDOW_US, watermark_us: int | None = None) -> pl.DataFrame:
+    """Samples of the impressions among N events, in time order; one row each.
+
+    watermark_us: only impressions whose window is over by then; None = all. Columns: those of sample.proto, with
+    `action_types` a sorted list of distinct EventType numbers.
+    """
+    frame = pl.from_arrow(events.table)
+    assert isinstance(frame, pl.DataFrame)
+    actions = frame.filter(pl.col("kind") == int(EventKind.ACTION))
+    is_shown = pl.col("event_type") == int(EventType.IMPRESSION)
+    shown = actions.filter(is_shown).select(_SHOWN).sort("event_time", maintain_order=True)
+    if watermark_us is not None:
+        shown = shown.filter(pl.col("event_time") + window_us <= watermark_us)
+    acted = actions.filter(~is_shown).select("user_id", "item_id", "event_type", "request_id", acted_at="event_time")
+    pair = ["user_id", "item_id"]
+    target = shown.select(*pair, "request_id", shown_at="event_time", shown_id="event_id")
+    named = acted.join(target, on=[*pair, "request_id"], how="inner")
+    named = named.filter((pl.col("acted_at") - pl.col("shown_at")).is_between(0, window_us))
+    rest = acted.join(target, on=[*pair, "request_id"], how="anti").sort("acted_at")
+    latest = rest.join_asof(
+        target.drop("request_id"),
+        left_on="acted_at",
+        right_on="shown_at",
+        by=pair,
+        strategy="backward",
+        tolerance=window_us,
+        check_sortedness=False,
+    )
+    columns = ["shown_id", "event_type", "acted_at"]
+    matched = pl.concat([named.select(columns), latest.drop_nulls("shown_id").select(columns)])
+    per_slot = matched.group_by("shown_id").agg(
+        action_types=pl.col("event_type").cast(pl.Int32).unique().sort(), action_time_us=pl.col("acted_at").min()
+    )
+    out = shown.join(per_slot, left_on="event_id", right_on="shown_id", how="left", maintain_order="left")
+    sample_id = pl.Series("sample_id", [f"{k:016x}" for k in keys(shown["event_id"].to_list()).tolist()], pl.String)
+    return out.with_columns(
+        sample_id, pl.col("action_types").fill_null([]), pl.col("action_time_us").fill_null(0)
+    ).rename({"event_time": "event_time_us"}).drop("event_id")  # fmt: skip
+
+
+def to_messages(samples: pl.DataFrame, *, late: bool = False) -> Iterator[Sample]:
+    """Samples as records of the `samples` topic. late: they replace samples that were sent when the window closed."""
+    for row in samples.iter_rows(named=True):
+        yield Sample(**{k: v for k, v in row.items() if v is not None}, late=late)
