@@ -60,8 +60,8 @@ class AdmissionConfig:
     Three limits together bound the time a request spends before its work starts; what does not fit is refused at once.
     """
 
-    in_flight_limit: int = 16
-    queue_items_max: int = 32
+    in_flight_limit: int = 8
+    queue_items_max: int = 16
     queue_wait_ms_max: float = 50.0
 
     def __post_init__(self) -> None:

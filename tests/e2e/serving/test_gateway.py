@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 
 import grpc
 import pytest
@@ -29,7 +31,7 @@ EVENT_US = 1_762_905_000_000_000
 
 @pytest.fixture(scope="module")
 def gateway(serve):
-    return serve("--arm", "rank", "--no-writer")
+    return serve("--no-writer")
 
 
 @pytest.fixture
@@ -66,19 +68,19 @@ async def test_slate_has_tier_timings_versions_titles_and_an_impression(gateway,
     )
     slate = await client.call(request, deadline_ms=5_000)
     assert slate.request_id == "slate-1"
-    assert slate.tier == recommend_pb2.TIER_RANK
+    assert slate.tier == recommend_pb2.TIER_FULL
     assert not slate.fallbacks
     assert len({i.item_id for i in slate.items}) == 12
     assert all(i.title and i.sources and 0 < i.propensity <= 1 for i in slate.items)
     assert [i.score for i in slate.items] == sorted((i.score for i in slate.items), reverse=True)
     assert slate.versions["run"] == run.run_id
     assert slate.versions["ranker"] == run.manifest["files"]["models/ranker.safetensors"]["sha256"][:12]
-    assert {"user", "ann", "hydrate", "rank", "select"} <= {t.stage for t in slate.timings}
+    assert {"user", "ann", "hydrate", "rank", "rerank", "select"} <= {t.stage for t in slate.timings}
     assert {t.outcome for t in slate.timings} == {"ok"}
     shown = await until(lambda: [i for i in impressions(gateway) if i.request_id == "slate-1"])
     assert len(shown) == 1
     assert (shown[0].user_id, shown[0].surface, shown[0].session_id) == (shoppers[0], "home", "s-1")
-    assert (shown[0].run_id, shown[0].tier) == (run.run_id, recommend_pb2.TIER_RANK)
+    assert (shown[0].run_id, shown[0].tier) == (run.run_id, recommend_pb2.TIER_FULL)
     assert [(i.item_id, i.position) for i in shown[0].items] == [
         (i.item_id, place) for place, i in enumerate(slate.items, start=1)
     ]
@@ -104,7 +106,7 @@ def test_client_made_from_reflection_alone_gets_a_slate(gateway, shoppers):
             response_deserializer=response_class.FromString,
         )
         slate = MessageToDict(call(request_class(user_id=shoppers[0], limit=5), timeout=10))
-    assert slate["tier"] == "TIER_RANK"
+    assert slate["tier"] == "TIER_FULL"
     assert len(slate["items"]) == 5
 
 
@@ -130,7 +132,7 @@ async def test_running_gateway_never_loaded_them_either(gateway, client, shopper
 async def test_unknown_user_and_zero_limit_get_a_newcomers_slate(client):
     slate = await client.recommend("nobody has seen me", limit=0, deadline_ms=5_000)
     assert len(slate.items) == 10
-    assert slate.tier == recommend_pb2.TIER_RANK
+    assert slate.tier == recommend_pb2.TIER_FULL
 
 
 async def test_exclusions_and_new_only_are_kept(client, dataset, shoppers):
@@ -237,19 +239,19 @@ async def test_peak_plan_changes_tier_and_limit_at_once_and_back(gateway, client
         assert (await admin.revert()).reverted == "midnight"
         status = await admin.status()
         assert (status.peak_plan, status.in_flight_limit) == ("", 4)
-        assert (await client.recommend(shoppers[0], deadline_ms=5_000)).tier == recommend_pb2.TIER_RANK
+        assert (await client.recommend(shoppers[0], deadline_ms=5_000)).tier == recommend_pb2.TIER_FULL
 
 
 def test_commands_for_people(gateway, shoppers):
     table = double11("recommend", "--target", gateway.target, "--user", shoppers[0])
     assert table.returncode == 0, table.stderr
-    assert "tier      rank" in table.stdout
+    assert "tier      full" in table.stdout
     assert "own_history" in table.stdout
     document = json.loads(double11("recommend", "--target", gateway.target, "--user", "u", "--json").stdout)
     assert len(document["items"]) == 10
     status = json.loads(double11("status", "--target", gateway.target, "--json").stdout)
     assert status["state"] == "serving"
-    assert status["parts"][0]["state"] == "ok"
+    assert {p["name"]: p["state"] for p in status["parts"]} == {"scoring-0": "ok", "rerank": "ok"}
     refused = double11("recommend", "--target", gateway.target, "--user", "u", "--limit", "501", "--json")
     assert refused.returncode == 2
     assert json.loads(refused.stdout)["error"]["code"] == "BAD_INPUT"
@@ -265,9 +267,21 @@ async def test_open_loop_load_reports_what_came_back(gateway, shoppers):
     report = await run_load(plan, shoppers)
     assert report["requests"] == sum(report["statuses"].values()) > 30
     assert report["statuses"].get("OK", 0) > 0
-    assert report["tiers"]["rank"]["latency_ms"]["p99"] > 0
+    assert report["latency_ms"]["p99"] > 0
     assert report["stress"] is True
     assert await until(lambda: any(i.stress for i in impressions(gateway)))
+
+
+def test_metrics_over_http(serve):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    gateway = serve("--arm", "own_history", "--no-writer", toml=f"[serving]\nmetrics_port = {port}\n")
+    double11("recommend", "--target", gateway.target, "--user", "nobody")
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
+        text = response.read().decode()
+    assert 'double11_requests_total{status="OK",tier="retrieval"} 1.0' in text
+    assert gateway.stop() == 0
 
 
 def test_load_command_writes_its_report(gateway, tmp_path, shoppers):

@@ -14,9 +14,13 @@ from pathlib import Path
 import pytest
 
 from feature_store.online import open_store
+from llm_reranker.config import DistillConfig
+from llm_reranker.distill import distill
 from recsys.core import RunDirectory
+from recsys.core.items import ItemTable
 from recsys.data import Dataset, simulate
-from recsys.training import Settings, TrainingConfig, train
+from recsys.models.tower import Tower
+from recsys.training import Settings, TrainingConfig, rerank_lists, train
 from streaming.job import Job
 from streaming.log import open_log
 from streaming.produce import produce
@@ -25,6 +29,11 @@ from streaming.topics import StreamingConfig, Topics
 QUICK = TrainingConfig(
     windows=2, queries_per_window_max=60, candidates_max=100, tower_epochs=1, tower_examples_max=2_000,
     ranker_epochs=1, threads=1,
+)  # fmt: skip
+SMALL = DistillConfig(
+    hidden_size=32, num_layers=1, num_experts=4, expert_width=32, teacher_hidden_size=32, teacher_layers=1,
+    teacher_expert_width=64, vocab_size=600, prefix_tokens_max=64, item_tokens_max=12, candidates_max=12,
+    student_epochs=1, teacher_epochs=1,
 )  # fmt: skip
 TOML = """
 [serving]
@@ -64,10 +73,19 @@ def dataset(home):
 
 @pytest.fixture(scope="session")
 def run(home, dataset):
-    """A run with towers, ranker, indexes: real files and models, small effort."""
+    """A run with towers, ranker, indexes and a distilled reranker: real files and models, small effort."""
     if (home / "run").exists():
         return RunDirectory.open(home / "run")
-    return train(dataset.root, home / "run", seed=1, settings=Settings(training=QUICK))
+    made = train(dataset.root, home / "making", seed=1, settings=Settings(training=QUICK))
+    distill(
+        rerank_lists.make(dataset.root, made),
+        ItemTable.read(made.path("items.parquet")),
+        home / "reranker",
+        config=SMALL,
+        item_vectors=Tower.load(made).item_vectors(),
+    )
+    made.add_files(home / "reranker", "reranker/1", {"rerankers": ["1"]})
+    return RunDirectory.open(made.root.rename(home / "run"))
 
 
 @pytest.fixture(scope="session")

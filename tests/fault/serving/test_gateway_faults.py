@@ -1,0 +1,163 @@
+"""What breaks around a gateway costs a tier, never the answer; what is wrong at the start is said and exits."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import time
+
+import psutil
+import pytest
+from double11.v1 import recommend_pb2 as pb
+from serving_world import double11
+
+from recsys.serving import ClientConfig, RecommendClient
+from recsys.serving.client import AdminClient
+
+
+@pytest.fixture(scope="module")
+def gateway(serve):
+    return serve("--no-writer")
+
+
+@pytest.fixture
+async def client(gateway):
+    async with RecommendClient(gateway.target, ClientConfig(throttle_ratio=0)) as opened:
+        yield opened
+
+
+async def until_whole(client, user):
+    """The first slate of tier full with nothing fallen through."""
+    async with asyncio.timeout(60):
+        while True:
+            slate = await client.recommend(user, deadline_ms=2_000)
+            if slate.tier == pb.TIER_FULL and not slate.fallbacks:
+                return slate
+            await asyncio.sleep(0.1)
+
+
+async def test_scoring_worker_killed_falls_to_retrieval_and_comes_back(gateway, client, shoppers):
+    await until_whole(client, shoppers[0])
+    os.kill(gateway.child_pid("scoring-0"), signal.SIGKILL)
+    slates = await asyncio.gather(*(client.recommend(u, deadline_ms=2_000) for u in shoppers[:3]))
+    for slate in slates:
+        assert slate.tier == pb.TIER_RETRIEVAL
+        assert {"ann:unavailable", "rank:unavailable"} <= set(slate.fallbacks)
+        assert len(slate.items) == 10
+    async with AdminClient(gateway.target) as admin:
+        parts = {p.name: p for p in (await admin.status()).parts}
+        assert (parts["scoring-0"].state, parts["rerank"].state) == ("down", "ok")
+        assert "code -9" in parts["scoring-0"].detail
+        await until_whole(client, shoppers[0])
+        assert {p.state for p in (await admin.status()).parts} == {"ok"}
+
+
+async def test_rerank_worker_killed_falls_to_rank_and_comes_back(gateway, client, shoppers):
+    full = await until_whole(client, shoppers[0])
+    assert full.versions["reranker"] == "1"
+    assert "rerank" in full.items[0].stage_scores
+    os.kill(gateway.child_pid("rerank"), signal.SIGKILL)
+    slate = await client.recommend(shoppers[0], deadline_ms=2_000)
+    assert slate.tier == pb.TIER_RANK
+    assert slate.fallbacks == ["rerank:unavailable"]
+    assert len(slate.items) == 10
+    await until_whole(client, shoppers[0])
+
+
+async def test_stalled_scoring_worker_costs_its_share_of_the_deadline_only(gateway, client, shoppers):
+    await until_whole(client, shoppers[0])
+    pid = gateway.child_pid("scoring-0")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        began_s = time.monotonic()
+        slate = await client.recommend(shoppers[0], deadline_ms=1_000)
+        assert time.monotonic() - began_s < 1.0
+        assert slate.tier == pb.TIER_RETRIEVAL
+        assert {"ann:timeout", "rank:timeout"} <= set(slate.fallbacks)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    await until_whole(client, shoppers[0])
+
+
+def test_killed_gateway_takes_its_children_along(serve):
+    gateway = serve("--arm", "own_history")
+    children = psutil.Process(gateway.process.pid).children(recursive=True)
+    assert children
+    gateway.stop(signal.SIGKILL)
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+
+
+def test_sigterm_while_workers_load_stops_at_once(serve):
+    gateway = serve("--arm", "rank", "--no-writer", wait=False)
+    for _ in range(300):
+        if "event=child_started" in gateway.errors():
+            break
+        time.sleep(0.05)
+    began_s = time.monotonic()
+    assert gateway.stop() == 0
+    assert time.monotonic() - began_s < 10
+
+
+def test_missing_run_says_how_to_make_one(tmp_path):
+    done = double11("serve", "--run", str(tmp_path / "absent"), "--store", f"embedded:{tmp_path}")
+    assert done.returncode == 2
+    assert "double11 train" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest"])
+def test_corrupt_run_is_refused_before_anything_starts(tmp_path, run, damage):
+    broken = tmp_path / "run"
+    shutil.copytree(run.root, broken)
+    file = broken / "models" / "ranker.safetensors"
+    if damage == "truncate":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif damage == "flip":
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(bytes(data))
+    elif damage == "remove":
+        file.unlink()
+    else:
+        (broken / "manifest.json").write_text("{half", "utf-8")
+    done = double11("serve", "--run", str(broken), "--store", f"embedded:{tmp_path}")
+    assert done.returncode == 1
+    assert "Train again, or copy the run directory whole" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["--arm", "best"], 2, "--arm: got best"),
+        (["--listen", "nowhere"], 2, "--listen: got nowhere"),
+        (["--store", "ftp://x"], 2, "store URL"),
+        (["--config", "absent.toml"], 2, "absent.toml"),
+        (["--workers", "0"], 2, "--workers"),
+    ],
+)
+def test_bad_flags_are_refused(tmp_path, run, args, code, message):
+    given = ["--run", str(run.root), "--arm", "own_history", "--no-writer", "--store", f"embedded:{tmp_path}", *args]
+    done = double11("serve", *given)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_taken_port_is_unavailable(serve, run, tmp_path):
+    gateway = serve("--arm", "own_history", "--no-writer")
+    args = ["--run", str(run.root), "--arm", "own_history", "--no-writer", "--store", f"embedded:{tmp_path}"]
+    done = double11("serve", *args, "--listen", gateway.target)
+    assert done.returncode == 4
+    assert f"--listen {gateway.target}" in done.stderr
+
+
+def test_admin_has_a_loopback_listener_of_its_own_when_the_main_one_is_public(serve):
+    toml = '[serving]\nadmin_listen = "127.0.0.1:0"\nclock = "data"\n'
+    gateway = serve("--arm", "own_history", "--no-writer", "--listen", "0.0.0.0:0", toml=toml)
+    assert gateway.ready["admin_port"] != gateway.ready["port"]
+    assert double11("status", "--target", gateway.target).returncode != 0
+    status = double11("status", "--target", f"127.0.0.1:{gateway.ready['admin_port']}", "--json")
+    assert json.loads(status.stdout)["state"] == "serving"
