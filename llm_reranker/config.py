@@ -51,7 +51,8 @@ class RerankConfig:
 class DistillConfig:
     """The student, its teacher and the work that goes into them; the defaults take under two minutes on 2 cores.
 
-    candidates_max: rows of a list that are trained on, positives first. validation_share: of the queries, the latest.
+    depth: rows of a list, best by rank, that are a fair sample of what serving sees; validation is on them. Below it a
+    list may hold rows because of their label, so only negatives are used from there. validation_share: of the queries.
     embedding_dropout: share of items whose collaborative embedding is hidden in training, as a newcomer's is.
     temperature: of both sides of the listwise KL. prefix_tokens_max, item_tokens_max: what the student ever reads.
     """
@@ -66,13 +67,12 @@ class DistillConfig:
     teacher_expert_width: int = 192
     soft_tokens: int = 1
     vocab_size: int = 2048
-    prefix_tokens_max: int = 128
+    prefix_tokens_max: int = 96
     item_tokens_max: int = 24
-    train_queries_max: int = 1500
-    validation_queries_max: int = 400
+    train_queries_max: int = 1200
+    validation_queries_max: int = 300
     validation_share: float = 0.15
-    candidates_max: int = 24
-    validation_candidates_max: int = 60
+    depth: int = 40
     teacher_epochs: int = 1
     student_epochs: int = 2
     batch_lists: int = 8
@@ -87,8 +87,8 @@ class DistillConfig:
             ("experts_per_token", 1, self.num_experts), ("teacher_hidden_size", 32, 8192), ("teacher_layers", 1, 128),
             ("teacher_expert_width", 8, 65_536), ("soft_tokens", 1, 4), ("vocab_size", 512, 1 << 18),
             ("prefix_tokens_max", 16, 32_768), ("item_tokens_max", 1, 1024), ("train_queries_max", 1, 10_000_000),
-            ("validation_queries_max", 1, 1_000_000), ("validation_share", 0.01, 0.9), ("candidates_max", 2, 1000),
-            ("validation_candidates_max", 2, 1000), ("teacher_epochs", 1, 1000), ("student_epochs", 1, 1000),
+            ("validation_queries_max", 1, 1_000_000), ("validation_share", 0.01, 0.9), ("depth", 2, 1000),
+            ("teacher_epochs", 1, 1000), ("student_epochs", 1, 1000),
             ("batch_lists", 1, 4096), ("learning_rate", 1e-7, 1.0), ("embedding_dropout", 0.0, 0.99),
             ("temperature", 0.1, 100.0), ("router_balance", 0.0, 10.0),
         ):  # fmt: skip

@@ -109,8 +109,8 @@ class _Work:
     def run(self, out_dir: Path, version: str) -> dict[str, Any]:
         """Every step in order; the report."""
         c, lists = self.config, self.lists
-        train = fit.choose(self.data, self.split.train, c.candidates_max, self.seed)
-        validation = [fit.Chosen(q, lists.rows(q)[: c.validation_candidates_max]) for q in self.split.validation]
+        train = [fit.Chosen(q, self.data.training_rows(q, c.depth)) for q in self.split.train]
+        validation = [fit.Chosen(q, lists.rows(q)[: c.depth]) for q in self.split.validation]
         labels = [lists.label[v.rows] for v in validation]
         rank = [lists.rank_score[v.rows] for v in validation]
 
@@ -271,10 +271,13 @@ class _Work:
 
 
 def _split(lists: Lists, config: DistillConfig, seed: int) -> _Split:
-    """Validation = the fewest last query times that hold `validation_share` of the queries; lists need a positive."""
+    """Validation = the fewest last query times that hold `validation_share` of the queries.
+
+    A list without a positive among its best `depth` rows has no order to learn, and is left out.
+    """
     times, counts = np.unique(lists.query_time_us, return_counts=True)
     late = np.flatnonzero(np.cumsum(counts[::-1])[::-1] >= config.validation_share * len(lists)).max()
-    positive = np.add.reduceat(lists.label > 0, lists.offsets[:-1]) > 0
+    positive = np.array([(lists.label[lists.rows(q)[: config.depth]] > 0).any() for q in range(len(lists))])
     is_late = lists.query_time_us >= times[late]
     rng = np.random.default_rng(seed)
 

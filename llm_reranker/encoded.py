@@ -46,17 +46,15 @@ class Encoded:
         """Token ids of a query's prefix."""
         return self.prompt.prefix(self.lists.history_text[query])
 
-    def training_rows(self, query: int, candidates_max: int, rng: np.random.Generator) -> Rows:
-        """Positives (at most half), then the ranker's best negatives, the last third of the room drawn at random."""
+    def training_rows(self, query: int, depth: int) -> Rows:
+        """The best `depth` rows by rank, and the negatives after them.
+
+        All of the best, not a sample by label: where positives are kept and negatives thinned out, a network learns
+        that low ranks are good.
+        """
         rows = self.lists.rows(query)
-        positive = self.lists.label[rows] > 0
-        kept = rows[positive][: max(1, candidates_max // 2)]
-        negatives = rows[~positive]
-        room = candidates_max - len(kept)
-        hard, rest = negatives[: room - room // 3], negatives[room - room // 3 :]
-        drawn = rng.permutation(rest)[: room - len(hard)]
-        chosen = np.concatenate([kept, hard, drawn])
-        return chosen[np.argsort(-self.lists.rank_score[chosen], kind="stable")]
+        after = rows[depth:]
+        return np.concatenate([rows[:depth], after[self.lists.label[after] == 0]])
 
     def batch(self, queries: Sequence[int], rows: Sequence[Rows], features: Sequence[npt.NDArray[np.float32]]) -> Batch:
         """Tensors of some queries and chosen rows of each; features float32 [n, F] of those rows."""

@@ -238,8 +238,10 @@ class Engine:
         return filled
 
     def _with_texts(self, history: Sequence[HistoryItem]) -> list[HistoryItem]:
+        """The newest actions; a text that is missing is the title, as in the lists of training."""
         recent = history[-self._prefix_tokens_max :]  # a line is more than one token
-        texts = self._texts(keys(h.item_id for h in recent), [h.text for h in recent])
+        titles = self._items.values("title", keys(h.item_id for h in recent))
+        texts = [h.text or title or "" for h, title in zip(recent, titles, strict=True)]
         return [
             HistoryItem(item_id=h.item_id, text=t, event_type=h.event_type, event_time_us=h.event_time_us)
             for h, t in zip(recent, texts, strict=True)

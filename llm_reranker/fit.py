@@ -36,12 +36,6 @@ class Chosen:
     teacher: Scores | None = None
 
 
-def choose(data: Encoded, queries: Sequence[int], candidates_max: int, seed: int) -> list[Chosen]:
-    """The rows of each training list."""
-    rng = np.random.default_rng(seed)
-    return [Chosen(q, data.training_rows(q, candidates_max, rng)) for q in queries]
-
-
 def features_of(data: Encoded, query: int, rows: Rows) -> npt.NDArray[np.float32]:
     """Features of some rows of a list, their rank_position counted in the whole list. float32 [n, F]."""
     whole = data.lists.rows(query)
