@@ -88,11 +88,11 @@ def _values(state: State, as_of_us: int) -> tuple[npt.NDArray[np.float64], Words
     recency = np.where(last[:, 2:] >= 0, np.maximum(as_of_us - last[:, 2:], 0) / DAY_US, np.nan)
     priced = dense(life, "priced")
     bought = int(EventType.PURCHASE)
-    log_price = ratio(dense(life, "log_price_sum").sum(axis=1), priced.sum(axis=1)) / LOG_PRICE_UNIT
+    mean_log2 = ratio(dense(life, "log_price_sum").sum(axis=1), priced.sum(axis=1)) / LOG_PRICE_UNIT
     other = (
         np.where(any_last >= 0, np.maximum(as_of_us - any_last, 0) / DAY_US, np.nan),
         np.maximum(as_of_us - first, 0) / DAY_US,
-        log_price,
+        mean_log2 * np.log(2.0),  # price_level: mean natural logarithm of the prices of all actions
         ratio(dense(life, "price_sum")[:, bought], priced[:, bought]),
         reader.hour_of_day(),
         *_shares(state["affinity"], _CATEGORY),

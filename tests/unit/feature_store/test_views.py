@@ -106,7 +106,7 @@ async def test_recency_prices_and_hours(columns, store):
     assert user.values["days_since_cart"] == pytest.approx((NOW - last_cart) / DAY)
     paid = [r["price"] for r in mine if r["event_type"] == EventType.PURCHASE and r["price"]]
     assert user.values["purchase_price_mean"] == pytest.approx(np.mean(paid))
-    priced = [math.log2(r["price"]) for r in mine if r["price"]]
+    priced = [math.log(r["price"]) for r in mine if r["price"]]
     assert user.values["price_level"] == pytest.approx(np.mean(priced), abs=1e-3)
     hours = [r["event_time"] // HOUR % 24 for r in mine if r["event_type"] != EventType.IMPRESSION]
     near = sum(h in ((NOW // HOUR + d) % 24 for d in (-1, 0, 1)) for h in hours)
