@@ -1,6 +1,6 @@
 """Feature scaling of the ranker: every raw feature becomes three inputs that keep their meaning under shift.
 
-- its place between the quantiles seen in training, in [-1, 1] (what trees see: order; bounded on a surge day),
+- its place among the rows seen in training, in [-1, 1] (what trees see: order; bounded on a surge day),
 - its signed logarithm, standardised and clipped (what the quantiles lose: ratios),
 - whether it is missing (then the first two are 0).
 
@@ -20,14 +20,16 @@ _CLIP = 4.0  # standard deviations
 class Scaling(nn.Module):
     """Buffers fitted once on training rows, stored with the weights."""
 
-    quantile_FQ: Tensor
+    point_FQ: Tensor
+    place_FQ: Tensor
     mean_F: Tensor
     std_F: Tensor
 
     def __init__(self, num_features: int, quantiles: int) -> None:
         """Unfitted: `fit` or load_state_dict fills it."""
         super().__init__()
-        self.register_buffer("quantile_FQ", torch.zeros(num_features, quantiles))
+        self.register_buffer("point_FQ", torch.zeros(num_features, quantiles))
+        self.register_buffer("place_FQ", torch.zeros(num_features, quantiles))
         self.register_buffer("mean_F", torch.zeros(num_features))
         self.register_buffer("std_F", torch.ones(num_features))
 
@@ -38,12 +40,17 @@ class Scaling(nn.Module):
 
     def fit(self, values_NF: npt.NDArray[np.float32]) -> None:
         """Take quantiles, mean and standard deviation per feature from rows; NaN is left out."""
-        points = np.linspace(0.0, 1.0, self.quantile_FQ.shape[1])
+        num_points = self.point_FQ.shape[1]
         for f, column in enumerate(values_NF.T):
-            present = column[np.isfinite(column)]
+            present = np.sort(column[np.isfinite(column)])
             if not len(present):
                 continue
-            self.quantile_FQ[f] = torch.from_numpy(np.quantile(present, points).astype(np.float32))
+            point = np.unique(np.quantile(present, np.linspace(0.0, 1.0, num_points), method="nearest"))
+            middle = np.searchsorted(present, point) + np.searchsorted(present, point, side="right")
+            place = middle / len(present) - 1.0
+            fill = np.minimum(np.arange(num_points), len(point) - 1)  # fewer values than quantiles: repeat the last
+            self.point_FQ[f] = torch.from_numpy(point[fill].astype(np.float32))
+            self.place_FQ[f] = torch.from_numpy(place[fill].astype(np.float32))
             logged = _signed_log(torch.from_numpy(present.astype(np.float32)))
             self.mean_F[f] = logged.mean()
             self.std_F[f] = max(float(logged.std(correction=0)), 1e-3)
@@ -58,16 +65,15 @@ class Scaling(nn.Module):
         return torch.cat([place_NF * keep_NF, scaled_NF * keep_NF, missing_NF.float()], dim=1)
 
     def _place(self, values_NF: Tensor) -> Tensor:
-        """Place between the quantiles, -1 to 1; a value that fills several quantiles sits in their middle."""
-        last = self.quantile_FQ.shape[1] - 1
+        """Place among the training rows, -1 (below all) to 1, linear between points; rows that tie share the middle."""
+        last = self.point_FQ.shape[1] - 1
         value_FN = values_NF.T.contiguous()
-        low_FN = torch.searchsorted(self.quantile_FQ, value_FN)
-        high_FN = torch.searchsorted(self.quantile_FQ, value_FN, right=True)
-        below_FN = self.quantile_FQ.gather(1, (low_FN - 1).clamp(0, last))
-        above_FN = self.quantile_FQ.gather(1, low_FN.clamp(0, last))
-        inside_FN = low_FN - 1 + (value_FN - below_FN) / (above_FN - below_FN).clamp_min(1e-12)
-        place_FN = torch.where(high_FN > low_FN, (low_FN + high_FN - 1) / 2, inside_FN).clamp(0, last)
-        return (2 * place_FN / last - 1).T
+        above_FN = torch.searchsorted(self.point_FQ, value_FN)
+        low_FN, high_FN = (above_FN - 1).clamp_min(0), above_FN.clamp_max(last)
+        point_FN, place_FN = self.point_FQ.gather(1, low_FN), self.place_FQ.gather(1, low_FN)
+        width_FN = (self.point_FQ.gather(1, high_FN) - point_FN).clamp_min(1e-12)
+        share_FN = ((value_FN - point_FN) / width_FN).clamp(0.0, 1.0)
+        return torch.lerp(place_FN, self.place_FQ.gather(1, high_FN), share_FN).T
 
 
 def _signed_log(values: Tensor) -> Tensor:

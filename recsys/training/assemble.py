@@ -52,9 +52,7 @@ def train(
     settings = settings or Settings()
     dataset, out = Dataset.open(dataset_dir), Path(out)
     until_us = _checked_until(dataset, until_us)
-    windows = stacked(
-        dataset.first_event_us, until_us, windows=settings.training.windows, days=settings.training.window_days
-    )
+    windows = window_starts(dataset, until_us, settings)
     work = out.with_name(out.name + ".work")
     run_id = f"{out.name}-{uuid.uuid5(uuid.NAMESPACE_URL, f'{dataset.hash}/{until_us}/{seed}').hex[:8]}"
     fields = manifest_fields(dataset, until_us, seed, settings, run_id)
@@ -72,6 +70,12 @@ def train(
         }
     assert (out / MANIFEST).is_file()
     return RunDirectory.open(out)
+
+
+def window_starts(dataset: Dataset, until_us: int, settings: Settings) -> list[Window]:
+    """The stacked windows of a dataset before `until_us`, oldest first."""
+    config = settings.training
+    return stacked(dataset.first_event_us, until_us, windows=config.windows, days=config.window_days)
 
 
 def window_lists(
@@ -115,14 +119,19 @@ def window_queries(dataset: Dataset, window: Window, queries_max: int, seed: int
 def out_of_fold_scores(
     lists: list[RankLists], items: ItemTable, *, seed: int, settings: Settings, work: Path
 ) -> list[npt.NDArray[np.float32]]:
-    """Scores of each window's lists by a ranker that was trained on the other windows.
+    """Scores of each window's lists by a ranker trained on other windows: out-of-fold by time block.
 
-    The last window, which validates, is scored by a ranker of the windows before it only.
+    The last window, which validates, is scored by a ranker of all the windows before it; of those, each half is scored
+    by a ranker of the other half.
     """
+    *earlier, last = lists
+    half = (len(earlier) + 1) // 2
+    folds = [(earlier[half:], earlier[:half]), (earlier[:half], earlier[half:]), (earlier, [last])]
     scores = []
-    for i, part in enumerate(lists):
-        rest = lists[:i] if i == len(lists) - 1 else lists[:i] + lists[i + 1 :]
-        scores.append(score_lists(_fit(rest, items, seed=seed, settings=settings, work=work), part))
+    for fitted, scored in folds:
+        if scored:
+            ranker = _fit(fitted or [last], items, seed=seed, settings=settings, work=work)
+            scores += [score_lists(ranker, part) for part in scored]
     return scores
 
 

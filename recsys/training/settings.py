@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,6 +23,15 @@ class Settings:
     def of(cls, config: Config) -> Settings:
         """Resolved from flags, environment and file."""
         return cls(training=config.get(TrainingConfig), tower=config.get(TowerConfig), ranker=config.get(RankerConfig))
+
+    @classmethod
+    def from_dict(cls, sections: Mapping[str, Any]) -> Settings:
+        """What `as_dict` gave, out of a manifest."""
+        return cls(
+            training=TrainingConfig(**sections["training"]),
+            tower=TowerConfig(**sections["models.tower"]),
+            ranker=RankerConfig(**sections["models.ranker"]),
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """For the manifest: section name to its values."""

@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+
+from recsys.core import BadInput, VersionMismatch, keys
+from recsys.core.metrics import MISSING_FEATURES
+from recsys.models.ranker import Calibration, Ranker
+from recsys.models.scaling import Scaling
+
+DAY_US = 86_400_000_000
+
+
+def _score(ranker, values, ids, names=None):
+    return ranker.score(
+        np.asarray(values, np.float32),
+        names or ranker.feature_names,
+        keys(ids),
+        keys(["i1", "i2"]),
+        np.full(2, 5, np.int8),
+        np.arange(2) * DAY_US,
+        10 * DAY_US,
+    )
+
+
+VALUES = np.array([[0.1, 2.0, np.nan], [np.nan, np.nan, np.nan], [-5.0, 1e9, 3.0]])
+IDS = ["i1", "unknown", "i7"]
+
+
+def test_every_candidate_has_a_finite_score(ranker):
+    scores = _score(ranker, VALUES, IDS)
+    assert scores.shape == (3,)
+    assert scores.dtype == np.float32
+    assert np.isfinite(scores).all()
+    assert _score(ranker, np.empty((0, 3)), []).shape == (0,)
+
+
+def test_a_candidate_is_judged_on_its_own(ranker):
+    together = _score(ranker, VALUES, IDS)
+    for i in range(3):
+        np.testing.assert_allclose(_score(ranker, VALUES[i : i + 1], IDS[i : i + 1]), together[i : i + 1], atol=1e-5)
+
+
+def test_columns_are_found_by_name(ranker):
+    swapped = _score(ranker, VALUES[:, ::-1], IDS, names=ranker.feature_names[::-1])
+    np.testing.assert_array_equal(swapped, _score(ranker, VALUES, IDS))
+
+
+def test_an_absent_feature_is_missing_and_counted(ranker):
+    counter = MISSING_FEATURES.labels(feature="item_price")
+    before = counter._value.get()
+    absent = _score(ranker, VALUES[:, :2], IDS, names=ranker.feature_names[:2])
+    gone = VALUES.copy()
+    gone[:, 2] = np.nan
+    np.testing.assert_array_equal(absent, _score(ranker, gone, IDS))
+    assert counter._value.get() == before + 3
+
+
+def test_features_of_another_model_are_refused(ranker):
+    with pytest.raises(VersionMismatch, match="Serve the run"):
+        _score(ranker, VALUES, IDS, names=("a", "b", "c"))
+
+
+def test_a_matrix_of_another_shape_is_refused(ranker):
+    with pytest.raises(BadInput, match="shape"):
+        _score(ranker, VALUES[:2], IDS)
+
+
+def test_saved_and_loaded_it_answers_the_same_bits(ranker, written):
+    ranker.calibration = Calibration(0.5, -1.0)
+    again = Ranker.load(written(ranker))
+    assert (again.version, again.feature_names, again.calibration) == (
+        ranker.version,
+        ranker.feature_names,
+        ranker.calibration,
+    )
+    np.testing.assert_array_equal(_score(again, VALUES, IDS), _score(ranker, VALUES, IDS))
+
+
+def test_scaling_keeps_order_bounds_surges_and_marks_missing():
+    scaling = Scaling(2, 9)
+    rows = np.stack([np.repeat([0.0, 1.0, 2.0, 50.0], 5), np.full(20, 7.0)], axis=1).astype(np.float32)
+    scaling.fit(rows)
+    import torch
+
+    seen = torch.tensor([[0.0, 7], [1, 7], [2, 7], [50, 7], [1e9, 7], [float("nan"), float("nan")]])
+    out = scaling(seen)
+    place, missing = out[:, 0], out[:, 4:]
+    assert torch.isfinite(out).all()
+    assert (place[1:5] >= place[:4]).all()
+    assert place[4] == place[3] <= 1
+    np.testing.assert_allclose(place[:4], [-0.75, -0.25, 0.25, 0.75])  # ties share the middle of their rows
+    assert missing[5].tolist() == [1, 1]
+    assert out[5, :4].tolist() == [0, 0, 0, 0]
