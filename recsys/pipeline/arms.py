@@ -58,12 +58,12 @@ class Arm:
 
 
 _CASCADE = (
-    Feed(source="own_history", quota=100, absolute=True),
-    Feed(source="covisit", quota=80, weight=0.7),
+    Feed(source="own_history", quota=150, absolute=True),
+    Feed(source="covisit", quota=120, weight=0.7),
     Feed(source="ann", quota=60, weight=0.3),
-    Feed(source="trending", quota=30, weight=0.3),
+    Feed(source="trending", quota=40, weight=0.3),
     Feed(source="popular", quota=40, weight=0.5),
-    Feed(source="new_arrivals", quota=20, weight=0.05),
+    Feed(source="new_arrivals", quota=40, weight=0.05),
 )
 
 

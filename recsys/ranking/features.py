@@ -5,6 +5,8 @@ Shape legend: N candidates, P user-item pairs, L recent actions, F features. NaN
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -34,7 +36,7 @@ OWN_NAMES = (
     "own_views", "own_favorites", "own_carts", "own_purchases", "own_returns", "own_purchase_days",
     "own_purchase_share", "own_purchases_to_top", "own_days_since_action", "own_days_since_purchase",
     "own_days_since_first", "own_days_behind_last_order", "own_in_last_order", "own_gap_days", "own_gap_ratio",
-    "own_user_gap_ratio", "own_steps_back", "own_recent_actions",
+    "own_user_gap_ratio", "own_order_share", "own_orders_since", "own_steps_back", "own_recent_actions",
 )  # fmt: skip
 USER_NAMES = (*(f"user_{n}" for n in USER_VALUES), "user_days_since_order", "user_order_gap_days", "user_repeat_rate")
 SOURCE_NAMES = (*(f"{s}_score" for s in SOURCES), *(f"{s}_reciprocal_rank" for s in SOURCES), "num_sources")
@@ -48,6 +50,26 @@ FEATURE_NAMES: tuple[str, ...] = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class _Orders:
+    """A user's orders: UTC days with a purchase, ascending; days since the last; median days between (NaN: too few)."""
+
+    days: npt.NDArray[np.int64]
+    since_days: float
+    gap_days: float
+
+    @classmethod
+    def of(cls, user: UserFeatures) -> _Orders:
+        """As far as the recent actions and the items' last purchases tell."""
+        recent = user.recent_time_us[user.recent_event_type == EventType.PURCHASE]
+        time_us = np.concatenate([recent, user.pair_last_purchase_us[user.pair_last_purchase_us > 0]])
+        if not len(time_us):
+            return cls(time_us, np.nan, np.nan)
+        days = np.unique(time_us // DAY_US)
+        gap_days = float(np.median(np.diff(days))) if len(days) > 1 else np.nan
+        return cls(days, (user.as_of_us - int(time_us.max())) / DAY_US, gap_days)
+
+
 def assemble(
     query: Query, user: UserFeatures, found: Candidates, items: ItemFeatures, catalogue: Catalogue
 ) -> FeatureMatrix:
@@ -55,9 +77,10 @@ def assemble(
 
     items: features of the candidates, in their order. catalogue: the run's items.
     """
+    orders = _Orders.of(user)
     columns: dict[str, Floats | float] = {
-        **_own(user, found.item_key),
-        **_user(user),
+        **_own(user, found.item_key, orders),
+        **_user(user, orders),
         **_sources(found),
         **_items(user, items, catalogue.price(found.item_key)),
         **_relations(query, user, found.item_key, catalogue),
@@ -70,7 +93,7 @@ def assemble(
     return FeatureMatrix(names=FEATURE_NAMES, values=values)
 
 
-def _own(user: UserFeatures, item_key: npt.NDArray[np.int64]) -> dict[str, Floats | float]:
+def _own(user: UserFeatures, item_key: npt.NDArray[np.int64], orders: _Orders) -> dict[str, Floats | float]:
     """What the user did with each candidate, on the clock of the item and of the user."""
     if not len(user.pair_item_key):
         zero = ("own_views", "own_favorites", "own_carts", "own_purchases", "own_returns", "own_purchase_days")
@@ -83,7 +106,8 @@ def _own(user: UserFeatures, item_key: npt.NDArray[np.int64]) -> dict[str, Float
     had = known & (bought > 0)
     since_purchase = _days(user.as_of_us, user.pair_last_purchase_us[row], had)
     since_first = _days(user.as_of_us, user.pair_first_us[row], known)
-    since_order, order_gap = _order_rhythm(user)
+    behind = since_purchase - np.float32(orders.since_days)
+    orders_until = np.searchsorted(orders.days, user.pair_last_purchase_us[row] // DAY_US, side="right")
     with np.errstate(divide="ignore", invalid="ignore"):
         gap: Floats = np.where(purchase_days > 1, (since_first - since_purchase) / (purchase_days - 1), np.nan)
         gap_ratio = since_purchase / np.maximum(gap, 0.5)
@@ -103,36 +127,27 @@ def _own(user: UserFeatures, item_key: npt.NDArray[np.int64]) -> dict[str, Float
         "own_days_since_action": _days(user.as_of_us, user.pair_last_us[row], known),
         "own_days_since_purchase": since_purchase,
         "own_days_since_first": since_first,
-        "own_days_behind_last_order": since_purchase - np.float32(since_order),
-        "own_in_last_order": np.where(had, since_purchase - np.float32(since_order) < 1.0, np.nan).astype(np.float32),
+        "own_days_behind_last_order": behind,
+        "own_in_last_order": np.where(had, behind < 1.0, np.nan).astype(np.float32),
         "own_gap_days": gap,
         "own_gap_ratio": gap_ratio.astype(np.float32),
-        "own_user_gap_ratio": since_purchase / np.float32(max(order_gap, 0.5)),
+        "own_user_gap_ratio": since_purchase / np.float32(max(orders.gap_days, 0.5)),
+        "own_order_share": purchase_days / np.float32(max(len(orders.days), 1)),
+        "own_orders_since": np.where(had, len(orders.days) - orders_until, np.nan).astype(np.float32),
         "own_steps_back": np.where(seen, step[at] if len(step) else 0, np.nan),
         "own_recent_actions": np.where(seen, within[at], 0),
     }
 
 
-def _user(user: UserFeatures) -> dict[str, Floats | float]:
+def _user(user: UserFeatures, orders: _Orders) -> dict[str, Floats | float]:
     """Scalars of the user, the same for every candidate."""
     bought = int((user.pair_count[:, EventType.PURCHASE] > 0).sum())
-    since_order, order_gap = _order_rhythm(user)
     return {
         **{f"user_{n}": user.values.get(n, np.nan) for n in USER_VALUES},
-        "user_days_since_order": since_order,
-        "user_order_gap_days": order_gap,
+        "user_days_since_order": orders.since_days,
+        "user_order_gap_days": orders.gap_days,
         "user_repeat_rate": float((user.pair_purchase_days > 1).sum()) / bought if bought else np.nan,
     }
-
-
-def _order_rhythm(user: UserFeatures) -> tuple[float, float]:
-    """Days since the user's last order and the median days between the user's recent order days; NaN = no orders."""
-    ordered = user.recent_time_us[user.recent_event_type == EventType.PURCHASE]
-    last_us = max(int(user.pair_last_purchase_us.max(initial=0)), int(ordered.max(initial=0)))
-    if not last_us:
-        return np.nan, np.nan
-    days = np.unique(ordered // DAY_US)
-    return (user.as_of_us - last_us) / DAY_US, float(np.median(np.diff(days))) if len(days) > 1 else np.nan
 
 
 def _sources(found: Candidates) -> dict[str, Floats | float]:

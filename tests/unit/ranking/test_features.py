@@ -62,6 +62,19 @@ async def test_a_gap_is_the_mean_time_between_purchases(shop, store, catalogue):
     assert made.column("own_gap_ratio")[0] == pytest.approx(0.5)
 
 
+async def test_orders_since_and_share_count_the_users_order_days(shop, store, catalogue):
+    user = await store.user("user-1", shop.UNTIL_US, shop.NEVER)
+    bought = user.recent_event_type == EventType.PURCHASE
+    order_days = {*(user.recent_time_us[bought] // shop.DAY_US).tolist()}
+    found = shop.candidates(user.pair_item_key)
+    _, made = await matrix(shop, store, catalogue, shop.query(1), found)
+    for row, last_us in enumerate(user.pair_last_purchase_us.tolist()):
+        since = sum(day > last_us // shop.DAY_US for day in order_days) if last_us else np.nan
+        np.testing.assert_equal(made.column("own_orders_since")[row], np.float32(since))
+    share = user.pair_purchase_days / len(order_days)
+    np.testing.assert_allclose(made.column("own_order_share"), share, rtol=1e-6)
+
+
 async def test_sources_scores_and_positions(shop, store, catalogue):
     found = shop.candidates([key("item-1"), key("item-2")], [0.3, 0.9], "popular")
     _, made = await matrix(shop, store, catalogue, shop.query(1), found)
