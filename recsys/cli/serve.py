@@ -77,6 +77,7 @@ async def _serve(gateway: Gateway) -> None:
     finally:
         starting.cancel()
         stop.cancel()
+        await asyncio.gather(starting, stop, return_exceptions=True)
         await gateway.stop()
 
 

@@ -24,7 +24,7 @@ class ServingConfig:
     start_s_max: how long workers may take to load before the gateway serves without them.
     drain_s_max: how long in-flight requests may take to finish after SIGTERM.
     restart_backoff_s_min, restart_backoff_s_max: pause before a dead worker is started again, doubled each time.
-    log_queue_items_max: records waiting for the durable log.
+    log_queue_bytes_max: published events and impressions waiting for the durable log.
     """
 
     clock: Literal["wall", "data"] = "wall"
@@ -39,7 +39,7 @@ class ServingConfig:
     drain_s_max: float = 10.0
     restart_backoff_s_min: float = 0.5
     restart_backoff_s_max: float = 30.0
-    log_queue_items_max: int = 10_000
+    log_queue_bytes_max: int = 64 << 20
 
     def __post_init__(self) -> None:
         in_range("serving.deadline_ms_max", self.deadline_ms_max, 1, 60_000)
@@ -49,7 +49,7 @@ class ServingConfig:
         in_range("serving.drain_s_max", self.drain_s_max, 0.1, 600)
         in_range("serving.restart_backoff_s_min", self.restart_backoff_s_min, 0.01, 60)
         in_range("serving.restart_backoff_s_max", self.restart_backoff_s_max, self.restart_backoff_s_min, 600)
-        in_range("serving.log_queue_items_max", self.log_queue_items_max, 1, 1_000_000)
+        in_range("serving.log_queue_bytes_max", self.log_queue_bytes_max, 1 << 21, 1 << 34)
 
 
 @section("serving.admission")

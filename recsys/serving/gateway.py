@@ -115,7 +115,7 @@ class Gateway:
         )
         items = await asyncio.to_thread(ItemTable.read, self.run.path("items.parquet"))
         await self._use(NO_PLAN)
-        writer = LogWriter(log.producer(), serving.log_queue_items_max)
+        writer = LogWriter(log.producer(), serving.log_queue_bytes_max)
         self._stack.push_async_callback(asyncio.to_thread, writer.close, serving.drain_s_max)
         impressions = Impressions(writer, topics.impressions, self.run.run_id)
         self._recommend = RecommendService(self._current, items, clock, self._admission, impressions, serving)

@@ -31,31 +31,35 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Records that become durable, or fail, together; `done` is called on the writer's thread."""
+    """Records that become durable, or fail, together; num_bytes: their keys and values."""
 
     records: Sequence[Record]
+    num_bytes: int
     done: Callable[[Double11Error | None], object]
 
 
 class LogWriter:
     """Appends records durably, in the order given. `close` flushes what is waiting."""
 
-    def __init__(self, producer: Producer, queue_items_max: int) -> None:
-        """queue_items_max: groups waiting; the thread is started now."""
-        self._producer = producer
-        self._queue: queue.Queue[_Group | None] = queue.Queue(queue_items_max)
+    def __init__(self, producer: Producer, queue_bytes_max: int) -> None:
+        """queue_bytes_max: keys and values waiting. The thread is started now."""
+        self._producer, self._queue_bytes_max = producer, queue_bytes_max
+        self._queue: queue.SimpleQueue[_Group | None] = queue.SimpleQueue()  # bounded by _waiting_bytes
+        self._waiting_bytes, self._lock = 0, threading.Lock()
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
 
     def offer(self, records: Sequence[Record], done: Callable[[Double11Error | None], object]) -> bool:
-        """Queue records without waiting; False when the queue is full, and then `done` is never called.
+        """Queue records without waiting; False when too much is waiting, and then `done` is never called.
 
         done: called on the writer's thread with None once durable, else with the error.
         """
-        try:
-            self._queue.put_nowait(_Group(records, done))
-        except queue.Full:
-            return False
+        group = _Group(records, sum(len(r.key) + len(r.value) for r in records), done)
+        with self._lock:
+            if self._waiting_bytes + group.num_bytes > self._queue_bytes_max:
+                return False
+            self._waiting_bytes += group.num_bytes
+        self._queue.put(group)
         return True
 
     async def append(self, records: Sequence[Record], deadline: Deadline) -> None:
@@ -78,8 +82,8 @@ class LogWriter:
         if not self.offer(records, lambda error: loop.call_soon_threadsafe(settle, error)):
             raise Overloaded(
                 "durable log",
-                came=f"{self._queue.maxsize} groups of records waiting",
-                expected="room in the queue of [serving] log_queue_items_max",
+                came=f"more than {self._queue_bytes_max} bytes waiting",
+                expected="room in the queue of [serving] log_queue_bytes_max",
                 fix="Slow down and send again later with the same event_ids.",
             )
         try:
@@ -95,38 +99,39 @@ class LogWriter:
 
     def close(self, timeout_s: float) -> bool:
         """Make everything offered so far durable and stop; False when that took too long."""
-        try:
-            self._queue.put(None, timeout=timeout_s)
-        except queue.Full:
-            return False
+        self._queue.put(None)
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        while groups := self._next_groups():
-            closing = groups[-1] is None
-            taken = [g for g in groups if g is not None]
+        closing = False
+        while not closing:
+            groups, closing = self._next_groups()
             failure: Double11Error | None = None
             try:
-                for group in taken:
+                for group in groups:
                     for r in group.records:
                         self._producer.send(r.topic, r.key, r.value, r.headers)
                 self._producer.flush()
             except Double11Error as error:
-                _log.error("log_append_failed", records=sum(len(g.records) for g in taken), error=str(error))
+                _log.error("log_append_failed", records=sum(len(g.records) for g in groups), error=str(error))
                 failure = error
-            for group in taken:
+            with self._lock:
+                self._waiting_bytes -= sum(g.num_bytes for g in groups)
+            for group in groups:
                 group.done(failure)
-            if closing:
-                return
 
-    def _next_groups(self) -> list[_Group | None]:
-        groups: list[_Group | None] = [self._queue.get()]
-        count = 0
-        while groups[-1] is not None and count < _GROUP_RECORDS_MAX:
-            count += len(groups[-1].records)
+    def _next_groups(self) -> tuple[list[_Group], bool]:
+        """What is waiting, at least one group or the end; whether it is the end."""
+        groups: list[_Group] = []
+        num_records = 0
+        while num_records < _GROUP_RECORDS_MAX:
             try:
-                groups.append(self._queue.get_nowait())
+                group = self._queue.get(block=not groups)
             except queue.Empty:
                 break
-        return groups
+            if group is None:
+                return groups, True
+            groups.append(group)
+            num_records += len(group.records)
+        return groups, False

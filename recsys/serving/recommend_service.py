@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -53,7 +54,7 @@ class RecommendService(pb_grpc.RecommendationServiceServicer):
         """A slate within the caller's deadline. Statuses: see recommend.proto."""
         received_s = time.monotonic()
         deadline = deadline_of(context, self._config.deadline_ms_default, self._config.deadline_ms_max)
-        tier, status = "none", "CANCELLED"  # what stands when the caller goes away
+        tier, status = "none", "UNKNOWN"  # what gRPC says about a bug of ours
         try:
             deadline.require("Recommend")
             query = to_query(request, self._clock.now_us())
@@ -63,6 +64,9 @@ class RecommendService(pb_grpc.RecommendationServiceServicer):
             tier, status = slate.tier.label, "OK"
         except Double11Error as error:
             status = error.grpc_status
+            raise
+        except asyncio.CancelledError:
+            status = "CANCELLED"
             raise
         finally:
             metrics.REQUESTS.labels(tier, status).inc()

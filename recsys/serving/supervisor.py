@@ -94,7 +94,10 @@ class Child:
         pause_s = self._backoff.first_s
         while True:
             started_s = time.monotonic()
-            code = await self._run_once()
+            try:
+                code = str(await self._run_once())
+            except OSError as error:  # no memory or no process ids left on this host
+                code = f"none, it could not be started: {error}"
             self.ready.clear()
             if time.monotonic() - started_s > 2 * self._backoff.max_s:
                 pause_s = self._backoff.first_s
@@ -119,7 +122,7 @@ class Child:
         if not self.spec.says_ready:
             self._now_ready()
         assert process.stdout is not None
-        async for line in process.stdout:  # read to the end: a full pipe would block the child
+        while line := await _next_line(process.stdout):  # to the end: a full pipe would block the child
             if self.spec.says_ready and not self.ready.is_set() and _is_ready_line(line):
                 self._now_ready()
         return await process.wait()
@@ -162,6 +165,13 @@ class Supervisor:
         await asyncio.gather(*(child.stop(timeout_s) for child in self.children))
         for port in self._ports:
             port.close()
+
+
+async def _next_line(stdout: asyncio.StreamReader) -> bytes:
+    try:
+        return await stdout.readline()
+    except ValueError:  # longer than the reader's limit, so not the ready line; the reader has dropped it
+        return b"\n"
 
 
 def _is_ready_line(line: bytes) -> bool:

@@ -32,7 +32,7 @@ QUICK = TrainingConfig(
 )  # fmt: skip
 SMALL = DistillConfig(
     hidden_size=32, num_layers=1, num_experts=4, expert_width=32, teacher_hidden_size=32, teacher_layers=1,
-    teacher_expert_width=64, vocab_size=600, prefix_tokens_max=64, item_tokens_max=12, candidates_max=12,
+    teacher_expert_width=64, vocab_size=600, prefix_tokens_max=64, item_tokens_max=12,
     student_epochs=1, teacher_epochs=1,
 )  # fmt: skip
 TOML = """

@@ -50,7 +50,9 @@ async def test_child_that_always_fails_backs_off_and_is_named(supervisor):
 
 
 async def test_chatty_child_is_read_and_only_the_ready_line_counts(supervisor):
-    chatty = f"print('x' * 60_000, flush=True); print('[1]'); {READY}; print('y' * 60_000, flush=True); {SERVE_FOREVER}"
+    chatty = (
+        f"print('x' * 300_000, flush=True); print('[1]'); {READY}; print('y' * 300_000, flush=True); {SERVE_FOREVER}"
+    )
     supervisor.start(ChildSpec(name="chatty", argv=["-c", chatty]))
     assert await supervisor.wait_ready(20.0) == []
 
