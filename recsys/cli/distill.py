@@ -61,7 +61,7 @@ def distill(
             seed=seed,
             config=Config.load(config_path).get(DistillConfig),
             teacher=teacher,
-            item_vectors=Tower.load(run).item_vectors(),
+            item_vectors=Tower.load(run).item_vectors() if run.has("models/tower.json") else None,
             version=version,
         )
         run.add_files(Path(work) / version, f"reranker/{version}", {"rerankers": [*versions, version]})

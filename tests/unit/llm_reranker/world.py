@@ -6,7 +6,9 @@ reranker that reads can do better than the ranker, and one that does not read ca
 
 from __future__ import annotations
 
+import atexit
 import functools
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -88,6 +90,7 @@ def write_lists(path: Path, *, queries: int = 300, candidates: int = 16, taste: 
 def distilled_run() -> RunDirectory:
     """A run with a tiny distilled reranker, made once per test process."""
     root = Path(tempfile.mkdtemp(prefix="double11-llm-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
     fields = {
         "run_id": "test", "parent": None, "dataset_hash": "", "until": 200 * DAY_US, "seed": 0, "config": {},
         "versions": {}, "commit": "", "feature_views": "", "measures": {},

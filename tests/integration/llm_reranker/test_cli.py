@@ -1,0 +1,63 @@
+"""`double11 distill` adds a version to a run, refuses a second one unless told, and says what it did in JSON."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from llm_reranker.engine import LocalReranker
+from recsys.cli.main import run as double11
+from recsys.core.run_dir import RunDirectory
+
+
+@pytest.fixture
+def copy(run: RunDirectory, tmp_path: Path) -> RunDirectory:
+    return RunDirectory.open(shutil.copytree(run.root, tmp_path / "run"))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "double11.toml"
+    path.write_text(
+        "[llm_reranker.distill]\nhidden_size = 32\nnum_layers = 1\nnum_experts = 4\nexpert_width = 16\n"
+        "teacher_hidden_size = 32\nteacher_layers = 1\nvocab_size = 512\ntrain_queries_max = 16\n"
+        "validation_queries_max = 8\nstudent_epochs = 1\n"
+    )
+    return path
+
+
+def test_a_second_version_needs_replace_and_then_serves(
+    copy: RunDirectory, config: Path, world: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lists = world.write_lists(tmp_path / "lists.parquet", queries=40)
+    argv = ["distill", ".", "--run", str(copy.root), "--lists", str(lists), "--config", str(config), "--json"]
+    assert double11(argv) == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["error"]["code"] == "CONFLICT"
+    before = copy.path("reranker/1/model.safetensors").read_bytes()
+    assert double11([*argv, "--replace"]) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert document["version"] == "2"
+    assert set(document["ndcg@10"]) == {"rank", "teacher", "student", "blended"}
+    run = RunDirectory.open(copy.root)
+    assert run.reranker_versions() == ["1", "2"]
+    assert run.path("reranker/1/model.safetensors").read_bytes() == before
+    for version in (None, "1"):
+        reranker = LocalReranker.load(run, version)
+        assert reranker.version == (version or "2")
+        reranker.close()
+
+
+def test_bad_input_has_an_exit_code_and_a_fix(
+    copy: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["--run", str(copy.root), "--replace", "--json"]
+    assert double11(["distill", str(tmp_path / "none"), *run]) == 2
+    assert double11(["distill", ".", "--run", str(tmp_path / "none"), "--json"]) == 2
+    assert double11(["distill", ".", *run, "--lists", str(tmp_path / "none.parquet")]) == 1
+    codes = [json.loads(line)["error"]["code"] for line in capsys.readouterr().out.splitlines()]
+    assert codes == ["BAD_INPUT", "NOT_FOUND", "CORRUPT_DATA"]
+    assert RunDirectory.open(copy.root).reranker_versions() == ["1"]
