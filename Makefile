@@ -21,7 +21,7 @@ PACKAGES := recsys llm_reranker feature_store streaming
 SOURCES := $(PACKAGES) tests
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup check test demo bench protos lock clean
+.PHONY: help setup check test demo bench protos docs lock clean
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */\1\t/' | expand -t 10
@@ -68,6 +68,9 @@ bench: setup ## Benchmarks against their peers; BENCH="..." chooses
 
 protos: setup ## Regenerate the checked-in stubs
 	protos/stubs.sh protos
+
+docs: setup ## Rewrite the module list of docs/architecture.md
+	python docs/modules.py
 
 lock: ## Pin again what the .in files declare (needs uv; see CONTRIBUTING.md)
 	requirements/lock.sh

@@ -38,6 +38,6 @@ def run(name: str, *, quick: bool = False, deployment: Deployment | None = None)
             "bench serve",
             came="no --run and --users",
             expected="a run directory and a file with one user id a line",
-            fix="Make them: make demo leaves both in demo-out/.",
+            fix="Make them: make demo leaves a run in demo-out/run.",
         )
     return document(name, *module.bench(quick, deployment.run, deployment.store, deployment.users))
