@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from recsys.core.deadline import Deadline
-from recsys.core.errors import Double11Error, Internal, Overloaded
+from recsys.core.errors import DeadlineExceeded, Double11Error, Internal, Overloaded
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -74,7 +74,10 @@ class Batcher(Generic[Q, R]):
         heapq.heappush(self._heap, entry)
         if self._drainer is None or self._drainer.done():
             self._drainer = asyncio.create_task(self._drain())
-        return await answer
+        try:
+            return await asyncio.wait_for(answer, deadline.timeout_s())
+        except TimeoutError:
+            raise _too_late() from None
 
     async def _drain(self) -> None:
         await asyncio.sleep(0)  # requests of the same turn of the loop share the first batch
@@ -109,10 +112,7 @@ class Batcher(Generic[Q, R]):
                 continue
             if entry.deadline.expired:
                 heapq.heappop(self._heap)
-                try:
-                    entry.deadline.require("rerank queue")
-                except Double11Error as error:
-                    entry.answer.set_exception(error)
+                entry.answer.set_exception(_too_late())
                 continue
             if not entries:
                 allowed = self._affordable_tokens(entry.deadline.remaining_ms())
@@ -121,3 +121,12 @@ class Batcher(Generic[Q, R]):
             entries.append(heapq.heappop(self._heap))
             used += entry.tokens
         return (entries, allowed) if entries else None
+
+
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded(
+        "rerank",
+        came="no scores before the deadline",
+        expected="a batch in time",
+        fix="Take the ranker's order; add rerank workers if this lasts.",
+    )
