@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,8 @@ from google.protobuf.message import DecodeError
 from recsys.core import EVENT_SCHEMA, EventBatch, EventKind, EventType
 from recsys.core.ids import ID_BYTES_MAX
 from streaming.log.base import SCHEMA_HEADER, SCHEMA_VERSION, VALUE_BYTES_MAX
+from streaming.wire import TEXT_BYTES_MAX, TIME_US_MAX, decode_actions
 
-TIME_US_MAX = 4_102_444_800_000_000  # 2100-01-01: later is a unit mistaken (nanoseconds), not a date
-TEXT_BYTES_MAX = 4 << 10
 ATTRIBUTES_BYTES_MAX = 16 << 10
 IMPRESSION_ITEMS_MAX = 500
 _INT32_MAX = (1 << 31) - 1
@@ -56,7 +55,18 @@ class Decoded:
 
 def decode_events(values: Sequence[bytes], headers: Sequence[Mapping[str, bytes]] = ()) -> Decoded:
     """N values of `events` or `catalog`. Unknown fields are skipped: a newer producer may add some."""
-    return _decode(values, headers, Event.FromString, _event_rows)
+    current = not headers or all(h.get(SCHEMA_HEADER, SCHEMA_VERSION) == SCHEMA_VERSION for h in headers)
+    if not current:
+        return _decode(values, headers, Event.FromString, _event_rows)
+    batch, row = decode_actions([v if len(v) <= VALUE_BYTES_MAX else b"" for v in values])
+    if len(row) == len(values):
+        return Decoded(batch, row, [])
+    left = np.setdiff1d(np.arange(len(values)), row, assume_unique=True)
+    slow = _decode([values[i] for i in left.tolist()], (), Event.FromString, _event_rows)
+    rejected = [replace(r, row=int(left[r.row])) for r in slow.rejected]
+    rows = np.concatenate([row, left[slow.row]])
+    order = np.argsort(rows, kind="stable")
+    return Decoded(EventBatch.concat([batch, slow.batch]).take(order), rows[order], rejected)
 
 
 def decode_impressions(values: Sequence[bytes], headers: Sequence[Mapping[str, bytes]] = ()) -> Decoded:
