@@ -31,6 +31,7 @@ SCHEMA = pa.schema(
         pa.field("score", pa.float32(), nullable=False),
     ]
 )
+SECTION = "candidates.covisit"
 _PAIRS_BUFFER_MAX = 8_000_000  # pairs held before they are summed
 
 

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import polars as pl
 import pyarrow as pa
 
 from recsys.candidates import covisit, new_arrivals, popular, trending
+from recsys.candidates.covisit import CovisitConfig
 from recsys.core.items import ItemTable
 
-BUILDERS = {module.NAME: module.build for module in (covisit, popular, trending, new_arrivals)}
 
+def build_all(
+    events: pl.DataFrame, items: ItemTable, until_us: int, *, covisit_config: CovisitConfig = covisit.DEFAULT
+) -> dict[str, pa.Table]:
+    """Tables by name, from events strictly before `until_us` and the items known then.
 
-def build_all(events: pl.DataFrame, items: ItemTable, until_us: int) -> dict[str, pa.Table]:
-    """Tables by name, from events strictly before `until_us` and the items known then."""
-    return {name: build(events, items, until_us) for name, build in BUILDERS.items()}
+    covisit_config: what training also writes into the manifest's config, under the section's name.
+    """
+    builders: dict[str, Callable[[pl.DataFrame, ItemTable, int], pa.Table]] = {
+        covisit.NAME: partial(covisit.build, config=covisit_config),
+        popular.NAME: popular.build,
+        trending.NAME: trending.build,
+        new_arrivals.NAME: new_arrivals.build,
+    }
+    return {name: build(events, items, until_us) for name, build in builders.items()}

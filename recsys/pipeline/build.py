@@ -44,7 +44,6 @@ def build(
     *,
     config: PipelineConfig = DEFAULT_PIPELINE,
     budget: Budget = DEFAULT_BUDGET,
-    covisit_config: CovisitConfig = covisit.DEFAULT,
 ) -> Cascade:
     """The cascade of an arm over a run.
 
@@ -62,10 +61,10 @@ def build(
         )
     catalogue = Catalogue(ItemTable.read(run.path("items.parquet")))
     fallback = RankedList.read(popular.NAME, run.path(f"index/{popular.NAME}.parquet"))
-    sources = [_source(f.source, run, ports, fallback, covisit_config) for f in arm.feeds]
+    sources = [_source(f.source, run, ports, fallback) for f in arm.feeds]
     versions = {"run": run.run_id, "views": ports.features.view_set}
     scorer = reranker = None
-    weight = 0.0
+    weight, owned = 0.0, list[Callable[[], None]]()
     if arm.order in ("rank", "rerank"):
         scorer = ports.scorer or _local_scorer(run)
         versions["ranker"] = scorer.version
@@ -75,7 +74,8 @@ def build(
         if reranker is None:
             from llm_reranker.engine import LocalReranker  # heavy
 
-            reranker = LocalReranker.load(run, version)
+            local = LocalReranker.load(run, version)
+            reranker, owned = local, [local.close]
         facts = json.loads(run.path(f"reranker/{version}/double11.json").read_text("utf-8"))
         weight = float(facts["blend_weight"])
         versions["reranker"] = version
@@ -96,6 +96,7 @@ def build(
         versions=versions,
         budget=budget,
         config=config,
+        owned=owned,
     )
 
 
@@ -105,9 +106,7 @@ def _named(name: str) -> Arm:
     return ARMS[name]
 
 
-def _source(
-    name: str, run: RunDirectory, ports: Ports, fallback: RankedList, covisit_config: CovisitConfig
-) -> CandidateSource | None:
+def _source(name: str, run: RunDirectory, ports: Ports, fallback: RankedList) -> CandidateSource | None:
     """The source behind a name; None when it needs an index that the run does not have."""
     if name == "ann" and ports.ann is not None:
         return ports.ann
@@ -118,7 +117,7 @@ def _source(
         popular.NAME: lambda: fallback,
     }
     indexed: dict[str, Callable[[], CandidateSource]] = {
-        covisit.NAME: lambda: Covisit.read(run.path(file), covisit_config),
+        covisit.NAME: lambda: Covisit.read(run.path(file), _covisit_config(run)),
         trending.NAME: lambda: RankedList.read(name, run.path(file)),
         new_arrivals.NAME: lambda: RankedList.read(name, run.path(file)),
         "ann": lambda: _local_ann(run),
@@ -131,6 +130,11 @@ def _source(
         _log.warning("source_left_out", source=name, run=run.run_id, missing=file)
         return None
     return indexed[name]()
+
+
+def _covisit_config(run: RunDirectory) -> CovisitConfig:
+    """Of the run, so that an index is asked as it was built."""
+    return CovisitConfig(**run.manifest["config"].get(covisit.SECTION, {}))
 
 
 def _local_ann(run: RunDirectory) -> CandidateSource:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +60,7 @@ class Cascade:
     versions: Mapping[str, str]
     budget: Budget
     config: PipelineConfig
+    owned: Sequence[Callable[[], None]] = ()
 
     async def recommend(self, query: Query, deadline: Deadline) -> Slate:
         """A slate from the best tier that the stages and the deadline allow.
@@ -113,10 +114,9 @@ class Cascade:
         return Collected(user=user, candidates=found, features=features)
 
     def close(self) -> None:
-        """Release what `build` started in this process."""
-        closing = getattr(self.reranker, "close", None)
-        if closing is not None:
-            closing()
+        """Release what `build` started in this process; ports are closed by whoever opened them."""
+        for release in self.owned:
+            release()
 
     def _check(self, query: Query) -> None:
         if not 1 <= query.limit <= self.config.limit_max:

@@ -22,8 +22,8 @@ SIMPLE = ("popular", "own_history", "own_history_popular", "item_knn", "retrieva
 
 
 @pytest.fixture(scope="module")
-def models(shop):
-    """The real models with weights from a seed, behind the ports."""
+def trained(shop):
+    """The real tower and ranker with weights from a seed."""
     torch.manual_seed(0)
     rows, num_rows = ItemRows.build(shop.items(), shop.items().item_key)
     tower = Tower(TowerNet(num_rows, TowerConfig()), rows, TowerConfig())
@@ -32,8 +32,33 @@ def models(shop):
     for parameter in net.parameters():  # as they begin, every score is 0
         torch.nn.init.normal_(parameter, std=0.1)
     ranker = Ranker(net.eval(), FEATURE_NAMES, vocabulary, RankerConfig())
+    return tower, ranker
+
+
+@pytest.fixture(scope="module")
+def models(trained):
+    """Both behind the ports."""
+    tower, ranker = trained
     ann = LocalAnnSource(tower, AnnIndex.build(*tower.item_vectors()))
     return {"ann": ann, "scorer": LocalScorer(ranker)}
+
+
+async def test_without_ports_the_runs_own_models_answer(shop, store, trained, models, tmp_path):
+    tower, ranker = trained
+
+    def more(run):
+        tower.save(run.path("models/tower.json").parent)
+        ranker.save(run.path("models/ranker.json").parent)
+        AnnIndex.build(*tower.item_vectors()).save(run.path("index/ann.json").parent, "shop")
+
+    run = shop.write_run(tmp_path / "run", more=more)
+    own, ported = [
+        await build("rank", run, shop.ports(store, **ports)).recommend(shop.query(1), Deadline.never())
+        for ports in ({}, models)
+    ]
+    assert own.tier == Tier.RANK
+    assert [i.item_id for i in own.items] == [i.item_id for i in ported.items]
+    assert own.versions["ranker"] == ranker.version
 
 
 @pytest.mark.parametrize("arm", SIMPLE)

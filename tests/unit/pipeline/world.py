@@ -7,6 +7,7 @@ item 4 delisted, items 70 to 79 arrived in the last days. Nothing happens at or 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -110,8 +111,14 @@ def store(log: pl.DataFrame | None = None) -> MemoryStore:
     return memory
 
 
-def write_run(out: Path, *, feature_views: str = VIEW_SET, blend_weight: float = 0.5) -> RunDirectory:
-    """A run with the light indexes and a reranker folder that holds its blend weight only."""
+def write_run(
+    out: Path,
+    *,
+    feature_views: str = VIEW_SET,
+    blend_weight: float = 0.5,
+    more: Callable[[RunWriter], None] | None = None,
+) -> RunDirectory:
+    """A run with the light indexes, a reranker folder that holds its blend weight only, and what `more` writes."""
     fields = {
         "run_id": "shop", "parent": None, "dataset_hash": "", "until": UNTIL_US, "seed": 0, "config": {},
         "versions": {}, "commit": "test", "feature_views": feature_views, "measures": {}, "rerankers": ["1"],
@@ -121,6 +128,8 @@ def write_run(out: Path, *, feature_views: str = VIEW_SET, blend_weight: float =
         for name, table in build_all(events(), items(), UNTIL_US).items():
             pq.write_table(table, run.path(f"index/{name}.parquet"))
         run.path("reranker/1/double11.json").write_text(json.dumps({"blend_weight": blend_weight}))
+        if more is not None:
+            more(run)
     return RunDirectory.open(out)
 
 
