@@ -200,7 +200,7 @@ class Engine:
             features_NF = torch.from_numpy(np.ascontiguousarray(request.features[:depth], np.float32))
             context_1PD = self._loaded.model.embed(torch.tensor([prefix]))
             real_1P = torch.ones(1, len(prefix), dtype=torch.bool)
-            signals_NX = extras.signals(features_NF, torch.stack(bodies), context_1PD, real_1P)
+            signals_NX = extras.signals(features_NF[None], torch.stack(bodies)[None], context_1PD, real_1P)[0]
             tails = tails.clone()
             tails[:, -1] += extras.signals_to_hidden(signals_NX)
         suffix_TD = torch.cat([x for body, tail in zip(bodies, tails, strict=True) for x in (body, tail)])

@@ -7,8 +7,8 @@ token, so that the layers see them. At birth the score is the ranker's own: the 
 Likeness is there because a small network that starts from nothing finds "same words as in the history" only after
 hundreds of steps, by luck of the seed; as a cosine of token vectors it is there from the first step.
 
-Shape legend: N candidates, L text tokens, P prefix tokens, D hidden, C collaborative embedding width, S soft tokens,
-F features, X signals = 2 F + 2.
+Shape legend: B requests, N candidates, L text tokens, P prefix tokens, D hidden, C collaborative embedding width,
+S soft tokens, F features, X signals = 2 F + 2.
 Source: MixLM, arXiv 2512.07846, section 3 (one embedding token per item beside a shared prefix); the maximum over the
 context's tokens is ColBERT's late interaction, arXiv 2004.12832.
 """
@@ -61,15 +61,15 @@ class Extras(nn.Module):
             self.score.weight[0, rank] = self.feature_std[rank]
             self.score.bias[0] = self.feature_mean[rank]
 
-    def signals(self, features_NF: Tensor, soft_NSD: Tensor, prefix_NPD: Tensor, real_NP: Tensor) -> Tensor:
-        """Raw features (NaN = missing), soft tokens and the context's input vectors to signals [N, X]."""
-        x = self._logged(features_NF)
+    def signals(self, features_BNF: Tensor, soft_BNSD: Tensor, prefix_BPD: Tensor, real_BP: Tensor) -> Tensor:
+        """Raw features (NaN = missing), soft tokens and the contexts' input vectors to signals [B, N, X]."""
+        x = self._logged(features_BNF)
         missing = x.isnan()
         scaled = ((x - self.feature_mean) / self.feature_std).clamp(-10, 10)
-        item_N1D = F.normalize(soft_NSD.mean(1, keepdim=True), dim=-1)
-        cosine_NP = (item_N1D @ F.normalize(prefix_NPD, dim=-1).transpose(-1, -2))[:, 0]
-        closest = cosine_NP.masked_fill(~real_NP, -1).amax(-1)
-        mean = (cosine_NP * real_NP).sum(-1) / real_NP.sum(-1)
+        item_BND, context_BPD = F.normalize(soft_BNSD.mean(2), dim=-1), F.normalize(prefix_BPD, dim=-1)
+        cosine_BNP, real_B1P = item_BND @ context_BPD.transpose(1, 2), real_BP[:, None]
+        closest = cosine_BNP.masked_fill(~real_B1P, -1).amax(-1)
+        mean = (cosine_BNP * real_B1P).sum(-1) / real_B1P.sum(-1)
         likeness = torch.stack([closest * _CLOSEST_SCALE, mean * _MEAN_SCALE], -1)
         return torch.cat([torch.where(missing, 0.0, scaled), missing.float(), likeness], -1)
 
@@ -87,7 +87,7 @@ class Extras(nn.Module):
         out: Tensor = self.encoder_out(F.silu(self.encoder_in(joined)))
         return out.view(len(text_NLD), self.soft_tokens, -1) + self.text_scale * text_ND[:, None]
 
-    def _logged(self, features_NF: Tensor) -> Tensor:
-        x = features_NF.float().clone()
-        x[:, self._log_columns] = torch.log1p(x[:, self._log_columns].clamp(min=0))
+    def _logged(self, features: Tensor) -> Tensor:
+        x = features.float().clone()
+        x[..., self._log_columns] = torch.log1p(x[..., self._log_columns].clamp(min=0))
         return x

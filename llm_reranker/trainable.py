@@ -42,10 +42,9 @@ class TrainableReranker(nn.Module):
         text = self.embed(batch.text_BNL.view(b * n, length))
         soft = self.extras.encode(text, batch.text_real_BNL.view(b * n, length), batch.embedding_BNC.flatten(0, 1))
         prefix, real_BP = self.embed(batch.prefix_BP), torch.arange(p) < batch.prefix_length_B[:, None]
-        seen, seen_real = (x.repeat_interleave(n, 0) for x in (prefix, real_BP))
-        signals = self.extras.signals(batch.features_BNF.flatten(0, 1), soft, seen, seen_real)
+        signals = self.extras.signals(batch.features_BNF, soft.view(b, n, *soft.shape[1:]), prefix, real_BP)
         tail = self.embed(self._tail).expand(b * n, -1, -1)
-        last = tail[:, -1:] + self.extras.signals_to_hidden(signals)[:, None]
+        last = tail[:, -1:] + self.extras.signals_to_hidden(signals).view(b * n, 1, -1)
         suffix = torch.cat([soft, tail[:, :-1], last], 1)
         s = suffix.shape[1]
         x_BTD = torch.cat([prefix, suffix.view(b, n * s, -1)], 1)
