@@ -15,6 +15,7 @@ from feature_store.columns import EventColumns, NewRows
 from feature_store.state import Op, Rows, State, Words
 from feature_store.view import Views
 
+_PACKED_KEY_BITS = 44
 _UFUNC = {Op.ADD: np.add, Op.MAX: np.maximum, Op.MIN: np.minimum}
 
 
@@ -58,7 +59,7 @@ def merge(state: Rows, new: NewRows) -> Rows:
 def _combined(state: Rows, new: NewRows) -> tuple[Words, Words]:
     """New rows sorted by (entity, key), rows with an equal key combined."""
     num_keys = len(state.table.key)
-    order = np.lexsort([*(new.words[:, c] for c in reversed(range(num_keys))), new.code])
+    order = _order(new, num_keys)
     code, words = new.code[order], new.words[order]
     first = np.ones(len(code), np.bool_)
     first[1:] = code[1:] != code[:-1]
@@ -71,6 +72,14 @@ def _combined(state: Rows, new: NewRows) -> tuple[Words, Words]:
     for c, (_, op) in enumerate(state.table.values, num_keys):
         out[:, c] = _UFUNC[op].reduceat(words[:, c], starts)
     return code[starts], out
+
+
+def _order(new: NewRows, num_keys: int) -> Words:
+    """Order of new rows by (entity, key); rows with an equal key in any order, as their operations commute."""
+    key = new.words[:, 0]
+    if num_keys == 1 and int(key.max()) < 1 << _PACKED_KEY_BITS and int(new.code.max()) < 1 << (63 - _PACKED_KEY_BITS):
+        return np.argsort((new.code << _PACKED_KEY_BITS) | key)  # one word to compare: several times faster
+    return np.lexsort([*(new.words[:, c] for c in reversed(range(num_keys))), new.code])
 
 
 def _lower_bound(state: Rows, code: Words, keys: Words) -> tuple[Words, Words]:

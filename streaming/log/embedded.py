@@ -9,7 +9,10 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Mapping
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
 import lmdb
@@ -21,9 +24,11 @@ from streaming.config import EmbeddedLogConfig
 from streaming.log.base import VALUE_BYTES_MAX, Consumer, Producer, RecordBatch
 
 _KEY = struct.Struct(">HQ")
-_HEAD = struct.Struct("<qHHH")  # append time, key bytes, number of headers, format
+_HEAD = struct.Struct("<qHHH")
+_HEAD_DTYPE = np.dtype([("append_us", "<i8"), ("key", "<u2"), ("headers", "<u2"), ("format", "<u2")])  # the same
+_PIECE_RECORDS = 512
 _HEADER = struct.Struct("<BH")
-_FORMAT = 1
+_FORMAT = 2
 _PARTITIONS = b"number-of-partitions"  # its length differs from a record key
 _NO_HEADERS: Mapping[str, bytes] = {}
 
@@ -212,31 +217,22 @@ class EmbeddedConsumer:
         """Nothing is held between polls."""
 
     def _read(self, cursor: lmdb.Cursor, partition: int, records_max: int, bytes_max: int) -> RecordBatch | None:
-        offsets: list[int] = []
-        times: list[int] = []
-        keys: list[bytes] = []
-        values: list[bytes] = []
-        headers: list[Mapping[str, bytes]] = []
         if not cursor.set_range(_KEY.pack(partition, self._next[partition])):
             return None
-        for at, record in cursor.iternext():
-            if len(at) != _KEY.size:
+        found: list[tuple[bytes, bytes]] = []
+        prefix, items = _KEY.pack(partition, 0)[:2], cursor.iternext()
+        while len(found) < records_max and bytes_max > 0:
+            piece = list(islice(items, min(_PIECE_RECORDS, records_max - len(found))))
+            mine = [(bytes(at), bytes(r)) for at, r in piece if len(at) == _KEY.size and at[:2] == prefix]
+            for n, (_, record) in enumerate(mine, 1):
+                bytes_max -= len(record)
+                if bytes_max <= 0:
+                    mine = mine[:n]
+                    break
+            found += mine
+            if len(mine) < _PIECE_RECORDS:
                 break
-            p, offset = _KEY.unpack(at)
-            if p != partition or len(offsets) >= records_max or bytes_max <= 0:
-                break
-            append_us, key, value, header = _unpack(bytes(record), self._topic, partition, offset)
-            offsets.append(offset)
-            times.append(append_us)
-            keys.append(key)
-            values.append(value)
-            headers.append(header)
-            bytes_max -= len(value)
-        if not offsets:
-            return None
-        return RecordBatch(
-            self._topic, partition, np.array(offsets, np.int64), np.array(times, np.int64), keys, values, headers
-        )
+        return _batch_of(self._topic, partition, found) if found else None
 
 
 def _is_record(cursor: lmdb.Cursor) -> bool:
@@ -255,32 +251,43 @@ def _end(txn: lmdb.Transaction, partition: int) -> int:
 
 
 def _pack(append_us: int, key: bytes, value: bytes, headers: Mapping[str, bytes]) -> bytes:
-    head = _HEAD.pack(append_us, len(key), len(headers), _FORMAT)
-    if not headers:
-        return b"".join((head, key, value))
-    parts = [head, key]
-    for name, content in headers.items():
-        parts += [_HEADER.pack(len(name.encode()), len(content)), name.encode(), content]
-    return b"".join((*parts, value))
+    block = _block(tuple(headers.items()))
+    return b"".join((_HEAD.pack(append_us, len(key), len(block), _FORMAT), key, block, value))
 
 
-def _unpack(record: bytes, topic: str, partition: int, offset: int) -> tuple[int, bytes, bytes, Mapping[str, bytes]]:
-    append_us, key_bytes, num_headers, form = _HEAD.unpack_from(record)
-    if form != _FORMAT:
+@lru_cache(maxsize=1024)
+def _block(headers: tuple[tuple[str, bytes], ...]) -> bytes:
+    """Headers as bytes; most records carry one of a few."""
+    named = [(name.encode(), content) for name, content in headers]
+    return b"".join(p for name, content in named for p in (_HEADER.pack(len(name), len(content)), name, content))
+
+
+def _batch_of(topic: str, partition: int, found: list[tuple[bytes, bytes]]) -> RecordBatch:
+    """Records of one partition. Raises: CorruptData."""
+    offset = np.frombuffer(b"".join([at[2:] for at, _ in found]), ">u8").astype(np.int64)
+    head = np.frombuffer(b"".join([r[: _HEAD.size] for _, r in found]), _HEAD_DTYPE)
+    if (head["format"] != _FORMAT).any():
         raise CorruptData(
-            f"{topic}, partition {partition}, offset {offset}",
-            came=f"record format {form}",
+            f"{topic}, partition {partition}, from offset {offset[0]}",
+            came=f"record format {head['format'].max()}",
             expected=str(_FORMAT),
             fix="Read it with the double11 release that wrote it.",
         )
-    at = _HEAD.size + key_bytes
-    key = record[_HEAD.size : at]
-    if not num_headers:
-        return append_us, key, record[at:], _NO_HEADERS
-    headers = {}
-    for _ in range(num_headers):
-        name_bytes, content_bytes = _HEADER.unpack_from(record, at)
+    key_end = (_HEAD.size + head["key"].astype(np.int64)).tolist()
+    value_at = (_HEAD.size + head["key"].astype(np.int64) + head["headers"]).tolist()
+    keys = [r[_HEAD.size : a] for (_, r), a in zip(found, key_end, strict=True)]
+    values = [r[b:] for (_, r), b in zip(found, value_at, strict=True)]
+    headers = [_headers(r[a:b]) for (_, r), a, b in zip(found, key_end, value_at, strict=True)]
+    return RecordBatch(topic, partition, offset, head["append_us"].astype(np.int64), keys, values, headers)
+
+
+@lru_cache(maxsize=1024)
+def _headers(block: bytes) -> Mapping[str, bytes]:
+    """The inverse of `_block`."""
+    headers, at = {}, 0
+    while at < len(block):
+        name_bytes, content_bytes = _HEADER.unpack_from(block, at)
         at += _HEADER.size
-        name, at = record[at : at + name_bytes].decode(), at + name_bytes
-        headers[name], at = record[at : at + content_bytes], at + content_bytes
-    return append_us, key, record[at:], headers
+        name, at = block[at : at + name_bytes].decode(), at + name_bytes
+        headers[name], at = block[at : at + content_bytes], at + content_bytes
+    return MappingProxyType(headers)
