@@ -61,7 +61,7 @@ def faded(until_us: int, half_life: float) -> pl.Expr:
 def daily_interest(log: pl.DataFrame) -> pl.DataFrame:
     """One row per user, item and UTC day with the strongest action of that day: one shopper cannot make a trend."""
     return (
-        log.group_by("user", "item_key", pl.col("time_us") // DAY_US)
+        log.group_by("user", "item_key", pl.col("time_us") // DAY_US, maintain_order=True)  # sums depend on the order
         .agg(weight=pl.col("weight").max(), last_us=pl.col("time_us").max())
         .select("user", "item_key", "weight", time_us="last_us")
     )

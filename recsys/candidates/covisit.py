@@ -126,7 +126,7 @@ def _pair_sums(
 
 
 def _summed(parts: list[pl.DataFrame]) -> pl.DataFrame:
-    return pl.concat(parts).group_by("pair").agg(pl.col("sum").sum())
+    return pl.concat(parts).group_by("pair", maintain_order=True).agg(pl.col("sum").sum())
 
 
 class Covisit:
