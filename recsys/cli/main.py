@@ -40,7 +40,6 @@ COMMANDS: dict[str, str] = {
     "streaming": "streaming",
     "stress": "load",
     "train": "train",
-    "train-online": "train",
 }
 
 

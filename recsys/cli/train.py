@@ -1,4 +1,4 @@
-"""`double11 train`, `train-online` and `promote`: make a run, keep it fresh, choose the one that serves."""
+"""`double11 train` and `promote`: make a run, choose the one that serves."""
 
 from __future__ import annotations
 

@@ -27,24 +27,17 @@ class TowerConfig:
 @section("models.ranker")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankerConfig:
-    """The ranker. dim: item embedding; hidden: width of the deep part; quantiles: points of the quantile transform.
-
-    cross_layers, cross_rank: DCN-v2's low-rank crosses.
-    """
+    """The ranker. dim: item embedding; hidden: width of the deep part; quantiles: points of the quantile transform."""
 
     dim: int = 16
-    hidden: int = 64
-    cross_layers: int = 2
-    cross_rank: int = 16
+    hidden: int = 32
     quantiles: int = 33
-    dropout: float = 0.1
+    dropout: float = 0.2
     history_items_max: int = 50
 
     def __post_init__(self) -> None:
         in_range("models.ranker.dim", self.dim, 2, 1024)
         in_range("models.ranker.hidden", self.hidden, 2, 4096)
-        in_range("models.ranker.cross_layers", self.cross_layers, 0, 8)
-        in_range("models.ranker.cross_rank", self.cross_rank, 1, 1024)
         in_range("models.ranker.quantiles", self.quantiles, 3, 1025)
         in_range("models.ranker.dropout", self.dropout, 0, 0.9)
         in_range("models.ranker.history_items_max", self.history_items_max, 1, 512)

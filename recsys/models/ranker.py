@@ -1,11 +1,11 @@
 """The ranker: features of a user, an item and both, to the chance that the user acts on the item.
 
-Scaled features go through low-rank DCN-v2 crosses and a small MLP; beside them the candidate's embedding meets the mean
-embedding of the user's history (both from TorchRec bags). The output is a logit, calibrated (Platt) on the validation
+A linear and a deep part over the scaled features; beside them the candidate's embedding meets the mean embedding of the
+user's history (both TorchRec bags) in one inner product. The output is a logit, calibrated (Platt) on the validation
 window: sigmoid(score) is a probability.
 
-Shape legend: Q users (queries), N candidates of all queries, F features, D embedding dimension, X network inputs.
-Source: Wang et al. 2021 (DCN V2, eq. 2); Zhou et al. 2018 (DIN: history meets candidate); Platt 1999.
+Shape legend: Q users (queries), N candidates of all queries, F features, X network inputs.
+Source: Cheng et al. 2016 (Wide & Deep); Zhou et al. 2018 (DIN: history meets candidate); Platt 1999.
 """
 
 from __future__ import annotations
@@ -30,20 +30,6 @@ from recsys.models.jagged import Jagged, keyed
 from recsys.models.scaling import Scaling
 
 
-class CrossLayer(nn.Module):
-    """x0 * (U V x + b) + x, the low-rank cross of DCN-v2."""
-
-    def __init__(self, width: int, rank: int) -> None:
-        super().__init__()
-        self.down = nn.Linear(width, rank, bias=False)
-        self.up = nn.Linear(rank, width)
-
-    def forward(self, first_NX: Tensor, x_NX: Tensor) -> Tensor:
-        """One crossing, [N, X]."""
-        crossed: Tensor = first_NX * self.up(self.down(x_NX)) + x_NX
-        return crossed
-
-
 class RankerNet(nn.Module):
     """The weights of the ranker. `scaling` is fitted before training and fixed afterwards."""
 
@@ -53,30 +39,21 @@ class RankerNet(nn.Module):
         self.scaling = Scaling(num_features, config.quantiles)
         self.tables = bag_tables({"item": num_rows}, config.dim, {"item": ["candidate", "history"]})
         width = self.scaling.num_outputs
-        self.crosses = nn.ModuleList(CrossLayer(width, config.cross_rank) for _ in range(config.cross_layers))
+        self.wide = nn.Linear(width, 1)
         self.deep = nn.Sequential(
-            nn.Linear(width + config.dim + 1, config.hidden),
+            nn.Dropout(config.dropout),
+            nn.Linear(width + 1, config.hidden),
             nn.GELU(),
             nn.Dropout(config.dropout),
-            nn.Linear(config.hidden, config.hidden),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
+            nn.Linear(config.hidden, 1),
         )
-        self.out = nn.Linear(width + config.hidden + 1, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
 
     def forward(self, x_NX: Tensor, ids: KeyedJaggedTensor, query_N: Tensor) -> Tensor:
         """Logits [N]. x_NX: what `scaling` gives; ids: from `Ranker.ids`; query_N: each candidate's history."""
-        crossed_NX = x_NX
-        for cross in self.crosses:
-            crossed_NX = cross(x_NX, crossed_NX)
         bags = self.tables(ids)
-        met_ND = bags["candidate"] * bags["history"][query_N]
-        dot_N1 = met_ND.sum(dim=1, keepdim=True)
-        deep_NX = self.deep(torch.cat([x_NX, met_ND, dot_N1], dim=1))
-        logit_N: Tensor = self.out(torch.cat([crossed_NX, deep_NX, dot_N1], dim=1)).squeeze(1)
-        return logit_N
+        met_N1 = (bags["candidate"][: len(query_N)] * bags["history"][query_N]).sum(dim=1, keepdim=True)
+        logit_N1: Tensor = self.wide(x_NX) + self.deep(torch.cat([x_NX, met_N1], dim=1))
+        return logit_N1.squeeze(1)
 
 
 @dataclass(frozen=True, slots=True)

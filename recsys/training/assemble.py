@@ -29,7 +29,7 @@ from recsys.training.rank_lists import RankLists, collect
 from recsys.training.ranker_trainer import calibrate, score_lists, train_ranker
 from recsys.training.settings import Settings
 from recsys.training.validation import list_measures
-from recsys.training.windows import Window, stacked
+from recsys.training.windows import Window, stacked, window_length_us
 
 _log = get_logger(__name__)
 
@@ -51,7 +51,7 @@ def train(
     """
     settings = settings or Settings()
     dataset, out = Dataset.open(dataset_dir), Path(out)
-    until_us = _checked_until(dataset, until_us)
+    until_us = _checked_until(dataset, until_us, settings)
     windows = window_starts(dataset, until_us, settings)
     work = out.with_name(out.name + ".work")
     run_id = f"{out.name}-{uuid.uuid5(uuid.NAMESPACE_URL, f'{dataset.hash}/{until_us}/{seed}').hex[:8]}"
@@ -155,15 +155,16 @@ def _fit(lists: list[RankLists], items: ItemTable, *, seed: int, settings: Setti
     )
 
 
-def _checked_until(dataset: Dataset, until_us: int | None) -> int:
-    after_us = dataset.last_event_us + 1
+def _checked_until(dataset: Dataset, until_us: int | None, settings: Settings) -> int:
+    """The default is just after the last event; a time past the data may leave the last window no event."""
     if until_us is None:
-        return after_us
-    if not dataset.first_event_us < until_us <= after_us:
+        return dataset.last_event_us + 1
+    length_us = window_length_us(dataset.first_event_us, until_us, settings.training.window_days)
+    if not dataset.first_event_us < until_us <= dataset.last_event_us + length_us:
         raise BadInput(
             "--until",
             came=iso(until_us),
-            expected=f"after {iso(dataset.first_event_us)} and at most {iso(after_us)}, just after the last event",
+            expected=f"after {iso(dataset.first_event_us)} and less than a window after {iso(dataset.last_event_us)}",
             fix="Choose a time inside the data, or leave --until out.",
         )
     return until_us

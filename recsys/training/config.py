@@ -27,12 +27,12 @@ class TrainingConfig:
     tower_batch: int = 512
     tower_learning_rate: float = 0.003
     tower_table_learning_rate: float = 0.3
-    ranker_epochs: int = 12
+    ranker_epochs: int = 6
     ranker_batch_queries: int = 32
-    ranker_rows_per_query: int = 64
+    ranker_rows_per_query: int = 128
     ranker_learning_rate: float = 0.003
     ranker_weight_decay: float = 0.01
-    ranker_table_learning_rate: float = 0.05
+    ranker_table_learning_rate: float = 0.01
     threads: int = 1
 
     def __post_init__(self) -> None:

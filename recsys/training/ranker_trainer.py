@@ -26,7 +26,7 @@ from recsys.training.config import TrainingConfig
 from recsys.training.loop import LossGuard, seed_torch
 from recsys.training.rank_lists import RankLists
 
-_LEVEL_WEIGHT = 0.1  # of the binary loss beside the list loss
+_LEVEL_WEIGHT = 0.5  # of the binary loss beside the list loss
 
 
 def train_ranker(
@@ -103,7 +103,7 @@ def calibrate(logit: npt.NDArray[np.float32], label: npt.NDArray[np.bool_]) -> C
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return Calibration(float(log_slope.exp()), float(intercept))
+    return Calibration(log_slope.exp().item(), intercept.item())
 
 
 def _sample(lists: RankLists, rows_max: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -1,0 +1,128 @@
+"""A whole run on a small simulated world: what it holds, that it repeats, and that the future can't reach it."""
+
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from feature_store.online.memory import MemoryStore
+from llm_reranker.lists import read
+from recsys.core import BadInput, Conflict, CorruptData, Deadline, ManualClock, Query, RunDirectory, VersionMismatch
+from recsys.data import Dataset, simulate
+from recsys.models.config import RankerConfig, TowerConfig
+from recsys.models.ranker import Ranker
+from recsys.models.tower import Tower
+from recsys.pipeline import Ports, build
+from recsys.training import Settings, TrainingConfig, rerank_lists, train
+from recsys.training.promote import current_link, promote
+
+SETTINGS = Settings(
+    training=TrainingConfig(
+        windows=3, queries_per_window_max=40, tower_epochs=1, tower_examples_max=2_000, ranker_epochs=2
+    ),
+    tower=TowerConfig(dim=16, heads=2, history_items_max=10),
+    ranker=RankerConfig(dim=4, hidden=8),
+)
+SAME = ("models/", "index/", "items.parquet")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    out = tmp_path_factory.mktemp("world") / "data"
+    simulate("tiny", 0, out)
+    return Dataset.open(out)
+
+
+@pytest.fixture(scope="module")
+def until_us(world: Dataset) -> int:
+    return world.first_event_us + (world.last_event_us - world.first_event_us) * 3 // 4
+
+
+@pytest.fixture(scope="module")
+def run(world: Dataset, until_us: int, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    return train(world.root, tmp_path_factory.mktemp("runs") / "run", until_us=until_us, settings=SETTINGS)
+
+
+def _truncated(world: Dataset, until_us: int, out: Path) -> Path:
+    """The dataset as it would have been at `until`: later events, listings and changes deleted."""
+    shutil.copytree(world.root, out)
+    cut = datetime.fromtimestamp(until_us / 1e6, UTC)
+    for name, column in (("events", "event_time"), ("items", "available_from"), ("catalog", "event_time")):
+        for path in [out / f"{name}.parquet"] if (out / f"{name}.parquet").is_file() else []:
+            frame = pl.read_parquet(path)
+            frame.filter((pl.col(column) < cut) | pl.col(column).is_null()).write_parquet(path)
+    return out
+
+
+def test_a_run_holds_everything_a_request_needs(run, until_us):
+    assert run.until_us == until_us
+    assert {"models/tower.safetensors", "models/ranker.json", "index/ann.faiss", "items.parquet"} <= set(
+        run.manifest["files"]
+    )
+    measures = run.manifest["measures"]
+    assert len(measures["windows"]) == 3
+    assert 0 < measures["validation"]["ndcg@10"] <= 1
+    assert Ranker.load(run).calibration.slope > 0
+    assert Tower.load(run).dim == 16
+
+
+def test_nothing_from_until_on_changes_a_bit_of_the_run(world, run, until_us, tmp_path):
+    short = _truncated(world, until_us, tmp_path / "short")
+    again = train(short, tmp_path / "run", until_us=until_us, settings=SETTINGS)
+    digest = {n: e["sha256"] for n, e in run.manifest["files"].items() if n.startswith(SAME) and n != "index/ann.json"}
+    assert digest == {n: again.manifest["files"][n]["sha256"] for n in digest}
+    assert again.manifest["measures"] == run.manifest["measures"]
+
+
+async def test_the_run_answers_requests(world, run, until_us):
+    store = MemoryStore()
+    for batch in world.event_batches(before_us=until_us):
+        store.apply(batch)
+    ports = Ports(features=store, clock=ManualClock(until_us), rng=np.random.default_rng(0))
+    cascade = build("rank", run, ports)
+    user_id = world.events(before_us=until_us)["user_id"][0]
+    slate = await cascade.recommend(Query(user_id=user_id, as_of_us=until_us), Deadline.never())
+    assert (slate.tier.label, slate.fallbacks, len(slate.items)) == ("rank", (), 10)
+
+
+def test_rerank_lists_come_from_the_windows_and_are_labelled(world, run):
+    lists = read(rerank_lists.make(world.root, run))
+    assert len(np.unique(lists.query_time_us)) == 3
+    assert (lists.query_time_us < run.until_us).all()
+    assert lists.item_embedding.shape[1] == 16
+    assert 0 < lists.label.mean() < 0.5
+    assert lists.history_text[0]
+
+
+def test_lists_from_another_dataset_are_refused(world, run, until_us, tmp_path):
+    other = _truncated(world, until_us, tmp_path / "short")
+    info = other / "dataset.json"
+    info.write_text(info.read_text().replace(world.hash, "0" * 64))
+    with pytest.raises(VersionMismatch, match="trained on"):
+        rerank_lists.make(other, run)
+
+
+def test_times_outside_the_data_and_runs_that_exist_are_refused(world, run, tmp_path):
+    for until in (world.first_event_us, world.last_event_us + 400 * 86_400_000_000):
+        with pytest.raises(BadInput, match="--until"):
+            train(world.root, tmp_path / "x", until_us=until, settings=SETTINGS)
+    with pytest.raises(BadInput, match="window"):
+        train(world.root, tmp_path / "x", until_us=world.first_event_us + 60_000_000, settings=SETTINGS)
+    with pytest.raises(Conflict, match="exists"):
+        train(world.root, run.root, settings=SETTINGS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_promote_points_at_a_whole_run_only(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("DOUBLE11_HOME", str(tmp_path / "home"))
+    promote(run.root)
+    assert RunDirectory.open(current_link()).run_id == run.run_id
+    broken = tmp_path / "broken"
+    shutil.copytree(run.root, broken)
+    (broken / "models/ranker.safetensors").write_bytes(b"short")
+    with pytest.raises(CorruptData, match="ranker"):
+        promote(broken)
+    assert current_link().resolve() == run.root.resolve()

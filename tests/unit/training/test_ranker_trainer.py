@@ -1,0 +1,119 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recsys.core import CorruptData, keys
+from recsys.core.items import ItemTable
+from recsys.models.config import RankerConfig
+from recsys.models.history import Histories
+from recsys.training import TrainingConfig
+from recsys.training.loop import LossGuard
+from recsys.training.rank_lists import RankLists
+from recsys.training.ranker_trainer import calibrate, score_lists, train_ranker
+from recsys.training.validation import list_measures, ndcg
+
+ITEMS = ItemTable.from_table(
+    pa.table({"item_id": [f"i{n}" for n in range(40)], "item_key": keys([f"i{n}" for n in range(40)])})
+)
+CONFIG = TrainingConfig(ranker_epochs=15, ranker_batch_queries=8, ranker_learning_rate=0.02)
+
+
+def make_lists(queries=60, seed=0):
+    """Lists of 20 whose label follows the second feature; the first is own history, the third noise."""
+    rng = np.random.default_rng(seed)
+    rows = queries * 20
+    values = rng.normal(size=(rows, 3)).astype(np.float32)
+    label = np.zeros((queries, 20), bool)
+    label[np.arange(queries), values[:, 1].reshape(queries, 20).argmax(axis=1)] = True
+    values[rng.random(values.shape) < 0.1] = np.nan
+    history = [keys([f"i{rng.integers(40)}"]) for _ in range(queries)]
+    return RankLists(
+        names=("own_history_score", "good", "noise"),
+        source_names=("own_history",),
+        values=values,
+        label=label.ravel(),
+        item_key=np.concatenate([rng.permutation(ITEMS.item_key)[:20] for _ in range(queries)]),
+        source=np.zeros(rows, np.int64),
+        retrieval_score=values[:, 2],
+        offsets=np.arange(queries + 1) * 20,
+        num_relevant=np.ones(queries, np.int64),
+        user_id=tuple(f"u{q}" for q in range(queries)),
+        histories=Histories.from_lists(
+            history, [np.array([5], np.int8)] * queries, [np.array([1])] * queries, [10] * queries
+        ),
+    )
+
+
+def _train(lists, work=Path("unused"), seed=0, **changes):
+    config = dataclasses.replace(CONFIG, **changes)
+    return train_ranker(lists, ITEMS, config=config, model=RankerConfig(dropout=0.0), seed=seed, work=work)
+
+
+def test_it_learns_what_the_labels_follow():
+    ranker = _train(make_lists())
+    held_out = make_lists(seed=1)
+    measures = list_measures(held_out, score_lists(ranker, held_out))
+    assert measures["ndcg@10"] > 0.7 > 0.5 > measures["own_history_ndcg@10"]
+    assert measures["candidates_recall"] == 1
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_one_others():
+    lists = make_lists()
+    first, again, other = (score_lists(_train(lists, seed=s, ranker_epochs=1), lists) for s in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_calibrated_probabilities_have_the_right_level_and_the_same_order():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=20_000).astype(np.float32)
+    label = rng.random(20_000) < 1 / (1 + np.exp(-(0.5 * truth - 2)))
+    found = calibrate(3 * truth + 1, label)
+    assert found.slope == pytest.approx(0.5 / 3, rel=0.1)
+    probability = 1 / (1 + np.exp(-(found.slope * (3 * truth + 1) + found.intercept)))
+    assert probability.mean() == pytest.approx(label.mean(), rel=1e-2)
+    assert calibrate(truth, np.zeros(20_000, bool)).slope == 1
+
+
+def test_lists_in_which_nobody_acted_give_equal_finite_scores():
+    lists = dataclasses.replace(make_lists(), label=np.zeros(1200, bool))
+    assert np.isfinite(score_lists(_train(lists), lists)).all()
+
+
+def test_saved_lists_come_back_whole(tmp_path):
+    lists = make_lists(3)
+    lists.save(tmp_path / "lists.safetensors")
+    again = RankLists.load(tmp_path / "lists.safetensors")
+    for name in ("values", "label", "item_key", "offsets", "names", "user_id"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(lists, name))
+    np.testing.assert_array_equal(again.histories.item_key, lists.histories.item_key)
+    both = RankLists.concat([lists, again])
+    assert (len(both), both.offsets[-1]) == (6, 120)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_batch_saved(tmp_path):
+    lists = make_lists()
+    with pytest.raises(CorruptData, match="lower the learning rate"):
+        _train(lists, work=tmp_path, ranker_learning_rate=10.0, ranker_weight_decay=10.0, ranker_epochs=200)
+    (saved,) = tmp_path.glob("ranker-bad-batch-*.safetensors")
+    assert load_file(saved)["values"].shape[1] == 3
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), 1e9])
+def test_the_guard_names_step_and_file(tmp_path, loss):
+    guard = LossGuard("tower", tmp_path)
+    assert guard.check(torch.tensor(2.0), 0, {}) == 2
+    with pytest.raises(CorruptData, match="tower-bad-batch-7"):
+        guard.check(torch.tensor(loss), 7, {"rows": torch.arange(3)})
+    assert load_file(tmp_path / "tower-bad-batch-7.safetensors")["rows"].tolist() == [0, 1, 2]
+
+
+def test_ndcg_counts_what_was_not_found_as_a_miss():
+    lists = dataclasses.replace(make_lists(2), num_relevant=np.array([1, 2]))
+    perfect = lists.label.astype(np.float32)
+    np.testing.assert_allclose(ndcg(lists, perfect), [1, 1 / (1 + 1 / np.log2(3))])

@@ -1,0 +1,21 @@
+import pytest
+
+from recsys.core import BadInput
+from recsys.training.windows import DAY_US, Window, stacked, window_length_us
+
+
+@pytest.mark.parametrize(("days", "length"), [(9, 1), (138, 13.8), (240, 24), (600, 30)])
+def test_a_window_is_a_tenth_of_the_span_within_bounds(days, length):
+    assert window_length_us(0, days * DAY_US) == length * DAY_US
+
+
+def test_windows_lie_back_to_back_before_until():
+    windows = stacked(0, 100 * DAY_US, windows=3)
+    assert windows == [Window((70 + 10 * i) * DAY_US, (80 + 10 * i) * DAY_US) for i in range(3)]
+
+
+def test_short_data_gives_fewer_windows_and_too_short_is_refused():
+    assert len(stacked(0, 4 * DAY_US, windows=5)) == 3
+    assert stacked(0, 4 * DAY_US, windows=5, days=1.3)[0].from_us >= 1.3 * DAY_US
+    with pytest.raises(BadInput, match="window-days"):
+        stacked(0, 2 * DAY_US, windows=5)
