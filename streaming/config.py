@@ -33,7 +33,7 @@ class JobConfig:
     metrics_port: Prometheus text over HTTP on metrics_host, 0 = off; one job per port.
     """
 
-    batch_records_max: int = 16_384
+    batch_records_max: int = 32_768
     batch_bytes_max: int = 16 << 20
     dedup_horizon_s: int = 86_400
     future_skew_max_s: int = 300

@@ -1,1 +1,5 @@
-"""The offline store: feature values and samples by day, derived from the archive and rebuildable."""
+"""The offline store: feature values by day in Parquet, derived from online state and rebuildable."""
+
+from feature_store.offline.snapshots import read, snapshot, write
+
+__all__ = ["read", "snapshot", "write"]
