@@ -14,6 +14,7 @@ from recsys.core import RunDirectory
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A new run directory.")
 @click.option("--until", help="ISO time; nothing at or after it is seen (default: after the last event).")
+@click.option("--nproc", default=1, show_default=True, type=click.IntRange(1, 256), help="Processes for the windows.")
 @click.option("--seed", default=0, show_default=True, type=int)
 @click.option("--window-days", type=float, help="Length of a stacked window (default: a tenth of the data's span).")
 @click.option("--threads", type=int, help="Threads of torch; the same number repeats a run bit by bit.")
@@ -24,6 +25,7 @@ def train(
     directory: Path,
     out: Path,
     until: str | None,
+    nproc: int,
     seed: int,
     window_days: float | None,
     threads: int | None,
@@ -38,7 +40,7 @@ def train(
     flags = {"training.window_days": window_days, "training.threads": threads}
     settings = training.Settings.of(Config.load(config_path, flags))
     until_us = parse_time_us(until, "--until")
-    run = training.train(directory, out, until_us=until_us, seed=seed, settings=settings, replace=replace)
+    run = training.train(directory, out, until_us=until_us, seed=seed, settings=settings, replace=replace, nproc=nproc)
     measures = run.manifest["measures"]
     document = {"run": str(run.root), "run_id": run.run_id, "until": run.until_us, "measures": measures}
     emit(document, as_json=as_json, text=lambda: _text(run))

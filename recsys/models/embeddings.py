@@ -6,6 +6,7 @@ and then, so that the row means "some item" rather than noise. Nobody outside th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -17,6 +18,9 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 UNKNOWN_ROW = 0
+
+# torchrec 1.9 asks torch 2.13 whether it is being traced by a name that is about to change; nothing a user can mend
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 
 class Vocabulary:

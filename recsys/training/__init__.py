@@ -22,10 +22,11 @@ def train(
     seed: int = 0,
     settings: Settings | None = None,
     replace: bool = False,
+    nproc: int = 1,
 ) -> RunDirectory:
     """Train a whole run on events strictly before `until_us`; see `recsys.training.assemble.train`."""
     from recsys.training import assemble
 
     return assemble.train(
-        dataset_dir, out, until_us=until_us, seed=seed, settings=settings or Settings(), replace=replace
+        dataset_dir, out, until_us=until_us, seed=seed, settings=settings, replace=replace, nproc=nproc
     )

@@ -14,22 +14,21 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
-from feature_store.online.memory import MemoryStore
 from recsys.core import BadInput, RunDirectory, RunWriter
 from recsys.core.items import ItemTable
 from recsys.core.logging import get_logger
 from recsys.core.run_dir import MANIFEST
 from recsys.data import Dataset
-from recsys.evaluation import make_queries, parse_positives
 from recsys.models.ranker import Calibration, Ranker
-from recsys.training.base_run import iso, known_events, manifest_fields, window_run, write_base
-from recsys.training.rank_lists import RankLists, collect
+from recsys.training.base_run import iso, manifest_fields, write_base
+from recsys.training.lists import window_lists, window_starts
+from recsys.training.rank_lists import RankLists
 from recsys.training.ranker_trainer import calibrate, score_lists, train_ranker
 from recsys.training.settings import Settings
 from recsys.training.validation import list_measures
-from recsys.training.windows import Window, stacked, window_length_us
+from recsys.training.window_workers import prepare
+from recsys.training.windows import window_length_us
 
 _log = get_logger(__name__)
 
@@ -42,10 +41,11 @@ def train(
     seed: int = 0,
     settings: Settings | None = None,
     replace: bool = False,
+    nproc: int = 1,
 ) -> RunDirectory:
     """Train everything a request needs on events strictly before `until_us` (default: just after the last event).
 
-    Working files are under `OUT.work/`; window runs there that fit are used again.
+    Working files are under `OUT.work/`; window runs there that fit are used again. nproc: processes that make windows.
     Raises: Conflict when `out` exists; BadInput for a time without events before it, after the data, or with too few
     days before it for windows; CorruptData for a loss that is not finite.
     """
@@ -57,6 +57,8 @@ def train(
     run_id = f"{out.name}-{uuid.uuid5(uuid.NAMESPACE_URL, f'{dataset.hash}/{until_us}/{seed}').hex[:8]}"
     fields = manifest_fields(dataset, until_us, seed, settings, run_id)
     with RunWriter(out, fields, replace=replace) as run:
+        if nproc > 1:
+            prepare(dataset, windows, seed=seed, settings=settings, work=work, nproc=nproc)
         lists = window_lists(dataset, windows, seed=seed, settings=settings, work=work)
         write_base(run, dataset, until_us, seed=seed, settings=settings, work=work)
         items = ItemTable.read(run.path("items.parquet"))
@@ -70,50 +72,6 @@ def train(
         }
     assert (out / MANIFEST).is_file()
     return RunDirectory.open(out)
-
-
-def window_starts(dataset: Dataset, until_us: int, settings: Settings) -> list[Window]:
-    """The stacked windows of a dataset before `until_us`, oldest first."""
-    config = settings.training
-    return stacked(dataset.first_event_us, until_us, windows=config.windows, days=config.window_days)
-
-
-def window_lists(
-    dataset: Dataset, windows: list[Window], *, seed: int, settings: Settings, work: Path
-) -> list[RankLists]:
-    """The candidate lists of every window, oldest first; one feature store is folded forward from start to start."""
-    store, folded_us = MemoryStore(), None
-    lists = []
-    for window in windows:
-        run, _ = window_run(dataset, window.from_us, seed=seed, settings=settings, work=work)
-        kept = work / f"lists-{run.run_id}-{window.to_us}.safetensors"
-        if kept.is_file():
-            lists.append(RankLists.load(kept))
-            continue
-        for batch in dataset.event_batches(before_us=window.from_us, from_us=folded_us):
-            store.apply(batch)
-        folded_us = window.from_us
-        queries = window_queries(dataset, window, settings.training.queries_per_window_max, seed)
-        if queries.is_empty():
-            _log.warning("window_without_queries", start=iso(window.from_us), end=iso(window.to_us))
-            continue
-        lists.append(collect(queries, run, store, candidates_max=settings.training.candidates_max, seed=seed))
-        lists[-1].save(kept)
-    return lists
-
-
-def window_queries(dataset: Dataset, window: Window, queries_max: int, seed: int) -> pl.DataFrame:
-    """The users asked about in a window and what they acted on: purchases, or any action in data without purchases."""
-    events = known_events(dataset, window.to_us)
-    bought = bool((events["event_type"] == "purchase").any())
-    return make_queries(
-        events,
-        from_us=window.from_us,
-        to_us=window.to_us,
-        positives=parse_positives("purchase" if bought else "any"),
-        queries_max=queries_max,
-        seed=seed,
-    )
 
 
 def out_of_fold_scores(

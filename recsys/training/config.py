@@ -27,7 +27,7 @@ class TrainingConfig:
     tower_batch: int = 512
     tower_learning_rate: float = 0.003
     tower_table_learning_rate: float = 0.3
-    ranker_epochs: int = 6
+    ranker_epochs: int = 4
     ranker_batch_queries: int = 32
     ranker_rows_per_query: int = 128
     ranker_learning_rate: float = 0.003

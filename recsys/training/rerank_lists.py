@@ -25,8 +25,9 @@ from recsys.core.items import ItemTable
 from recsys.data import Dataset
 from recsys.models.embeddings import Vocabulary
 from recsys.models.tower import Tower
-from recsys.training.assemble import out_of_fold_scores, window_lists, window_starts
+from recsys.training.assemble import out_of_fold_scores
 from recsys.training.base_run import window_run
+from recsys.training.lists import window_lists, window_starts
 from recsys.training.rank_lists import RankLists
 from recsys.training.settings import Settings
 

@@ -71,7 +71,7 @@ def test_a_run_holds_everything_a_request_needs(run, until_us):
 
 def test_nothing_from_until_on_changes_a_bit_of_the_run(world, run, until_us, tmp_path):
     short = _truncated(world, until_us, tmp_path / "short")
-    again = train(short, tmp_path / "run", until_us=until_us, settings=SETTINGS)
+    again = train(short, tmp_path / "run", until_us=until_us, settings=SETTINGS, nproc=2)
     digest = {n: e["sha256"] for n, e in run.manifest["files"].items() if n.startswith(SAME) and n != "index/ann.json"}
     assert digest == {n: again.manifest["files"][n]["sha256"] for n in digest}
     assert again.manifest["measures"] == run.manifest["measures"]

@@ -1,0 +1,62 @@
+"""The candidate lists of the stacked windows: each from a run and a store that know nothing from its start on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from feature_store.online.memory import MemoryStore
+from recsys.core.logging import get_logger
+from recsys.data import Dataset
+from recsys.evaluation import make_queries, parse_positives
+from recsys.training.base_run import iso, known_events, window_run
+from recsys.training.rank_lists import RankLists, collect
+from recsys.training.settings import Settings
+from recsys.training.windows import Window, stacked
+
+_log = get_logger(__name__)
+
+
+def window_starts(dataset: Dataset, until_us: int, settings: Settings) -> list[Window]:
+    """The stacked windows of a dataset before `until_us`, oldest first."""
+    config = settings.training
+    return stacked(dataset.first_event_us, until_us, windows=config.windows, days=config.window_days)
+
+
+def window_lists(
+    dataset: Dataset, windows: list[Window], *, seed: int, settings: Settings, work: Path
+) -> list[RankLists]:
+    """The candidate lists of every window, oldest first; one feature store is folded forward from start to start."""
+    store, folded_us = MemoryStore(), None
+    lists = []
+    for window in windows:
+        run, _ = window_run(dataset, window.from_us, seed=seed, settings=settings, work=work)
+        kept = work / f"lists-{run.run_id}-{window.to_us}.safetensors"
+        if kept.is_file():
+            lists.append(RankLists.load(kept))
+            continue
+        for batch in dataset.event_batches(before_us=window.from_us, from_us=folded_us):
+            store.apply(batch)
+        folded_us = window.from_us
+        queries = window_queries(dataset, window, settings.training.queries_per_window_max, seed)
+        if queries.is_empty():
+            _log.warning("window_without_queries", start=iso(window.from_us), end=iso(window.to_us))
+            continue
+        lists.append(collect(queries, run, store, candidates_max=settings.training.candidates_max, seed=seed))
+        lists[-1].save(kept)
+    return lists
+
+
+def window_queries(dataset: Dataset, window: Window, queries_max: int, seed: int) -> pl.DataFrame:
+    """The users asked about in a window and what they acted on: purchases, or any action in data without purchases."""
+    events = known_events(dataset, window.to_us)
+    bought = bool((events["event_type"] == "purchase").any())
+    return make_queries(
+        events,
+        from_us=window.from_us,
+        to_us=window.to_us,
+        positives=parse_positives("purchase" if bought else "any"),
+        queries_max=queries_max,
+        seed=seed,
+    )
