@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from recsys.core import CorruptData, NotFound, RunDirectory, keys
+from recsys.models.delta import ModelDelta, Rows, encode, target_of
 from recsys.models.history import Histories
 from recsys.models.tower import Tower
 
@@ -82,3 +83,15 @@ def test_weights_of_other_settings_are_refused(tower, written):
 def test_a_run_without_a_model_says_so(ranker, written):
     with pytest.raises(NotFound):
         Tower.load(written(ranker))
+
+
+def test_a_delta_moves_the_rows_and_tensors_of_loaded_models(tower, ranker, items):
+    target = target_of("r1", tower, ranker)
+    assert set(target.tables) == {"tower.item", "ranker.item"}
+    before = tower.item_vectors()[1].copy()
+    first = items.item_key[:1]
+    moved = Rows(first, np.full((1, tower.dim), 3.0, np.float32))
+    for message in encode(ModelDelta(run_id="r1", sequence=1, tables={"tower.item": moved}, dense={})):
+        assert target.offer(message)
+    changed = np.any(tower.item_vectors()[1] != before, axis=1)
+    assert changed.tolist() == [True] + [False] * (len(items) - 1)
