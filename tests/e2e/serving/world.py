@@ -13,28 +13,31 @@ from pathlib import Path
 
 import pytest
 
-from feature_store.online import open_store
-from llm_reranker.config import DistillConfig
-from llm_reranker.distill import distill
 from recsys.core import RunDirectory
-from recsys.core.items import ItemTable
-from recsys.data import Dataset, simulate
-from recsys.models.tower import Tower
-from recsys.training import Settings, TrainingConfig, rerank_lists, train
-from streaming.job import Job
-from streaming.log import open_log
-from streaming.produce import produce
-from streaming.topics import StreamingConfig, Topics
+from recsys.data import Dataset
 
-QUICK = TrainingConfig(
-    windows=2, queries_per_window_max=60, candidates_max=100, tower_epochs=1, tower_examples_max=2_000,
-    ranker_epochs=1, threads=1,
-)  # fmt: skip
-SMALL = DistillConfig(
-    hidden_size=32, num_layers=1, num_experts=4, expert_width=32, teacher_hidden_size=32, teacher_layers=1,
-    teacher_expert_width=64, vocab_size=600, prefix_tokens_max=64, item_tokens_max=12,
-    student_epochs=1, teacher_epochs=1,
-)  # fmt: skip
+CUT = "2025-11-11T00:00:00Z"  # the sale of the simulated world: trained before, live and replayed after
+SMALL_TOML = """
+[training]
+windows = 2
+queries_per_window_max = 60
+candidates_max = 100
+tower_epochs = 1
+tower_examples_max = 2_000
+ranker_epochs = 1
+threads = 1
+
+[llm_reranker.distill]
+hidden_size = 32
+num_layers = 1
+num_experts = 4
+expert_width = 32
+teacher_hidden_size = 32
+teacher_layers = 1
+teacher_expert_width = 64
+vocab_size = 600
+student_epochs = 1
+"""
 TOML = """
 [serving]
 clock = "data"
@@ -55,6 +58,20 @@ tier_best = "popular"
 """
 
 
+def double11(*args: object, timeout_s: float = 240.0) -> subprocess.CompletedProcess[str]:
+    """Run a `double11` command."""
+    command = [sys.executable, "-c", "from recsys.cli.main import main; main()", *map(str, args)]
+    environ = {**os.environ, "DOUBLE11_PROGRESS": "0"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False, env=environ)
+
+
+def done(*args: object) -> subprocess.CompletedProcess[str]:
+    """Run a `double11` command that must succeed."""
+    finished = double11(*args)
+    assert finished.returncode == 0, finished.stderr
+    return finished
+
+
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
     """Where the session's files are."""
@@ -67,25 +84,20 @@ def home(tmp_path_factory):
 def dataset(home):
     """A tiny simulated world."""
     if not (home / "shop").exists():
-        simulate("tiny", 7, home / "shop")
+        done("data", "simulate", "--preset", "tiny", "--seed", "7", "--out", home / "shop")
     return Dataset.open(home / "shop")
 
 
 @pytest.fixture(scope="session")
 def run(home, dataset):
     """A run with towers, ranker, indexes and a distilled reranker: real files and models, small effort."""
-    if (home / "run").exists():
-        return RunDirectory.open(home / "run")
-    made = train(dataset.root, home / "making", seed=1, settings=Settings(training=QUICK))
-    distill(
-        rerank_lists.make(dataset.root, made),
-        ItemTable.read(made.path("items.parquet")),
-        home / "reranker",
-        config=SMALL,
-        item_vectors=Tower.load(made).item_vectors(),
-    )
-    made.add_files(home / "reranker", "reranker/1", {"rerankers": ["1"]})
-    return RunDirectory.open(made.root.rename(home / "run"))
+    if not (home / "run").exists():
+        config, made = home / "small.toml", home / "making"
+        config.write_text(SMALL_TOML)
+        done("train", dataset.root, "--out", made, "--until", CUT, "--seed", "1", "--config", config)
+        done("distill", dataset.root, "--run", made, "--config", config)
+        made.rename(home / "run")
+    return RunDirectory.open(home / "run")
 
 
 @pytest.fixture(scope="session")
@@ -93,15 +105,10 @@ def live_home(home, dataset):
     """A folder with the shop's events in the durable log and folded into the feature store. Copy it to write to it."""
     folder = home / "live"
     if not folder.exists():
-        topics, log = Topics(), open_log(f"embedded:{folder}")
-        log.create_topics(StreamingConfig().partitions_by_topic(topics))
-        produce(dataset.event_batches(), log)
-        store = open_store(f"embedded:{folder}")
-        job = Job(log, store)
-        job.run(until_caught_up=True)
-        job.close()
-        store.close()
-        log.close()
+        url = f"embedded:{folder}"
+        done("streaming", "init", "--log", url)
+        done("produce", dataset.root, "--sink", url)
+        done("ingest", "--source", url, "--store", url, "--until-caught-up")
     return folder
 
 
@@ -166,10 +173,3 @@ def serve(live_home, run, tmp_path_factory):
     for gateway in started:
         if gateway.process.poll() is None:
             gateway.stop(signal.SIGKILL)
-
-
-def double11(*args: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
-    """Run a `double11` command."""
-    command = [sys.executable, "-c", "from recsys.cli.main import main; main()", *args]
-    environ = {**os.environ, "DOUBLE11_PROGRESS": "0"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False, env=environ)
