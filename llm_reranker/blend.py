@@ -9,19 +9,19 @@ import numpy.typing as npt
 def blend(
     rank_score: npt.NDArray[np.float32], rerank_score: npt.NDArray[np.float32], weight: float
 ) -> npt.NDArray[np.float32]:
-    """Final score float32 [N]: (1 - weight) x rank + weight x rerank, each standardised over the list.
+    """Final score float32 [N]: (1 - weight) x rank + weight x rerank, each standardised over what both scored.
 
     Standardised, the two need no common scale, and a constant reranker leaves the ranker's order. Candidates that the
     reranker did not reach (NaN or infinite) come after those it did, in the ranker's order; where it reached
     none, or weight is 0, the ranker's order stands. A candidate without a rank_score counts as the lowest one.
     """
-    rank = _standardise(_fill_lowest(np.asarray(rank_score, np.float32)))
+    rank = _fill_lowest(np.asarray(rank_score, np.float32))
     rerank = np.asarray(rerank_score, np.float32)
     scored = np.isfinite(rerank)
     if weight == 0 or not scored.any():
-        return rank
+        return _standardise(rank)
     final = np.empty_like(rank)
-    final[scored] = (1 - weight) * rank[scored] + weight * _standardise(rerank[scored])
+    final[scored] = (1 - weight) * _standardise(rank[scored]) + weight * _standardise(rerank[scored])
     if not scored.all():
         final[~scored] = rank[~scored] - rank[~scored].max() + final[scored].min() - 1
     return final

@@ -40,6 +40,15 @@ def test_scales_do_not_matter() -> None:
     assert a == pytest.approx(b, abs=1e-4)
 
 
+def test_candidates_beyond_the_depth_do_not_change_the_order_of_those_within() -> None:
+    rng = np.random.default_rng(0)
+    rank, rerank = np.sort(rng.normal(size=20))[::-1].astype(np.float32), rng.normal(size=20).astype(np.float32)
+    alone = order(blend(rank, rerank, 0.5))
+    tail = np.linspace(rank.min() - 1, -500, 300, dtype=np.float32)
+    whole = blend(np.concatenate([rank, tail]), np.concatenate([rerank, np.full(300, np.nan, np.float32)]), 0.5)
+    assert order(whole) == [*alone, *range(20, 320)]
+
+
 def test_empty_and_missing_ranks() -> None:
     assert blend(np.empty(0, np.float32), np.empty(0, np.float32), 0.5).shape == (0,)
     final = blend(np.array([1, np.nan, 2], np.float32), np.array([0, 0, 0], np.float32), 0.5)
