@@ -9,7 +9,7 @@ Source: design, replay protocol, "Stacked models".
 
 from __future__ import annotations
 
-import uuid
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,6 @@ import numpy.typing as npt
 from recsys.core import BadInput, RunDirectory, RunWriter
 from recsys.core.items import ItemTable
 from recsys.core.logging import get_logger
-from recsys.core.run_dir import MANIFEST
 from recsys.data import Dataset
 from recsys.models.ranker import Calibration, Ranker
 from recsys.training.base_run import iso, manifest_fields, write_base
@@ -54,7 +53,8 @@ def train(
     until_us = _checked_until(dataset, until_us, settings)
     windows = window_starts(dataset, until_us, settings)
     work = out.with_name(out.name + ".work")
-    run_id = f"{out.name}-{uuid.uuid5(uuid.NAMESPACE_URL, f'{dataset.hash}/{until_us}/{seed}').hex[:8]}"
+    facts = f"{dataset.hash}/{until_us}/{seed}/{settings.as_dict()}"
+    run_id = f"{out.name}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
     fields = manifest_fields(dataset, until_us, seed, settings, run_id)
     with RunWriter(out, fields, replace=replace) as run:
         if nproc > 1:
@@ -70,7 +70,6 @@ def train(
             "validation": judged,
             "windows": [{"from": iso(w.from_us), "to": iso(w.to_us)} for w in windows],
         }
-    assert (out / MANIFEST).is_file()
     return RunDirectory.open(out)
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from recsys.core.config import in_range, section
 
+AUTO = "auto"
+
 
 @section("training")
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -14,12 +16,14 @@ class TrainingConfig:
 
     windows: stacked windows for ranker data, the last one is validation until the final refit.
     window_days: 0 = a tenth of the data's span, between 1 and 30 days.
+    positives: what the ranker is to foresee, as in `replay --positives`; auto = purchases where there are any.
     queries_per_window_max, candidates_max: bounds of the ranker's training lists.
     tower_examples_max: (user, time) pairs per epoch, newest kept.
     """
 
     windows: int = 5
     window_days: float = 0.0
+    positives: str = AUTO
     queries_per_window_max: int = 2_000
     candidates_max: int = 300
     tower_epochs: int = 2

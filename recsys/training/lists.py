@@ -7,10 +7,12 @@ from pathlib import Path
 import polars as pl
 
 from feature_store.online.memory import MemoryStore
+from recsys.core import BadInput
 from recsys.core.logging import get_logger
 from recsys.data import Dataset
 from recsys.evaluation import make_queries, parse_positives
 from recsys.training.base_run import iso, known_events, window_run
+from recsys.training.config import AUTO, TrainingConfig
 from recsys.training.rank_lists import RankLists, collect
 from recsys.training.settings import Settings
 from recsys.training.windows import Window, stacked
@@ -27,7 +29,10 @@ def window_starts(dataset: Dataset, until_us: int, settings: Settings) -> list[W
 def window_lists(
     dataset: Dataset, windows: list[Window], *, seed: int, settings: Settings, work: Path
 ) -> list[RankLists]:
-    """The candidate lists of every window, oldest first; one feature store is folded forward from start to start."""
+    """The candidate lists of every window, oldest first; one feature store is folded forward from start to start.
+
+    Raises: BadInput when no window has a query.
+    """
     store, folded_us = MemoryStore(), None
     lists = []
     for window in windows:
@@ -39,24 +44,33 @@ def window_lists(
         for batch in dataset.event_batches(before_us=window.from_us, from_us=folded_us):
             store.apply(batch)
         folded_us = window.from_us
-        queries = window_queries(dataset, window, settings.training.queries_per_window_max, seed)
+        queries = window_queries(dataset, window, settings.training, seed)
         if queries.is_empty():
             _log.warning("window_without_queries", start=iso(window.from_us), end=iso(window.to_us))
             continue
         lists.append(collect(queries, run, store, candidates_max=settings.training.candidates_max, seed=seed))
         lists[-1].save(kept)
+    if not lists:
+        raise BadInput(
+            "training windows",
+            came=f"nobody who acted both before and in one of {len(windows)} windows",
+            expected="users who come back",
+            fix="Pass a longer --window-days, other training.positives, or more data.",
+        )
     return lists
 
 
-def window_queries(dataset: Dataset, window: Window, queries_max: int, seed: int) -> pl.DataFrame:
-    """The users asked about in a window and what they acted on: purchases, or any action in data without purchases."""
+def window_queries(dataset: Dataset, window: Window, config: TrainingConfig, seed: int) -> pl.DataFrame:
+    """The users asked about in a window and what they acted on, by `config.positives`."""
     events = known_events(dataset, window.to_us)
-    bought = bool((events["event_type"] == "purchase").any())
+    positives = config.positives
+    if positives == AUTO:
+        positives = "purchase" if bool((events["event_type"] == "purchase").any()) else "any"
     return make_queries(
         events,
         from_us=window.from_us,
         to_us=window.to_us,
-        positives=parse_positives("purchase" if bought else "any"),
-        queries_max=queries_max,
+        positives=parse_positives(positives),
+        queries_max=config.queries_per_window_max,
         seed=seed,
     )
