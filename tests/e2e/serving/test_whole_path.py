@@ -53,13 +53,14 @@ def test_replay_and_gateway_give_the_same_slates(report, run, dataset, tmp_path)
         producer.send("catalog", b"not in this shop", last.SerializeToString())
         producer.close()
     done("ingest", "--source", url, "--store", url, "--until-caught-up")
-    gateway = Gateway(tmp_path, run.root, "--no-writer").wait_ready()  # no writer: impressions are features too
     slates = pl.read_parquet(report / "slates.parquet").filter(pl.col("arm") == "full")
     asked = slates.sort("user_id", "rank").group_by("user_id", maintain_order=True).agg("item_id").head(10)
-    with grpc.insecure_channel(gateway.target) as channel:
+    with (
+        Gateway(tmp_path, run.root, "--no-writer") as gateway,  # no writer: impressions are features too
+        grpc.insecure_channel(gateway.target) as channel,
+    ):
         stub = recommend_pb2_grpc.RecommendationServiceStub(channel)
         for user_id, item_ids in asked.iter_rows():
             answer = stub.Recommend(recommend_pb2.RecommendRequest(user_id=user_id, limit=100), timeout=10)
             assert answer.tier == recommend_pb2.TIER_FULL
             assert [i.item_id for i in answer.items] == item_ids
-    assert gateway.stop() == 0

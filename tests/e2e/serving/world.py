@@ -132,6 +132,13 @@ class Gateway:
         self._errors = (folder / "stderr.txt").open("w+")
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._errors, text=True)
 
+    def __enter__(self) -> "Gateway":
+        return self.wait_ready()
+
+    def __exit__(self, *error: object) -> None:
+        if self.process.poll() is None:
+            self.stop(signal.SIGKILL)
+
     def wait_ready(self) -> "Gateway":
         line = self.process.stdout.readline()
         assert line, f"did not start: {self.errors()}"
@@ -171,5 +178,4 @@ def serve(live_home, run, tmp_path_factory):
 
     yield start
     for gateway in started:
-        if gateway.process.poll() is None:
-            gateway.stop(signal.SIGKILL)
+        gateway.__exit__()
