@@ -27,7 +27,6 @@ from recsys.replay.protocol import PROTOCOLS, Answers, Past, ReplayProtocol, ask
 
 DEFAULT_ARMS = ("popular", "own_history", "retrieval", "rank", "full")
 K_MAX = 1_000
-CONCURRENCY = 4  # queries of one arm in flight
 _NO_CACHE = PipelineConfig(limit_max=K_MAX, cached_users_max=0)
 _log = get_logger(__name__)
 
@@ -118,7 +117,7 @@ async def answer(
             ports = Ports(features=past.store, clock=clock, rng=np.random.default_rng(seed))
             cascades[name] = build(name, run, ports, config=_NO_CACHE)
             stack.callback(cascades[name].close)
-        return await ask(cascades, queries, past, clock, k=k, new_only=task == "new-only", concurrency=CONCURRENCY)
+        return await ask(cascades, queries, past, clock, k=k, new_only=task == "new-only")
 
 
 def _conduct(said: Answers) -> dict[str, Any]:

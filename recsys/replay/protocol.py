@@ -6,10 +6,9 @@ for every arm. Nothing at or after a query's time is ever in the store when it i
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -75,31 +74,25 @@ class Past:
 
 
 async def ask(
-    arms: Mapping[str, Cascade],
-    queries: pl.DataFrame,
-    past: Past,
-    clock: ManualClock,
-    *,
-    k: int,
-    new_only: bool,
-    concurrency: int,
+    arms: Mapping[str, Cascade], queries: pl.DataFrame, past: Past, clock: ManualClock, *, k: int, new_only: bool
 ) -> dict[str, Answers]:
-    """Ask every arm every query, `concurrency` at a time, without a deadline.
+    """Ask every arm every query, without a deadline.
 
-    queries: the columns of `recsys.evaluation.make_queries`, sorted by query_time. Arms take turns on each handful of
-    queries, so that their latencies are measured side by side.
+    queries: the columns of `recsys.evaluation.make_queries`, sorted by query_time. Arms take turns on each query, so
+    that their latencies are measured side by side; one is in flight at a time, because arms compute in this process
+    and more would only be in each other's way. The very first answer of an arm pays for its set-up and is given twice.
     """
     answers = {name: Answers() for name in arms}
     with bar(total=len(queries) * len(arms), what="replay", unit="slate") as progress:
-        for group in queries.partition_by("query_time", maintain_order=True):
-            clock.at_us = int(group["query_time"][0])
+        for row in queries.iter_rows(named=True):
+            clock.at_us = int(row["query_time"])
             past.advance(clock.at_us)
-            for some in group.iter_slices(concurrency):
-                rows = some.to_dicts()
-                for name, cascade in arms.items():
-                    answered = await asyncio.gather(*(_one(cascade, row, k=k, new_only=new_only) for row in rows))
-                    _record(answers[name], name, rows, answered)
-                    progress.update(len(rows))
+            for name, cascade in arms.items():
+                if not answers[name].latency_ms:
+                    await _one(cascade, row, k=k, new_only=new_only)
+                slate, latency_ms = await _one(cascade, row, k=k, new_only=new_only)
+                _record(answers[name], name, row, slate, latency_ms)
+                progress.update(1)
     return answers
 
 
@@ -112,18 +105,17 @@ async def _one(cascade: Cascade, row: Mapping[str, Any], *, k: int, new_only: bo
     return slate, (time.perf_counter() - started) * 1e3
 
 
-def _record(to: Answers, arm: str, rows: Sequence[Mapping[str, Any]], answered: Sequence[tuple[Slate, float]]) -> None:
-    lengths = [len(slate.items) for slate, _ in answered]
+def _record(to: Answers, arm: str, row: Mapping[str, Any], slate: Slate, latency_ms: float) -> None:
+    n = len(slate.items)
     columns = {
-        "arm": [arm] * sum(lengths),
-        "query_id": [row["query_id"] for row, n in zip(rows, lengths, strict=True) for _ in range(n)],
-        "user_id": [row["user_id"] for row, n in zip(rows, lengths, strict=True) for _ in range(n)],
-        "rank": [rank for n in lengths for rank in range(1, n + 1)],
-        "item_id": [item.item_id for slate, _ in answered for item in slate.items],
-        "score": [item.score for slate, _ in answered for item in slate.items],
+        "arm": [arm] * n,
+        "query_id": [row["query_id"]] * n,
+        "user_id": [row["user_id"]] * n,
+        "rank": list(range(1, n + 1)),
+        "item_id": [item.item_id for item in slate.items],
+        "score": [item.score for item in slate.items],
     }
     to.slates.append(pl.DataFrame(columns, schema=SLATE_SCHEMA))
-    for slate, latency_ms in answered:
-        to.latency_ms.append(latency_ms)
-        to.fallback_reasons.update(slate.fallbacks)
-        to.fallbacks += bool(slate.fallbacks)
+    to.latency_ms.append(latency_ms)
+    to.fallback_reasons.update(slate.fallbacks)
+    to.fallbacks += bool(slate.fallbacks)
