@@ -24,6 +24,7 @@ def promote(run: Path | str) -> Path:
     link.parent.mkdir(parents=True, exist_ok=True)
     temporary = link.with_name(f".current.{os.getpid()}")
     temporary.unlink(missing_ok=True)
-    temporary.symlink_to(root, target_is_directory=True)
+    # Relative, so that the folder can be mounted elsewhere (on Kubernetes: one claim, another path in every pod).
+    temporary.symlink_to(os.path.relpath(root, link.parent.resolve()), target_is_directory=True)
     temporary.rename(link)
     return link

@@ -24,6 +24,7 @@ from recsys.core import RunDirectory, VersionMismatch
 from recsys.core.items import ItemTable
 from recsys.data import Dataset
 from recsys.models.embeddings import Vocabulary
+from recsys.models.ranker import Ranker
 from recsys.models.tower import Tower
 from recsys.training.assemble import out_of_fold_scores
 from recsys.training.base_run import window_run
@@ -56,7 +57,7 @@ def make(dataset_dir: Path | str, run: RunDirectory) -> Path:
     windows = window_starts(dataset, run.until_us, settings)
     lists = window_lists(dataset, windows, seed=seed, settings=settings, work=work)
     items = ItemTable.read(run.path("items.parquet"))
-    scores = out_of_fold_scores(lists, items, seed=seed, settings=settings, work=work)
+    scores = out_of_fold_scores(lists, items, Ranker.load(run), seed=seed, settings=settings, work=work)
     path = work / "rerank-lists.parquet"
     with pq.ParquetWriter(path, SCHEMA) as writer:
         for part, part_scores in zip(lists, scores, strict=True):

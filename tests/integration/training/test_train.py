@@ -21,7 +21,12 @@ from recsys.training.promote import current_link, promote
 
 SETTINGS = Settings(
     training=TrainingConfig(
-        windows=3, queries_per_window_max=40, tower_epochs=1, tower_examples_max=2_000, ranker_epochs=2
+        windows=3,
+        queries_per_window_max=40,
+        tower_epochs=1,
+        tower_examples_max=2_000,
+        ranker_epochs=2,
+        ranker_steps_min=1,
     ),
     tower=TowerConfig(dim=16, heads=2, history_items_max=10),
     ranker=RankerConfig(dim=4, hidden=8),
