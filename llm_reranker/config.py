@@ -8,6 +8,7 @@ from recsys.core.config import in_range, section
 from recsys.core.errors import BadInput
 
 HEAD_DIM = 32
+DEPTH = 40  # candidates a list is learnt on, and how many a request hands over: beyond it scores are extrapolation
 
 
 @section("llm_reranker")
@@ -72,7 +73,7 @@ class DistillConfig:
     train_queries_max: int = 1200
     validation_queries_max: int = 300
     validation_share: float = 0.15
-    depth: int = 40
+    depth: int = DEPTH
     teacher_epochs: int = 1
     student_epochs: int = 2
     batch_lists: int = 8
