@@ -175,6 +175,8 @@ async def serve_and_ask(d: Demo) -> None:
             click.echo(f"\n    $ double11 recommend --target 127.0.0.1:50051 --user {user_id} --limit {SLATE_ITEMS}")
             response = await client.recommend(user_id, limit=SLATE_ITEMS, deadline_ms=DEADLINE_MS)
             click.echo(f"household {user_id}, last bought: {'; '.join(bought)}\n{slate_text(response)}")
+            if response.fallbacks:
+                click.echo(f"          a stage fell through; the server's own words: {d.home / 'serve.log'}")
 
 
 @asynccontextmanager
