@@ -93,15 +93,14 @@ def choose_prior(ranker: Ranker, lists: RankLists) -> Prior:
 
     The smallest weight among the best; none where the lists have no such feature.
     """
-    best, best_ndcg = Prior(), -1.0
-    if best.feature not in lists.names:
-        return best
-    for weight in _PRIOR_WEIGHTS:
-        ranker.prior = Prior(weight=weight)
-        found = float(ndcg(lists, score_lists(ranker, lists)).mean())
-        if found > best_ndcg:
-            best, best_ndcg = ranker.prior, found
-    return best
+    if Prior().feature not in lists.names:
+        return Prior()
+    ranker.prior = Prior(weight=0.0)
+    alone = score_lists(ranker, lists)
+    ranker.prior = Prior(weight=1.0)
+    place = score_lists(ranker, lists) - alone
+    quality = [ndcg(lists, alone + weight * place).mean() for weight in _PRIOR_WEIGHTS]
+    return Prior(weight=_PRIOR_WEIGHTS[int(np.argmax(quality))])
 
 
 def calibrate(logit: npt.NDArray[np.float32], label: npt.NDArray[np.bool_]) -> Calibration:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from llm_reranker import HistoryItem
 from llm_reranker.lists import SCHEMA
-from llm_reranker.prompt import history_text, item_text
+from llm_reranker.prompt import history_text, item_texts
 from recsys.core import RunDirectory, VersionMismatch
 from recsys.core.items import ItemTable
 from recsys.data import Dataset
@@ -83,11 +83,8 @@ class _Window:
         keys, vectors = tower.item_vectors()
         self.vocabulary = Vocabulary(keys)
         self.vectors = vectors
-        self.title = items.column("title")
         self.category = np.array([c or "" for c in items.column("category")])
-        self.text = [
-            item_text(*row) for row in zip(self.title, items.column("category"), items.column("brand"), strict=True)
-        ]
+        self.text = item_texts(items, items.item_key)
         self.item_id = items.column("item_id")
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -146,7 +143,7 @@ class _Window:
         events = [
             HistoryItem(
                 item_id=self.item_id[place[i]],
-                text=self.title[place[i]] or "",
+                text=self.text[place[i]],
                 event_type=int(event_type[i]),
                 event_time_us=int(time_us[i]),
             )
