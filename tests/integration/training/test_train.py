@@ -10,7 +10,9 @@ import pytest
 
 from feature_store.online.memory import MemoryStore
 from llm_reranker.lists import read
+from llm_reranker.prompt import item_texts
 from recsys.core import BadInput, Conflict, CorruptData, Deadline, ManualClock, Query, RunDirectory, VersionMismatch
+from recsys.core.items import ItemTable
 from recsys.data import Dataset, simulate
 from recsys.models.config import RankerConfig, TowerConfig
 from recsys.models.ranker import Ranker
@@ -99,6 +101,10 @@ def test_rerank_lists_come_from_the_windows_and_are_labelled(world, run):
     assert (lists.query_time_us < run.until_us).all()
     assert lists.item_embedding.shape[1] == 16
     assert 0 < lists.label.mean() < 0.5
+    items = ItemTable.read(run.path("items.parquet"))
+    texts = set(item_texts(items, items.item_key))
+    assert set(lists.item_text) <= texts
+    assert {line.split(": ", 1)[1] for text in lists.history_text for line in text.splitlines()} <= texts
     assert lists.history_text[0]
 
 
