@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 @click.option("--listen", default="127.0.0.1:50051", show_default=True, help="HOST:PORT; port 0 = any free one.")
 @click.option("--arm", default="full", show_default=True, help="Best arm to serve.")
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Scoring processes.")
-@click.option("--clock", type=click.Choice(["wall", "data"]), help="What `now` is; data = the store's newest event.")
+@click.option(
+    "--clock",
+    type=click.Choice(["wall", "data"]),
+    help="What `now` is; data = the store's newest event [default: [feature_store] clock].",
+)
 @click.option("--no-reranker", is_flag=True, help="Start no LLM worker: the best tier is rank.")
 @click.option("--no-writer", is_flag=True, help="Start no streaming job beside an embedded store.")
 @config_option
@@ -61,7 +65,7 @@ def serve(
         writer=not no_writer,
         config_path=config_path,
     )
-    asyncio.run(_serve(Gateway(options, Config.load(config_path, {"serving.clock": clock}))))
+    asyncio.run(_serve(Gateway(options, Config.load(config_path, {"feature_store.clock": clock}))))
 
 
 async def _serve(gateway: Gateway) -> None:

@@ -30,9 +30,9 @@ from double11.v1 import (
 )
 from prometheus_client import start_http_server
 
-from feature_store.online import open_reader
+from feature_store.online import feature_clock, open_reader
 from llm_reranker.client import RemoteReranker
-from recsys.core import Clock, DataClock, RunDirectory, WallClock, logging
+from recsys.core import RunDirectory, logging
 from recsys.core.config import Config
 from recsys.core.items import ItemTable
 from recsys.pipeline import Budget, PipelineConfig, Ports, build
@@ -109,7 +109,7 @@ class Gateway:
         if options.writer and options.store.startswith("embedded:"):
             self._supervisor.start(_writer(options))
         reader = open_reader(options.store, self._config)
-        clock: Clock = DataClock(reader.max_event_time_us) if serving.clock == "data" else WallClock()
+        clock = feature_clock(reader, self._config)
         self._ports = Ports(
             features=reader, clock=clock, rng=np.random.default_rng(), ann=ann, scorer=scorer, reranker=reranker
         )

@@ -39,8 +39,10 @@ vocab_size = 600
 student_epochs = 1
 """
 TOML = """
-[serving]
+[feature_store]
 clock = "data"
+
+[serving]
 start_s_max = 90
 drain_s_max = 5
 restart_backoff_s_min = 0.2

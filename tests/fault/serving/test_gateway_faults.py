@@ -155,7 +155,7 @@ def test_taken_port_is_unavailable(serve, run, tmp_path):
 
 
 def test_admin_has_a_loopback_listener_of_its_own_when_the_main_one_is_public(serve):
-    toml = '[serving]\nadmin_listen = "127.0.0.1:0"\nclock = "data"\n'
+    toml = '[serving]\nadmin_listen = "127.0.0.1:0"\n'
     gateway = serve("--arm", "own_history", "--no-writer", "--listen", "0.0.0.0:0", toml=toml)
     assert gateway.ready["admin_port"] != gateway.ready["port"]
     assert double11("status", "--target", gateway.target).returncode != 0
