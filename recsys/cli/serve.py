@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--run", type=click.Path(path_type=Path), required=True, help="Run directory to serve.")
+@click.option("--run", type=click.Path(path_type=Path), help="Run directory (default: the promoted one).")
 @click.option("--store", help="Feature store URL (default embedded:$DOUBLE11_HOME or embedded:./.double11).")
 @click.option("--log", help="Log URL for events and impressions (default: as --store).")
 @click.option("--listen", default="127.0.0.1:50051", show_default=True, help="HOST:PORT; port 0 = any free one.")
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @click.option("--no-writer", is_flag=True, help="Start no streaming job beside an embedded store.")
 @config_option
 def serve(
-    run: Path,
+    run: Path | None,
     store: str | None,
     log: str | None,
     listen: str,
@@ -51,11 +51,12 @@ def serve(
     Prints one JSON line {"ready": true, "port", "admin_port", "run", "tier"} on stdout once it serves.
     """
     from recsys.serving.gateway import Gateway, ServeOptions
+    from recsys.training.promote import current_run
     from streaming.log import default_url
 
     store = store or default_url()
     options = ServeOptions(
-        run=run,
+        run=run or current_run(),
         store=store,
         log=log or store,
         listen=listen,

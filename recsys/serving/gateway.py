@@ -78,7 +78,7 @@ class Gateway:
 
     def __init__(self, options: ServeOptions, config: Config) -> None:
         """Raises: NotFound, CorruptData for the run; BadInput, VersionMismatch for an arm it cannot serve."""
-        self.run = RunDirectory.open(options.run)
+        self.run = RunDirectory.open(options.run.resolve())  # `current` may be moved while we serve
         self.arm = served_arm(options.arm, self.run, reranker=options.reranker)
         self.port = self.admin_port = 0
         self._options, self._config = options, config
@@ -197,7 +197,7 @@ class Gateway:
 
     def _start_worker(self, name: str, module: str, *more: str) -> str:
         address = self._supervisor.reserve_port()
-        argv = ["-m", module, "--run", str(self._options.run), "--listen", address, *more]
+        argv = ["-m", module, "--run", str(self.run.root), "--listen", address, *more]
         if self._options.config_path is not None:
             argv += ["--config", str(self._options.config_path)]
         self._supervisor.start(ChildSpec(name=name, argv=argv))

@@ -5,12 +5,24 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from recsys.core import RunDirectory
+from recsys.core import NotFound, RunDirectory
 
 
 def current_link() -> Path:
     """Where the link lies: below DOUBLE11_HOME, else ./.double11."""
     return Path(os.environ.get("DOUBLE11_HOME") or ".double11") / "runs" / "current"
+
+
+def current_run() -> Path:
+    """The run that was promoted last.
+
+    Raises: NotFound when none was.
+    """
+    link = current_link()
+    if not link.exists():
+        raise NotFound("--run", came="no option, and no run promoted", expected="one of both",
+                       fix="Pass --run RUN, or choose one: double11 promote RUN.")  # fmt: skip
+    return link
 
 
 def promote(run: Path | str) -> Path:

@@ -14,6 +14,7 @@ from serving_world import double11
 
 from recsys.serving import ClientConfig, RecommendClient
 from recsys.serving.client import AdminClient
+from recsys.training.promote import promote
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,16 @@ def test_missing_run_says_how_to_make_one(tmp_path):
     assert done.returncode == 2
     assert "double11 train" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_without_a_run_the_promoted_one_is_served_and_named_when_there_is_none(tmp_path, run, monkeypatch):
+    monkeypatch.setenv("DOUBLE11_HOME", str(tmp_path / "home"))
+    done = double11("serve", "--listen", "nowhere")
+    assert done.returncode == 2
+    assert "double11 promote RUN" in done.stderr
+    promote(run.root)
+    done = double11("serve", "--arm", "own_history", "--no-writer", "--listen", "nowhere")
+    assert "--listen: got nowhere" in done.stderr
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest"])

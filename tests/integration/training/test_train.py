@@ -11,7 +11,17 @@ import pytest
 from feature_store.online.memory import MemoryStore
 from llm_reranker.lists import read
 from llm_reranker.prompt import item_texts
-from recsys.core import BadInput, Conflict, CorruptData, Deadline, ManualClock, Query, RunDirectory, VersionMismatch
+from recsys.core import (
+    BadInput,
+    Conflict,
+    CorruptData,
+    Deadline,
+    ManualClock,
+    NotFound,
+    Query,
+    RunDirectory,
+    VersionMismatch,
+)
 from recsys.core.items import ItemTable
 from recsys.data import Dataset, simulate
 from recsys.models.config import RankerConfig, TowerConfig
@@ -19,7 +29,7 @@ from recsys.models.ranker import Ranker
 from recsys.models.tower import Tower
 from recsys.pipeline import Ports, build
 from recsys.training import Settings, TrainingConfig, rerank_lists, train
-from recsys.training.promote import current_link, promote
+from recsys.training.promote import current_link, current_run, promote
 
 SETTINGS = Settings(
     training=TrainingConfig(
@@ -129,8 +139,10 @@ def test_times_outside_the_data_and_runs_that_exist_are_refused(world, run, tmp_
 
 def test_promote_points_at_a_whole_run_only(run, tmp_path, monkeypatch):
     monkeypatch.setenv("DOUBLE11_HOME", str(tmp_path / "home"))
+    with pytest.raises(NotFound, match="double11 promote RUN"):
+        current_run()
     promote(run.root)
-    assert RunDirectory.open(current_link()).run_id == run.run_id
+    assert RunDirectory.open(current_run()).run_id == run.run_id
     broken = tmp_path / "broken"
     shutil.copytree(run.root, broken)
     (broken / "models/ranker.safetensors").write_bytes(b"short")
