@@ -42,6 +42,8 @@ COMMANDS: dict[str, str] = {
     "train": "train",
 }
 
+_LEVELS = ("debug", "info", "warning", "error")
+
 
 class LazyGroup(click.Group):
     """Imports a command's module only when it is asked for, so that `double11 --help` is quick and torch-free."""
@@ -62,8 +64,12 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="double11")
-def cli() -> None:
+@click.option(
+    "--log-level", type=click.Choice(_LEVELS), default="info", show_default=True, help="Of the log on stderr."
+)
+def cli(log_level: str) -> None:
     """double11: recommendations for the world's largest shopping day."""
+    core_logging.configure(log_level)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -73,7 +79,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: list[str]) -> int:
     """Run one command line in this process and return its exit code."""
-    core_logging.configure(os.environ.get("DOUBLE11_LOG_LEVEL", "INFO"))
     as_json = "--json" in args
     try:
         result = cli.main(args, prog_name="double11", standalone_mode=False)

@@ -90,6 +90,7 @@ def test_commands_start_without_heavy_libraries(tmp_path: Path) -> None:
     [
         (["no-such-command"], 2, "No such command"),
         (["doctor", "--no-such-flag"], 2, "--no-such-flag"),
+        (["--log-level", "loud", "doctor"], 2, "--log-level"),
         (["doctor", "--json", "--no-such-flag"], 2, '"code": "USAGE"'),
     ],
 )
