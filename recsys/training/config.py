@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from recsys.core.config import in_range, section
 
 AUTO = "auto"
+_MINUTE_DAYS = 1 / 1440
 
 
 @section("training")
@@ -15,7 +16,7 @@ class TrainingConfig:
     """How a run is trained. The same data, seed, settings and thread count give the same bytes.
 
     windows: stacked windows for ranker data, the last one is validation until the final refit.
-    window_days: 0 = a tenth of the data's span, between 1 and 30 days.
+    window_days: 0 = a tenth of the data's span, between 1 and 30 days; else a minute to 366 days.
     positives: what the ranker is to foresee, as in `replay --positives`; auto = purchases where there are any.
     queries_per_window_max, candidates_max: bounds of the ranker's training lists.
     ranker_steps_min: small data gets more epochs, up to this many steps.
@@ -43,7 +44,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         in_range("training.windows", self.windows, 2, 100, fix="One window trains and one validates, at least.")
-        in_range("training.window_days", self.window_days, 0, 366)
+        in_range("training.window_days", self.window_days, _MINUTE_DAYS if self.window_days else 0, 366)
         in_range("training.queries_per_window_max", self.queries_per_window_max, 1, 10_000_000)
         in_range("training.candidates_max", self.candidates_max, 1, 10_000)
         in_range("training.tower_epochs", self.tower_epochs, 1, 1_000)
