@@ -1,6 +1,6 @@
 """A small shop, a whole run trained on it, and gateways over it: what the serving tests share.
 
-Loaded by path from the conftest of tests/{integration,fault,e2e}/serving; files are made once per test session.
+Fixtures for tests/{integration,fault,e2e}/serving; files are made once per test session.
 """
 
 import json
