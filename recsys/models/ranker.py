@@ -92,13 +92,14 @@ class Ranker:
 
     @classmethod
     def load(cls, run: RunDirectory) -> Ranker:
-        """The ranker of a run. Raises: NotFound, CorruptData."""
+        """The ranker of a run. Raises: NotFound, CorruptData, VersionMismatch."""
         stored = storage.load(run, "ranker")
-        names, config = tuple(stored.settings["feature_names"]), RankerConfig(**stored.settings["config"])
-        vocabulary = Vocabulary(stored.tensors["items.key"].numpy())
+        with run.settings_of("model ranker"):
+            names, config = tuple(stored.settings["feature_names"]), RankerConfig(**stored.settings["config"])
+            prior, calibration = Prior(**stored.settings["prior"]), Calibration(**stored.settings["calibration"])
+            vocabulary = Vocabulary(stored.tensors["items.key"].numpy())
         net = RankerNet(len(names), vocabulary.num_rows, config)
         storage.restore(net, stored.section("net"), f"run {run.run_id}, models/ranker.safetensors")
-        prior, calibration = Prior(**stored.settings["prior"]), Calibration(**stored.settings["calibration"])
         return cls(net, names, vocabulary, config, prior, calibration, stored.version)
 
     def save(self, folder: Path) -> None:

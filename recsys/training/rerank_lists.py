@@ -52,7 +52,8 @@ def make(dataset_dir: Path | str, run: RunDirectory) -> Path:
             expected=str(run.manifest["dataset_hash"]),
             fix="Pass the dataset directory that the run was trained on.",
         )
-    settings, seed = Settings.from_dict(run.manifest["config"]), int(run.manifest["seed"])
+    with run.settings_of("training"):
+        settings, seed = Settings.from_dict(run.manifest["config"]), int(run.manifest["seed"])
     work = run.root.with_name(run.root.name + ".work")
     windows = window_starts(dataset, run.until_us, settings)
     lists = window_lists(dataset, windows, seed=seed, settings=settings, work=work)
