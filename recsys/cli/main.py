@@ -97,6 +97,8 @@ def run(args: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
+        if error.errno is None:  # nothing the system said: a TimeoutError that escaped, a bug of ours
+            raise
         fix = "Check the path, its permissions and the space that is left."
         _report({"error": {"code": "IO_ERROR", "message": f"{error}.", "fix": fix}}, f"{error}. {fix}", as_json=as_json)
         return 1
