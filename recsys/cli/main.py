@@ -91,9 +91,8 @@ def run(args: list[str]) -> int:
         message = error.format_message()
         _report({"error": {"code": "USAGE", "message": message, "fix": fix}}, f"{message} {fix}", as_json=as_json)
         return 2
-    except (
-        BrokenPipeError
-    ):  # `double11 ... | head`: nobody reads on, and the interpreter's last flush must not complain
+    except BrokenPipeError:
+        # `double11 ... | head`: nobody reads on, and the interpreter's last flush must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
