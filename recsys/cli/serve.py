@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from recsys.serving.gateway import Gateway
 
+_CELL_CHARACTERS_MAX = 48
+
 
 @click.command()
 @click.option("--run", type=click.Path(path_type=Path), help="Run directory (default: the promoted one).")
@@ -128,7 +130,7 @@ def slate_text(response: pb.RecommendResponse) -> str:
 
     rows = [("#", "score", "item", "title", "reason", "sources")]
     rows += [
-        (str(place), f"{i.score:.4f}", i.item_id, i.title[:48], i.reason, " ".join(i.sources))
+        (str(place), f"{i.score:.4f}", _cell(i.item_id), _cell(i.title), i.reason, " ".join(i.sources))
         for place, i in enumerate(response.items, start=1)
     ]
     widths = [max(_width(row[c]) for row in rows) for c in range(len(rows[0]))]
@@ -143,6 +145,11 @@ def slate_text(response: pb.RecommendResponse) -> str:
         f"request   {response.request_id}",
     ]
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Text from data, short and without anything that a terminal obeys."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text[:_CELL_CHARACTERS_MAX])
 
 
 def _width(text: str) -> int:
