@@ -162,12 +162,14 @@ def check_server(client: Client, what: str) -> None:
     Raises: VersionMismatch for such a `maxmemory-policy`; Unavailable.
     """
     try:
-        nodes = client.get_primaries() if isinstance(client, RedisCluster) else [None]
+        execute: Any = client.execute_command
+        targets: list[dict[str, Any]] = [{}]
+        if isinstance(client, RedisCluster):
+            targets = [{"target_nodes": n} for n in client.get_primaries()]  # type: ignore[no-untyped-call]
         found: dict[str, set[str]] = {"appendonly": set(), "maxmemory-policy": set()}
-        for node in nodes:
+        for target in targets:
             for name, values in found.items():
-                answer: Any = client.execute_command("CONFIG GET", name, **({"target_nodes": node} if node else {}))
-                values.update(_text(v) for v in answer.values())
+                values.update(_text(v) for v in execute("CONFIG GET", name, **target).values())
     except ResponseError as error:  # a managed Redis may hide CONFIG
         _log.warning("redis_settings_unknown", store=what, cause=str(error))
         return
