@@ -106,8 +106,8 @@ class RedisReader(Reads):
 
     async def _read(self, kind: EntryKind, ids: Sequence[str], deadline: Deadline) -> list[bytes]:
         try:
-            with errors_of(self.what):
-                async with asyncio.timeout(deadline.timeout_s()) as limit:
+            async with asyncio.timeout(deadline.timeout_s()) as limit:
+                with errors_of(self.what):
                     client = self._connected()
                     if time.monotonic() >= self._learn_at_s:
                         stored: Any = await client.hgetall(META)

@@ -14,7 +14,7 @@ import numpy as np
 from redis.cluster import RedisCluster
 
 from feature_store.base import ItemFeatures, UserFeatures
-from feature_store.commit import Commit, EntityKind, EntryKind, OffsetStep, Unfinished, Update
+from feature_store.commit import Commit, EntityKind, EntryKind, OffsetStep, Unfinished
 from feature_store.config import RedisStoreConfig
 from feature_store.online.redis.layout import META, NEWEST, Keys, side_of
 from feature_store.online.redis.reader import Reads, load
@@ -152,55 +152,55 @@ class _Namespace:
             for source in self.sources()
         }
         for (topic, partition), by_side in done.items():
-            for shadow in (False, True):
-                item, user = by_side[shadow, "item"], by_side[shadow, "user"]
-                if not shadow and item.min() < user.max():
-                    raise VersionMismatch(
-                        f"{self._what}, {topic}, partition {partition}",
-                        came=f"items as of offset {item.min()}, users as of {user.max()}: a node lost what others kept",
-                        expected="no user ahead of an item",
-                        fix="Rebuild it: double11 features materialize ARCHIVE --store URL.",
-                    )
+            item, user = by_side[False, "item"], by_side[False, "user"]
+            if item.min() < user.max():
+                raise VersionMismatch(
+                    f"{self._what}, {topic}, partition {partition}",
+                    came=f"items as of offset {item.min()}, users as of {user.max()}: a node lost what others kept",
+                    expected="no user ahead of an item",
+                    fix="Rebuild it: double11 features materialize ARCHIVE --store URL.",
+                )
         ahead = any(int(d.max()) > self.position(s) for s, by_side in done.items() for d in by_side.values())
         return Unfinished(num_buckets=self.num_buckets, done=done) if ahead else None
 
-    def write(self, step: Commit, *, fenced: bool = True) -> None:
-        """All sides of all buckets, items first. A bucket that is past the whole step is left alone."""
+    def write(self, step: Commit) -> None:
+        """All sides of all buckets: items first; shadows first, as `position` goes by the others.
+
+        A bucket that is past the whole step is left alone, and so is a shadow or a rebuild's bucket without updates.
+        """
         for side in _SIDES:
-            entries = self._entries(step, side)
-            parts = [p for p in entries if not p[0] or entries[p]]  # a shadow is touched only by what it holds
-            parts = [p for p in parts if not (fenced and self._is_past(p, step.offsets))]
-            if not step.offsets:
-                parts = [p for p in parts if entries[p] or (side == "item" and p[2] == 0 and step.max_event_time_us)]
-            with errors_of(self._what):
-                pipe: Any = self._client.pipeline(transaction=False)
-                for part in parts:
-                    pipe.execute_command("EVAL", _STEP, *self._call(part, step, entries[part]))
-                answers = pipe.execute()
-            for answer in answers:
-                if answer:
-                    _, topic, partition = _parsed(answer[0])
-                    expected = self.position((topic, partition))
-                    raise _conflict(self._what, topic, partition, expected, int(answer[1]))
+            for shadow in (True, False):
+                self._write(step, side, shadow)
+
+    def _write(self, step: Commit, side: EntityKind, shadow: bool) -> None:
+        entries = self._entries(step, side, shadow)
+        carries_newest = side == "item" and not shadow and step.max_event_time_us > 0
+        wanted = [b for b, e in enumerate(entries) if e or (b == 0 and carries_newest) or (step.offsets and not shadow)]
+        parts: list[Part] = [(shadow, side, b) for b in wanted if not self._is_past((shadow, side, b), step.offsets)]
+        if not parts:
+            return
+        with errors_of(self._what):
+            pipe: Any = self._client.pipeline(transaction=False)
             for part in parts:
-                at = self._at.setdefault(part, {})
-                at.update({(o.topic, o.partition): self._next(part, o) for o in step.offsets})
+                pipe.execute_command("EVAL", _STEP, *self._call(part, step, entries[part[2]]))
+            answers = pipe.execute()
+        for answer in filter(None, answers):
+            _, topic, partition = _parsed(answer[0])
+            raise _conflict(self._what, topic, partition, self.position((topic, partition)), int(answer[1]))
+        for part in parts:
+            moved = {(o.topic, o.partition): self._next(part, o) for o in step.offsets}
+            self._at.setdefault(part, {}).update(moved)
 
-    def _entries(self, step: Commit, side: EntityKind) -> dict[Part, list[tuple[str, bytes]]]:
+    def _entries(self, step: Commit, side: EntityKind, shadow: bool) -> list[list[tuple[str, bytes]]]:
         """Keys and blobs by bucket."""
-        out: dict[Part, list[tuple[str, bytes]]] = {
-            (shadow, side, b): [] for shadow in (False, True) for b in range(self.num_buckets)
-        }
+        out: list[list[tuple[str, bytes]]] = [[] for _ in range(self.num_buckets)]
+        keys = self._keys[shadow]
         for update in step.all_updates:
-            if side_of(update.kind) == side:
-                self._spread(update, side, out)
+            if side_of(update.kind) == side and update.shadow == shadow:
+                buckets = partitions_of([i.encode() for i in update.ids], self.num_buckets).tolist()
+                for bucket, entity_id, blob in zip(buckets, update.ids, update.blobs, strict=True):
+                    out[bucket].append((keys.entity(update.kind, bucket, entity_id), blob))
         return out
-
-    def _spread(self, update: Update, side: EntityKind, out: dict[Part, list[tuple[str, bytes]]]) -> None:
-        keys = self._keys[update.shadow]
-        buckets = partitions_of([i.encode() for i in update.ids], self.num_buckets).tolist()
-        for bucket, entity_id, blob in zip(buckets, update.ids, update.blobs, strict=True):
-            out[update.shadow, side, bucket].append((keys.entity(update.kind, bucket, entity_id), blob))
 
     def _call(self, part: Part, step: Commit, entries: Sequence[tuple[str, bytes]]) -> list[str | bytes | int]:
         """Arguments of one EVAL."""
