@@ -23,6 +23,7 @@ from redis.cluster import ClusterNode, RedisCluster
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
+    RedisClusterException,
     RedisError,
     ResponseError,
 )
@@ -152,7 +153,7 @@ def errors_of(what: str) -> Iterator[None]:
             expected="memory below maxmemory",
             fix="Raise maxmemory or add nodes; nothing is lost, the step runs again.",
         ) from error
-    except (RedisError, OSError) as error:  # down, loading, failing over, or stopped writing: all pass or need a hand
+    except (RedisError, RedisClusterException, OSError) as error:  # down, loading, failing over
         raise _unavailable(what, error) from error
 
 

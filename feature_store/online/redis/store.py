@@ -7,7 +7,7 @@ a writer that starts again knows from the offsets of a bucket alone which events
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,7 +104,10 @@ class RedisStore(Reads):
 
     def rebuild(self) -> RedisRebuild:
         """A new, empty namespace beside the live one; readers see it after `RedisRebuild.switch`."""
-        return RedisRebuild(self._client, self.what, self._config)
+        return RedisRebuild(self._client, self.what, self._config, self._forget_offsets)
+
+    def _forget_offsets(self) -> None:
+        self._open = None
 
     @property
     def _live(self) -> _Namespace:
@@ -230,9 +233,9 @@ class _Namespace:
 class RedisRebuild:
     """Fills a namespace that nobody reads yet, then makes it the live one in one write."""
 
-    def __init__(self, client: Client, what: str, config: RedisStoreConfig) -> None:
+    def __init__(self, client: Client, what: str, config: RedisStoreConfig, on_switch: Callable[[], None]) -> None:
         """Namespaces that are not live, left by a rebuild that died, are dropped."""
-        self._client, self._what, self._config = client, what, config
+        self._client, self._what, self._config, self._on_switch = client, what, config, on_switch
         with errors_of(what):
             stored: Any = client.hgetall(META)
             number: Any = client.hincrby(META, "rebuilds", 1)
@@ -251,6 +254,7 @@ class RedisRebuild:
         """Make the new namespace live; the old one is dropped once no reader can be in it."""
         with errors_of(self._what):
             self._client.hset(META, "live", self._new.ns)
+            self._on_switch()
             time.sleep(self._config.meta_refresh_s)
             _drop(self._client, keep=self._new.ns.encode())
 

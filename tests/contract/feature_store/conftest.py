@@ -15,6 +15,7 @@ if "redis_server" not in sys.modules:
     _SPEC.loader.exec_module(sys.modules["redis_server"])
 _SERVERS = sys.modules["redis_server"]
 redis_standalone, redis_cluster, redis_url = _SERVERS.redis_standalone, _SERVERS.redis_cluster, _SERVERS.redis_url
+redis_server = _SERVERS.redis_server
 
 
 @pytest.fixture(params=["memory", "embedded", "standalone", "cluster"])

@@ -177,3 +177,12 @@ def emptied(request: pytest.FixtureRequest, kind: str) -> str:
     url: str = request.getfixturevalue("redis_standalone")
     redis.Redis.from_url(url).flushdb()
     return url
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path, used_server: Callable[[str, str], None]) -> Iterator[Server]:
+    """A standalone server of this test's own, to be killed and started again."""
+    server = Server(tmp_path / "redis")
+    used_server("redis", f"Redis {server.client.info('server')['redis_version']}, {executable()[1]}")
+    yield server
+    server.stop()
