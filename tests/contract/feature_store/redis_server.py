@@ -119,6 +119,20 @@ class Cluster:
     def client(self) -> RedisCluster:
         return RedisCluster(host="127.0.0.1", port=self.nodes[0].port)
 
+    def move_slot(self, slot: int) -> None:
+        """Move a slot with its keys to the next node, as `redis-cli --cluster reshard` does."""
+        ids = [n.client.execute_command("CLUSTER MYID").decode() for n in self.nodes]
+        ranges = self.nodes[0].client.execute_command("CLUSTER SLOTS")
+        owner = next(port for first, last, (_, port, *_), *_ in ranges if first <= slot <= last)
+        at = next(i for i, n in enumerate(self.nodes) if n.port == owner)
+        source, target = self.nodes[at], self.nodes[(at + 1) % 3]
+        target.client.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", ids[at])
+        source.client.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", ids[(at + 1) % 3])
+        while keys := source.client.execute_command("CLUSTER GETKEYSINSLOT", slot, 20):
+            source.client.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5_000, "KEYS", *keys)
+        for node in (target, source, *self.nodes):
+            node.client.execute_command("CLUSTER SETSLOT", slot, "NODE", ids[(at + 1) % 3])
+
     def stop(self) -> None:
         for node in self.nodes:
             node.stop()

@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -239,6 +240,38 @@ def test_a_node_that_lost_items_which_users_count_on_names_the_rebuild(redis_url
     with pytest.raises(VersionMismatch, match="features materialize"):
         again.unfinished()
     again.close()
+
+
+@pytest.mark.parametrize("redis_url", ["cluster"], indirect=True)
+def test_slots_that_move_while_a_writer_writes(redis_url, redis_cluster, log, tmp_path):
+    first = open_store(redis_url)
+    tags = [f"{{d11:{first.meta().live}:{bucket}}}" for bucket in (0, 5, 7)]
+    first.close()
+    moved, refused = threading.Event(), 0
+
+    def move() -> None:
+        for tag in tags:
+            redis_cluster.move_slot(redis_cluster.client.keyslot(tag))
+            time.sleep(0.2)
+        moved.set()
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    while True:
+        store = open_store(redis_url)
+        try:
+            ingest(log, store, tmp_path / "archive")
+        except (Conflict, Unavailable):
+            refused += 1
+            assert refused < 100
+            continue
+        finally:
+            store.close()
+        if moved.is_set():
+            break
+        produce([traffic(6)], log)  # there is always something to write until the last slot is where it goes
+    mover.join()
+    same_as_undisturbed(log, redis_url, tmp_path / "archive", tmp_path)
 
 
 async def test_a_paused_redis_costs_a_read_its_deadline_and_no_more(redis_server):
