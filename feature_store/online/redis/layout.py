@@ -1,7 +1,8 @@
 """Where things are in Redis: the meta record, buckets and keys.
 
     {d11}:meta              hash: store_id, buckets (P, fixed at creation), live (NS), rebuilds (how many began)
-    {d11:NS:B}:off          hash: "SIDE:TOPIC:PARTITION" -> next offset applied to a side; newest in bucket 0
+    {d11:NS:B}:off          hash: "SIDE:TOPIC:PARTITION" -> next offset applied to a side; SIDE -> how often it was
+                            written; newest (in bucket 0) -> the largest event time
     {d11:NS:B}:u:ID  :i:ID  packed state of a user, an item; :s: seen event ids and tombstone, :w: slates shown
 
 B = murmur2(ID) mod P. NS = version of the view set, a dot, the number of the rebuild; `shadow-` before it for stress
@@ -23,6 +24,11 @@ META = "{d11}:meta"
 NEWEST = "newest"
 LETTER: Mapping[EntryKind, str] = {"user": "u", "item": "i", "seen": "s", "shown": "w"}
 CREATE = "if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('HSET', KEYS[1], unpack(ARGV)) end return 1"
+SWITCH = """
+if redis.call('HGET', KEYS[1], 'rebuilds') ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], 'live', ARGV[1])
+return 1
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +40,10 @@ class Meta:
     live: str
 
     @classmethod
-    def of(cls, stored: Mapping[bytes, bytes], what: str) -> Meta:
-        """Raises: CorruptData for a record that is not ours; VersionMismatch for state of another view set."""
+    def parse(cls, stored: Mapping[bytes, bytes], what: str) -> Meta:
+        """Of any view set. Raises: CorruptData for a record that is not ours."""
         try:
-            meta = cls(stored[b"store_id"].decode(), int(stored[b"buckets"]), stored[b"live"].decode())
+            return cls(stored[b"store_id"].decode(), int(stored[b"buckets"]), stored[b"live"].decode())
         except (KeyError, ValueError) as error:
             raise CorruptData(
                 f"{what}, {META}",
@@ -45,6 +51,11 @@ class Meta:
                 expected="store_id, buckets and live",
                 fix="Delete that key and run double11 features materialize DIR --store URL.",
             ) from error
+
+    @classmethod
+    def of(cls, stored: Mapping[bytes, bytes], what: str) -> Meta:
+        """Of our view set. Raises: CorruptData for a record that is not ours; VersionMismatch for another view set."""
+        meta = cls.parse(stored, what)
         views = meta.live.partition(".")[0]
         if views != VIEW_SET:
             raise VersionMismatch(

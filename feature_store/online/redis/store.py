@@ -7,6 +7,7 @@ a writer that starts again knows from the offsets of a bucket alone which events
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from redis.cluster import RedisCluster
 from feature_store.base import ItemFeatures, UserFeatures
 from feature_store.commit import Commit, EntityKind, EntryKind, OffsetStep, Unfinished
 from feature_store.config import RedisStoreConfig
-from feature_store.online.redis.layout import META, NEWEST, Keys, side_of
+from feature_store.online.redis.layout import META, SWITCH, Keys, Meta, side_of
 from feature_store.online.redis.reader import Reads, load
 from feature_store.online.redis.server import Client, check_server, errors_of
 from feature_store.read import item_features, user_features
@@ -30,10 +31,12 @@ Part = tuple[bool, EntityKind, int]  # shadow, side, bucket
 _SIDES: tuple[EntityKind, EntityKind] = ("item", "user")
 _DROP_KEYS_PER_CALL = 1_000
 
-# KEYS: the offsets, then entities. ARGV: number of sources; field, expected, next of each; newest event time; blobs.
-# A call that was carried out but whose answer was lost is sent again: then every source is at `next` already.
+# KEYS: the offsets, then entities. ARGV: number of sources; field, expected, next of each; newest event time; side and
+# how often it has been written; blobs. The count also refuses a writer whose step is of other sources than the steps
+# that came between. A call whose answer was lost is sent again: then every source is at `next` already.
 _STEP = """
 local n, off, done, stale = tonumber(ARGV[1]), KEYS[1], tonumber(ARGV[1]) > 0, false
+local newest, side, writes, base = ARGV[3 * n + 2], ARGV[3 * n + 3], ARGV[3 * n + 4], 3 * n + 3
 for i = 2, 3 * n, 3 do
   local stored = redis.call('HGET', off, ARGV[i]) or '0'
   if stored ~= ARGV[i + 2] then done = false end
@@ -41,8 +44,10 @@ for i = 2, 3 * n, 3 do
 end
 if done then return {} end
 if stale then return stale end
+local written = redis.call('HGET', off, side) or '0'
+if written ~= writes then return {side, written} end
+redis.call('HINCRBY', off, side, 1)
 for i = 2, 3 * n, 3 do redis.call('HSET', off, ARGV[i], ARGV[i + 2]) end
-local newest, base = ARGV[3 * n + 2], 3 * n + 1
 local stored = tonumber(redis.call('HGET', off, 'newest') or '0')
 if tonumber(newest) > stored then redis.call('HSET', off, 'newest', newest) end
 for k = 2, #KEYS do
@@ -124,6 +129,7 @@ class _Namespace:
         self._client, self._what, self.ns, self.num_buckets = client, what, ns, num_buckets
         self._keys = {shadow: Keys(ns, num_buckets, shadow=shadow) for shadow in (False, True)}
         self._at: dict[Part, dict[Source, int]] = {}
+        self._writes: Counter[Part] = Counter()
         wanted = [(shadow, bucket) for shadow in (False, True) for bucket in range(num_buckets)]
         with errors_of(what):
             pipe: Any = client.pipeline(transaction=False)
@@ -132,9 +138,11 @@ class _Namespace:
             answers = pipe.execute()
         for (shadow, bucket), stored in zip(wanted, answers, strict=True):
             for name, value in stored.items():
-                if name != NEWEST.encode():
+                if b":" in name:
                     side, topic, partition = _parsed(name)
                     self._at.setdefault((shadow, side, bucket), {})[(topic, partition)] = int(value)
+            for side in _SIDES:
+                self._writes[shadow, side, bucket] = int(stored.get(side.encode(), 0))
 
     def load(self, kind: EntryKind, ids: Sequence[str], *, shadow: bool = False) -> list[bytes]:
         """Packed state of entities."""
@@ -187,9 +195,18 @@ class _Namespace:
             for part in parts:
                 pipe.execute_command("EVAL", _STEP, *self._call(part, step, entries[part[2]]))
             answers = pipe.execute()
-        for answer in filter(None, answers):
-            _, topic, partition = _parsed(answer[0])
-            raise _conflict(self._what, topic, partition, self.position((topic, partition)), int(answer[1]))
+        for part, answer in zip(parts, answers, strict=True):
+            if answer and b":" in answer[0]:
+                _, topic, partition = _parsed(answer[0])
+                raise _conflict(self._what, topic, partition, self.position((topic, partition)), int(answer[1]))
+            if answer:
+                raise Conflict(
+                    f"bucket {part[2]} of {self._what}",
+                    came=f"a step upon {self._writes[part]} writes",
+                    expected=f"upon {int(answer[1])}",
+                    fix="Another writer was first; start again from the stored offset.",
+                )
+        self._writes.update(parts)
         for part in parts:
             moved = {(o.topic, o.partition): self._next(part, o) for o in step.offsets}
             self._at.setdefault(part, {}).update(moved)
@@ -216,7 +233,7 @@ class _Namespace:
         newest = step.max_event_time_us if (side, bucket, shadow) == ("item", 0, False) else 0
         names, blobs = [k for k, _ in entries], [b for _, b in entries]
         off = self._keys[shadow].offsets(bucket)
-        return [1 + len(names), off, *names, len(step.offsets), *sources, newest, *blobs]
+        return [1 + len(names), off, *names, len(step.offsets), *sources, newest, side, self._writes[part], *blobs]
 
     def _next(self, part: Part, o: OffsetStep) -> int:
         return max(self._at.get(part, {}).get((o.topic, o.partition), 0), o.next)
@@ -238,9 +255,10 @@ class RedisRebuild:
         self._client, self._what, self._config, self._on_switch = client, what, config, on_switch
         with errors_of(what):
             stored: Any = client.hgetall(META)
-            number: Any = client.hincrby(META, "rebuilds", 1)
-            _drop(client, keep=stored[b"live"])
-        self._new = _Namespace(client, what, f"{VIEW_SET}.{number}", int(stored[b"buckets"]))
+            old = Meta.parse(stored, what)
+            self._number: Any = client.hincrby(META, "rebuilds", 1)
+            _drop(client, keep=old.live)
+        self._new = _Namespace(client, what, f"{VIEW_SET}.{self._number}", old.buckets)
 
     def load(self, kind: EntryKind, ids: Sequence[str], *, shadow: bool = False) -> list[bytes]:
         """Packed state of entities in the new namespace."""
@@ -251,20 +269,30 @@ class RedisRebuild:
         self._new.write(step)
 
     def switch(self) -> None:
-        """Make the new namespace live; the old one is dropped once no reader can be in it."""
+        """Make the new namespace live; the old one is dropped once no reader can be in it.
+
+        Raises: Conflict when another rebuild began after this one: it has dropped what this one had written.
+        """
         with errors_of(self._what):
-            self._client.hset(META, "live", self._new.ns)
+            done: Any = self._client.eval(SWITCH, 1, META, self._new.ns, self._number)
+            if not done:
+                raise Conflict(
+                    f"rebuild of {self._what}",
+                    came="a later rebuild",
+                    expected="one at a time",
+                    fix="Let the later one finish.",
+                )
             self._on_switch()
-            time.sleep(self._config.meta_refresh_s)
-            _drop(self._client, keep=self._new.ns.encode())
+            time.sleep(2 * self._config.meta_refresh_s)
+            _drop(self._client, keep=self._new.ns)
 
 
-def _drop(client: Client, keep: bytes) -> None:
+def _drop(client: Client, keep: str) -> None:
     """Delete every namespace but one."""
     options = {"target_nodes": RedisCluster.PRIMARIES} if isinstance(client, RedisCluster) else {}
     batch: list[bytes] = []
     for name in client.scan_iter("{d11:*", count=_DROP_KEYS_PER_CALL, **options):
-        if not name.removeprefix(b"{d11:").removeprefix(b"shadow-").startswith(keep + b":"):
+        if not name.removeprefix(b"{d11:").removeprefix(b"shadow-").startswith(f"{keep}:".encode()):
             batch.append(name)
         if len(batch) == _DROP_KEYS_PER_CALL:
             _unlink(client, batch)

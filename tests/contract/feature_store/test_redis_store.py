@@ -12,7 +12,7 @@ from feature_store.materialize import materialize
 from feature_store.online import Commit, MemoryStore, OffsetStep, Update, open_reader, open_store
 from feature_store.online.redis.server import Address
 from feature_store.views import ITEM_FEATURE_NAMES, VIEW_SET
-from recsys.core import BadInput, CorruptData, Deadline, EventBatch, NotFound, Unavailable, VersionMismatch
+from recsys.core import BadInput, Conflict, CorruptData, Deadline, EventBatch, NotFound, Unavailable, VersionMismatch
 from recsys.core.config import Config
 from recsys.core.murmur2 import partition_of, partitions_of
 
@@ -75,6 +75,19 @@ async def test_a_rebuild_is_seen_whole_and_drops_what_was_there(redis_url):
     assert all(k == b"{d11}:meta" or k.startswith(f"{{d11:{VIEW_SET}.2:".encode()) for k in client.scan_iter("*"))
     store.commit(Commit(updates=[], offsets=[OffsetStep("events", 0, 0, 5)]))
     await reader.aclose()
+    store.close()
+
+
+@standalone
+def test_a_rebuild_that_another_one_overtook_is_refused(redis_url):
+    store = open_store(redis_url, Config({"feature_store": {"redis": {"meta_refresh_s": 0.01}}}))
+    first = store.rebuild()
+    first.commit(Commit(updates=[Update("item", ["i"], [b"1"])]))
+    second = store.rebuild()
+    with pytest.raises(Conflict, match="a later rebuild"):
+        first.switch()
+    second.switch()
+    assert store.load("item", ["i"]) == [b""]
     store.close()
 
 

@@ -229,6 +229,20 @@ def test_a_writer_that_was_overtaken_is_refused_and_changes_nothing(redis_url):
     stale.close()
 
 
+@both
+def test_a_writer_that_was_overtaken_on_another_partition_is_refused_too(redis_url):
+    stale, other = open_store(redis_url), open_store(redis_url)
+    assert stale.load("item", ["i"]) == [b""]
+    other.commit(Commit(updates=[Update("item", ["i"], [b"1"])], offsets=[OffsetStep("events", 0, 0, 5)]))
+    with pytest.raises(Conflict, match="upon 1"):
+        stale.commit(Commit(updates=[Update("item", ["i"], [b"2"])], offsets=[OffsetStep("events", 1, 0, 7)]))
+    assert other.load("item", ["i"]) == [b"1"]
+    assert stale.offsets("events") == {0: 5}
+    stale.commit(Commit(updates=[Update("item", ["i"], [b"12"])], offsets=[OffsetStep("events", 1, 0, 7)]))
+    other.close()
+    stale.close()
+
+
 @pytest.mark.parametrize("redis_url", ["cluster"], indirect=True)
 def test_a_node_that_lost_items_which_users_count_on_names_the_rebuild(redis_url, redis_cluster):
     store = open_store(redis_url)
