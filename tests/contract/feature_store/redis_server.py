@@ -63,10 +63,7 @@ class Server:
             "--save",
             "",
         ]
-        argv += ["--appendonly", "yes", "--appendfsync", "everysec", "--enable-debug-command", "yes", *self._options]
-        if b"v=6." in subprocess.run([argv[0], "--version"], capture_output=True, check=True).stdout:
-            at = argv.index("--enable-debug-command")  # of 7; 6 has it always
-            del argv[at : at + 2]
+        argv += ["--appendonly", "yes", "--appendfsync", "everysec", *self._options]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(argv, stdout=log, stderr=log)
         self.until(lambda: self.client.ping())
@@ -98,18 +95,13 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.nodes = [Server(folder / str(i), "--cluster-enabled", "yes") for i in range(3)]
-        edges = [SLOTS * i // 3 for i in range(4)]
         for i, node in enumerate(self.nodes):
-            node.client.execute_command(
-                "CLUSTER ADDSLOTSRANGE" if _is_7(node) else "CLUSTER ADDSLOTS", *_slots(node, edges, i)
-            )
+            node.client.execute_command("CLUSTER ADDSLOTS", *range(SLOTS * i // 3, SLOTS * (i + 1) // 3))
             node.client.execute_command("CLUSTER SET-CONFIG-EPOCH", i + 1)
         for node in self.nodes[1:]:
             self.nodes[0].client.execute_command("CLUSTER MEET", "127.0.0.1", node.port)
         for node in self.nodes:
-            node.until(
-                lambda node=node: b"cluster_state:ok" in _raw_info(node) and b"cluster_known_nodes:3" in _raw_info(node)
-            )
+            node.until(lambda node=node: _is_joined(node))
 
     @property
     def url(self) -> str:
@@ -138,18 +130,9 @@ class Cluster:
             node.stop()
 
 
-def _is_7(node: Server) -> bool:
-    return int(node.client.info("server")["redis_version"].split(".")[0]) >= 7
-
-
-def _slots(node: Server, edges: list[int], i: int) -> list[int]:
-    return [edges[i], edges[i + 1] - 1] if _is_7(node) else list(range(edges[i], edges[i + 1]))
-
-
-def _raw_info(node: Server) -> bytes:
-    with socket.create_connection(("127.0.0.1", node.port), 5) as s:
-        s.sendall(b"CLUSTER INFO\r\n")
-        return s.recv(65_536)
+def _is_joined(node: Server) -> bool:
+    info = node.client.execute_command("CLUSTER INFO")
+    return (info["cluster_state"], info["cluster_known_nodes"]) == ("ok", "3")
 
 
 @pytest.fixture(scope="session")
