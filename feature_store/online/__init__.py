@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from feature_store.commit import Commit, DurableReader, DurableStore, OffsetStep, OnlineStore, Update
-from feature_store.config import EmbeddedStoreConfig, RedisStoreConfig
+from feature_store.config import EmbeddedStoreConfig, FeatureStoreConfig, RedisStoreConfig
 from feature_store.online.embedded import EmbeddedReader, EmbeddedStore
 from feature_store.online.memory import MemoryStore
-from recsys.core import BadInput
+from recsys.core import BadInput, Clock, DataClock, WallClock
 from recsys.core.config import Config
 from recsys.core.urls import embedded_path, scheme
 
@@ -18,6 +18,7 @@ __all__ = [
     "OffsetStep",
     "OnlineStore",
     "Update",
+    "feature_clock",
     "open_reader",
     "open_store",
 ]
@@ -48,6 +49,13 @@ def open_reader(url: str, config: Config | None = None) -> DurableReader:
 
         return RedisReader(url, config.get(RedisStoreConfig))
     return EmbeddedReader(embedded_path(url, "store URL"), config.get(EmbeddedStoreConfig))
+
+
+def feature_clock(reader: DurableReader, config: Config) -> Clock:
+    """What "now" is for reads without a time, by `[feature_store] clock`."""
+    if config.get(FeatureStoreConfig).clock == "data":
+        return DataClock(reader.max_event_time_us)
+    return WallClock()
 
 
 def _is_redis(url: str) -> bool:

@@ -200,10 +200,14 @@ def forget(user: str, log: str | None, config_path: Path | None, as_json: bool) 
     Item counts and runs already trained are not rewritten.
     """
     from recsys.core import EventBatch, EventKind
+    from recsys.core.ids import ID_BYTES_MAX
     from streaming.config import Topics
     from streaming.log import default_url, open_log
     from streaming.produce import produce as send_all
 
+    if not 1 <= (size := len(user.encode())) <= ID_BYTES_MAX:
+        expected = f"1 to {ID_BYTES_MAX} bytes of UTF-8"
+        raise BadInput("USER", came=f"{size} bytes", expected=expected, fix="Give the id that the events carry.")
     config, event_id, now_us = Config.load(config_path), f"forget-{uuid.uuid4()}", WallClock().now_us()
     batch = EventBatch.from_columns(
         {"event_id": [event_id], "kind": [int(EventKind.FORGET)], "event_time": [now_us], "user_id": [user]}

@@ -1,26 +1,17 @@
 """Redis and memory hold the same after the same steps, also when steps break off and are taken again."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from redis_world import redis_standalone
 
 from feature_store.online import Commit, MemoryStore, OffsetStep, open_store
 from feature_store.update import archived_updates
 from recsys.core import EventBatch
 
-if "redis_server" not in sys.modules:
-    _PATH = Path(__file__).parents[2] / "contract" / "feature_store" / "redis_server.py"
-    _SPEC = importlib.util.spec_from_file_location("redis_server", _PATH)
-    sys.modules["redis_server"] = importlib.util.module_from_spec(_SPEC)
-    _SPEC.loader.exec_module(sys.modules["redis_server"])
-redis_standalone = sys.modules["redis_server"].redis_standalone
-
+__all__ = ["redis_standalone"]
 IDS = [f"{i}" for i in range(30)]
 
 

