@@ -128,11 +128,15 @@ class _Namespace:
     def __init__(self, client: Client, what: str, ns: str, num_buckets: int) -> None:
         self._client, self._what, self.ns, self.num_buckets = client, what, ns, num_buckets
         self._keys = {shadow: Keys(ns, num_buckets, shadow=shadow) for shadow in (False, True)}
-        self._at: dict[Part, dict[Source, int]] = {}
-        self._writes: Counter[Part] = Counter()
-        wanted = [(shadow, bucket) for shadow in (False, True) for bucket in range(num_buckets)]
-        with errors_of(what):
-            pipe: Any = client.pipeline(transaction=False)
+        self._at, self._writes = self._stored()
+
+    def _stored(self) -> tuple[dict[Part, dict[Source, int]], Counter[Part]]:
+        """Offsets and numbers of writes as they are now."""
+        at: dict[Part, dict[Source, int]] = {}
+        writes: Counter[Part] = Counter()
+        wanted = [(shadow, bucket) for shadow in (False, True) for bucket in range(self.num_buckets)]
+        with errors_of(self._what):
+            pipe: Any = self._client.pipeline(transaction=False)
             for shadow, bucket in wanted:
                 pipe.execute_command("HGETALL", self._keys[shadow].offsets(bucket))
             answers = pipe.execute()
@@ -140,9 +144,10 @@ class _Namespace:
             for name, value in stored.items():
                 if b":" in name:
                     side, topic, partition = _parsed(name)
-                    self._at.setdefault((shadow, side, bucket), {})[(topic, partition)] = int(value)
+                    at.setdefault((shadow, side, bucket), {})[(topic, partition)] = int(value)
             for side in _SIDES:
-                self._writes[shadow, side, bucket] = int(stored.get(side.encode(), 0))
+                writes[shadow, side, bucket] = int(stored.get(side.encode(), 0))
+        return at, writes
 
     def load(self, kind: EntryKind, ids: Sequence[str], *, shadow: bool = False) -> list[bytes]:
         """Packed state of entities."""
@@ -179,9 +184,33 @@ class _Namespace:
 
         A bucket that is past the whole step is left alone, and so is a shadow or a rebuild's bucket without updates.
         """
+        self._check_unmoved()
         for side in _SIDES:
             for shadow in (True, False):
                 self._write(step, side, shadow)
+
+    def _check_unmoved(self) -> None:
+        """Refuse before anything is written when any bucket is not as this writer knows it.
+
+        A step is made from what several buckets held: items that count an event depend on the ids its user has seen.
+        So it is not enough that each bucket refuses for itself.
+        """
+        at, writes = self._stored()
+        for part in self._writes | writes:
+            known, stored = self._at.get(part, {}), at.get(part, {})
+            for source in known.keys() | stored.keys():
+                if known.get(source, 0) != stored.get(source, 0):
+                    raise _conflict(self._what, *source, known.get(source, 0), stored.get(source, 0))
+            if self._writes[part] != writes[part]:
+                raise self._overtaken(part, writes[part])
+
+    def _overtaken(self, part: Part, writes: int) -> Conflict:
+        return Conflict(
+            f"bucket {part[2]} of {self._what}",
+            came=f"a step upon {self._writes[part]} writes",
+            expected=f"upon {writes}",
+            fix="Another writer was first; start again from the stored offset.",
+        )
 
     def _write(self, step: Commit, side: EntityKind, shadow: bool) -> None:
         entries = self._entries(step, side, shadow)
@@ -200,12 +229,7 @@ class _Namespace:
                 _, topic, partition = _parsed(answer[0])
                 raise _conflict(self._what, topic, partition, self.position((topic, partition)), int(answer[1]))
             if answer:
-                raise Conflict(
-                    f"bucket {part[2]} of {self._what}",
-                    came=f"a step upon {self._writes[part]} writes",
-                    expected=f"upon {int(answer[1])}",
-                    fix="Another writer was first; start again from the stored offset.",
-                )
+                raise self._overtaken(part, int(answer[1]))
         self._writes.update(parts)
         for part in parts:
             moved = {(o.topic, o.partition): self._next(part, o) for o in step.offsets}

@@ -235,13 +235,25 @@ def test_a_writer_that_was_overtaken_on_another_partition_is_refused_too(redis_u
     stale, other = open_store(redis_url), open_store(redis_url)
     assert stale.load("item", ["i"]) == [b""]
     other.commit(Commit(updates=[Update("item", ["i"], [b"1"])], offsets=[OffsetStep("events", 0, 0, 5)]))
-    with pytest.raises(Conflict, match="upon 1"):
+    with pytest.raises(Conflict, match=r"partition 0.*from 5"):
         stale.commit(Commit(updates=[Update("item", ["i"], [b"2"])], offsets=[OffsetStep("events", 1, 0, 7)]))
     assert other.load("item", ["i"]) == [b"1"]
     assert stale.offsets("events") == {0: 5}
     stale.commit(Commit(updates=[Update("item", ["i"], [b"12"])], offsets=[OffsetStep("events", 1, 0, 7)]))
     other.close()
     stale.close()
+
+
+@both
+def test_a_step_made_from_what_one_bucket_has_lost_is_refused_before_any_takes_it(redis_url):
+    store = open_store(redis_url)
+    store.commit(Commit(updates=[Update("item", ITEMS, [b"1"] * 41)], offsets=[OffsetStep("events", 0, 0, 5)]))
+    store._client.hset(f"{{d11:{store.meta().live}:3}}:off", mapping={"u:events:0": 0, "user": 0})
+    with pytest.raises(Conflict, match=r"partition 0.*from 0"):
+        store.commit(Commit(updates=[Update("item", ITEMS, [b"2"] * 41)], offsets=[OffsetStep("events", 0, 5, 7)]))
+    assert store.load("item", ITEMS) == [b"1"] * 41
+    assert store.offsets("events") == {}
+    store.close()
 
 
 @pytest.mark.parametrize("redis_url", ["cluster"], indirect=True)
