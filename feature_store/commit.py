@@ -6,11 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
+
 from feature_store.base import FeatureReader
 from feature_store.forget import FORGOTTEN
-from feature_store.state import Table
+from feature_store.state import Table, Words
+from recsys.core.murmur2 import partitions_of
 
 EntryKind = Literal["user", "item", "seen", "shown"]
+EntityKind = Literal["user", "item"]
 
 SEEN_MAX = 1024
 SEEN = Table(name="seen", key=("time_us", "event_key"), keep=(SEEN_MAX,), group_shift=63)
@@ -53,6 +57,27 @@ class Commit:
         return (*self.updates, *self.seen_event_ids)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unfinished:
+    """Some buckets of a store are ahead of `OnlineStore.offsets`: a step ended between two of them.
+
+    done: by (topic, partition), then by (shadow, side), the next offset of every bucket [P]; side "item" holds items,
+    side "user" everything else.
+    """
+
+    num_buckets: int
+    done: Mapping[tuple[str, int], Mapping[tuple[bool, EntityKind], Words]]
+
+    def next_offsets(self, side: EntityKind, ids: Sequence[str], source: tuple[str, int], *, shadow: bool) -> Words:
+        """Next offset of a (topic, partition) in the bucket of each entity [len(ids)]: what is below is applied."""
+        done = self.done.get(source, {}).get((shadow, side), np.zeros(self.num_buckets, np.int64))
+        return done[partitions_of([i.encode() for i in ids], self.num_buckets)]
+
+    def end(self, source: tuple[str, int]) -> int:
+        """From this offset on every bucket takes everything."""
+        return max((int(d.max()) for d in self.done.get(source, {}).values()), default=0)
+
+
 class OnlineStore(FeatureReader, Protocol):
     """The one writer of a store, which is also a reader of it."""
 
@@ -65,17 +90,60 @@ class OnlineStore(FeatureReader, Protocol):
         """Next offset to read, by partition; partitions never committed are missing (read from 0)."""
         ...
 
+    def unfinished(self) -> Unfinished | None:
+        """Which entities are ahead of `offsets`, for a writer that starts there; None when none is.
+
+        Its caller leaves out, per entity, the events that are applied already. A store of one transaction has none.
+        """
+        ...
+
     def load(self, kind: EntryKind, ids: Sequence[str], *, shadow: bool = False) -> list[bytes]:
         """Packed state of entities, b"" for unknown ones. Raises: Unavailable."""
         ...
 
     def commit(self, step: Commit) -> None:
-        """All of the step or nothing of it; durable on return.
+        """All of the step or nothing of it; durable on return. What ends in between (see `unfinished`) is an error.
 
-        Raises: Conflict when a stored offset is not the expected one; Overloaded when the store is full.
+        Raises: Conflict when a stored offset is not the expected one; Overloaded when the store is full; Unavailable.
         """
         ...
 
     def close(self) -> None:
         """Let go of the store and of the writer's lock."""
+        ...
+
+
+class Rebuild(Protocol):
+    """A new, empty namespace beside the live one; readers see it after `switch`."""
+
+    def load(self, kind: EntryKind, ids: Sequence[str], *, shadow: bool = False) -> list[bytes]:
+        """Packed state of entities in the new namespace. Raises: Unavailable."""
+        ...
+
+    def commit(self, step: Commit) -> None:
+        """Write into the new namespace. Raises: Overloaded, Unavailable."""
+        ...
+
+    def switch(self) -> None:
+        """Make the new namespace the live one in one write, then drop the old one."""
+        ...
+
+
+class DurableStore(OnlineStore, Protocol):
+    """A store that outlives its process."""
+
+    def rebuild(self) -> Rebuild:
+        """Begin a rebuild; what an earlier one has left is dropped."""
+        ...
+
+
+class DurableReader(FeatureReader, Protocol):
+    """A reader of a durable store, in any process."""
+
+    def load(self, kind: EntryKind, ids: Sequence[str], *, shadow: bool = False) -> list[bytes]:
+        """Packed state of entities, b"" for unknown ones. Raises: Unavailable."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the store."""
         ...

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from feature_store.commit import Commit
-from feature_store.online.embedded import EmbeddedStore
+from feature_store.commit import Commit, DurableStore
 from feature_store.update import archived_updates
 from recsys.core import EventBatch
 
 
 def materialize(
-    batches: Iterable[EventBatch], store: EmbeddedStore, *, on_batch: Callable[[int], object] | None = None
+    batches: Iterable[EventBatch], store: DurableStore, *, on_batch: Callable[[int], object] | None = None
 ) -> int:
     """Fold batches with the code that folds online; readers see the result whole, at the end. Returns events read.
 

@@ -42,10 +42,21 @@ def archived_updates(load: Load, batch: EventBatch) -> tuple[list[Update], list[
     return updates, [Update("seen", events.user_ids, encode(delivery))]
 
 
-def folded(load: Load, events: EventColumns, cleared: npt.NDArray[np.bool_], *, shadow: bool = False) -> list[Update]:
-    """Updates of users and items by accepted events; cleared [users of `events`] are deleted first."""
+def folded(
+    load: Load,
+    events: EventColumns,
+    cleared: npt.NDArray[np.bool_],
+    *,
+    of_items: npt.NDArray[np.bool_] | None = None,
+    shadow: bool = False,
+) -> list[Update]:
+    """Updates of users and items by accepted events; cleared [users of `events`] are deleted first.
+
+    of_items [N]: which events items do not have yet; None = all.
+    """
     nobody = np.zeros(len(events.item_ids), np.bool_)
-    return [_folded(load, USER, events, cleared, shadow), _folded(load, ITEM, events, nobody, shadow)]
+    for_items = events if of_items is None else events.where(of_items)
+    return [_folded(load, USER, events, cleared, shadow), _folded(load, ITEM, for_items, nobody, shadow)]
 
 
 def _folded(load: Load, views: Views, events: EventColumns, cleared: npt.NDArray[np.bool_], shadow: bool) -> Update:

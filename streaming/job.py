@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from feature_store.columns import EventColumns
-from feature_store.commit import DELIVERY, Commit, EntryKind, OffsetStep, OnlineStore, Update
+from feature_store.commit import DELIVERY, Commit, EntityKind, EntryKind, OffsetStep, OnlineStore, Unfinished, Update
 from feature_store.forget import clear, screen
 from feature_store.state import State, Words, decode, encode
 from feature_store.update import folded
@@ -72,10 +72,14 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Merged:
-    """All parts as one batch of N events. part, slate [N]: which part; which slate of the step, -1 for other events."""
+    """All parts as one batch of N events.
+
+    part, offset, slate [N]: which part; offset of the record; which slate of the step, -1 for other events.
+    """
 
     batch: EventBatch
     part: Words
+    offset: Words
     slate: Words
     stress: npt.NDArray[np.bool_]
 
@@ -87,7 +91,8 @@ class _Merged:
         slates = [
             (i << 32) | p.decoded.row if p.is_slate else np.full(len(p.decoded.row), -1) for i, p in enumerate(parts)
         ]
-        return cls(batch, part, np.concatenate(slates).astype(np.int64), batch.numpy("stress"))
+        offset = np.concatenate([p.source.offset[p.decoded.row] for p in parts])
+        return cls(batch, part, offset, np.concatenate(slates).astype(np.int64), batch.numpy("stress"))
 
 
 class Job:
@@ -113,6 +118,7 @@ class Job:
         self._consumers: dict[str, Consumer] = {}
         self.report = JobReport()
         self._idle_next_s = 0.0
+        self._unfinished = store.unfinished()
         prefixes = {self._topics.catalog: "c", self._topics.events: "", self._topics.impressions: "i"}
         for topic, prefix in prefixes.items():
             stored = store.offsets(topic)
@@ -120,7 +126,8 @@ class Job:
             _check_begin(topic, self._offsets[topic], log.begin_offsets(topic))
             self._consumers[topic] = log.consumer(topic, self._offsets[topic])
             if archive is not None:
-                archive.truncate(prefix, self._offsets[topic])
+                # What is below an offset of any bucket was archived before that bucket was written.
+                archive.truncate(prefix, {p: max(o, self._end(topic, p)) for p, o in self._offsets[topic].items()})
         self._prefixes = prefixes
 
     def run(self, *, until_caught_up: bool = False, stop: StopEvent | None = None) -> JobReport:
@@ -175,7 +182,12 @@ class Job:
             if not len(rows):
                 continue
             events = EventColumns.of(merged.batch if len(rows) == len(merged.batch) else merged.batch.take(rows))
-            outcome[rows], new_updates, new_seen = self._fold(events, merged.slate[rows], shadow)
+            of_items = np.ones(len(rows), np.bool_)
+            if self._unfinished is not None:
+                users_have, items_have = _applied(self._unfinished, events, merged, parts, rows, shadow)
+                outcome[rows[users_have]] = Outcome.DUPLICATE
+                rows, of_items, events = rows[~users_have], ~items_have[~users_have], events.where(~users_have)
+            outcome[rows], new_updates, new_seen = self._fold(events, merged.slate[rows], of_items, shadow)
             updates += new_updates
             seen += new_seen
             if not shadow:
@@ -189,6 +201,9 @@ class Job:
     def _committed(self, steps: Sequence[OffsetStep], num_records: int, outcome: npt.NDArray[np.int8]) -> int:
         for o in steps:
             self._offsets[o.topic][o.partition] = o.next
+        sources = ((t, p, offset) for t, offsets in self._offsets.items() for p, offset in offsets.items())
+        if self._unfinished is not None and all(offset >= self._end(t, p) for t, p, offset in sources):
+            self._unfinished = None
         for kind, number in zip(Outcome, np.bincount(outcome, minlength=len(Outcome)).tolist(), strict=True):
             if number:
                 metrics.EVENTS.labels(kind.name.lower()).inc(number)
@@ -198,6 +213,10 @@ class Job:
         if self._on_step is not None:
             self._on_step(num_records)
         return num_records
+
+    def _end(self, topic: str, partition: int) -> int:
+        """From this offset on no bucket of the store is ahead."""
+        return 0 if self._unfinished is None else self._unfinished.end((topic, partition))
 
     def _reached(self, target: Mapping[str, Mapping[int, int]]) -> bool:
         return all(self._offsets[t][p] >= end for t, ends in target.items() for p, end in ends.items())
@@ -211,10 +230,11 @@ class Job:
             late, merged.batch.table.schema.field(late), pa.array(outcome == Outcome.LATE)
         )
         for i, part in enumerate(parts):
-            rows = EventBatch(table).filter(kept & (merged.part == i))
+            source, prefix = part.source, self._prefixes[part.source.topic]
+            first = max(int(source.offset[0]), self._end(source.topic, source.partition))
+            rows = EventBatch(table).filter(kept & (merged.part == i) & (merged.offset >= first))
             if len(rows):
-                source, prefix = part.source, self._prefixes[part.source.topic]
-                archive.write(prefix, source.partition, int(source.offset[0]), int(source.offset[-1]), rows)
+                archive.write(prefix, source.partition, first, int(source.offset[-1]), rows)
 
     def _when_idle(self) -> None:
         """Caught up: publish the archive's catalogue, so that it can be read while it grows, and measure the lag."""
@@ -263,9 +283,12 @@ class Job:
         ]
 
     def _fold(
-        self, events: EventColumns, slate: Words, shadow: bool
+        self, events: EventColumns, slate: Words, of_items: npt.NDArray[np.bool_], shadow: bool
     ) -> tuple[npt.NDArray[np.int8], list[Update], list[Update]]:
-        """Outcomes [N] and updates of one namespace. slate [N]: number of the slate of each event, -1 for others."""
+        """Outcomes [N] and updates of one namespace. slate [N]: number of the slate of each event, -1 for others.
+
+        of_items [N]: events that their items do not have yet.
+        """
         load = self._store.load
         ids = events.user_ids
         seen = decode(DELIVERY, load("seen", ids, shadow=shadow))
@@ -288,8 +311,35 @@ class Job:
             found, kept = classify(user, time_us, event_key, known["seen"], horizon_us)
             outcome[shown] = found[unit]
             updates.append(_delivered("shown", ids, State({**known.rows, "seen": kept}), shadow))
-        applied = events.where((outcome == Outcome.APPLIED) & screened.keep)
-        return outcome, folded(load, applied, screened.cleared, shadow=shadow), updates
+        applied = (outcome == Outcome.APPLIED) & screened.keep
+        new = folded(load, events.where(applied), screened.cleared, of_items=of_items[applied], shadow=shadow)
+        return outcome, new, updates
+
+
+def _applied(
+    unfinished: Unfinished,
+    events: EventColumns,
+    merged: _Merged,
+    parts: Sequence[_Part],
+    rows: npt.NDArray[np.int64],
+    shadow: bool,
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which events (rows of `merged`) the user's bucket, and the item's, has already [N].
+
+    No user is ahead of an item, so what a user has is done with. Events without a user go by their item.
+    """
+    part, offset = merged.part[rows], merged.offset[rows]
+    sides: list[tuple[EntityKind, list[str], Words]] = [
+        ("user", events.user_ids, events.user_code),
+        ("item", events.item_ids, events.item_code),
+    ]
+    have = np.zeros((2, len(events)), np.bool_)
+    for row, (side, ids, code) in enumerate(sides):
+        for i in np.unique(part).tolist():
+            source, at = parts[i].source, np.flatnonzero(part == i)
+            done = unfinished.next_offsets(side, ids, (source.topic, source.partition), shadow=shadow)
+            have[row, at] = offset[at] < np.append(done, 0)[code[at]]
+    return np.where(events.user_code >= 0, have[0], have[1]), have[1]
 
 
 def _delivered(kind: EntryKind, ids: Sequence[str], state: State, shadow: bool) -> Update:

@@ -2,47 +2,69 @@
 
 from __future__ import annotations
 
-from feature_store.commit import Commit, OffsetStep, OnlineStore, Update
-from feature_store.config import EmbeddedStoreConfig, FeatureStoreConfig
+from feature_store.commit import Commit, DurableReader, DurableStore, OffsetStep, OnlineStore, Update
+from feature_store.config import EmbeddedStoreConfig, FeatureStoreConfig, RedisStoreConfig
 from feature_store.online.embedded import EmbeddedReader, EmbeddedStore
 from feature_store.online.memory import MemoryStore
 from recsys.core import BadInput, Clock, DataClock, WallClock
 from recsys.core.config import Config
 from recsys.core.urls import embedded_path, scheme
 
-__all__ = ["Commit", "MemoryStore", "OffsetStep", "OnlineStore", "Update", "feature_clock", "open_reader", "open_store"]
+__all__ = [
+    "Commit",
+    "DurableReader",
+    "DurableStore",
+    "MemoryStore",
+    "OffsetStep",
+    "OnlineStore",
+    "Update",
+    "feature_clock",
+    "open_reader",
+    "open_store",
+]
 
 
-def open_store(url: str, config: Config | None = None) -> EmbeddedStore:
+def open_store(url: str, config: Config | None = None) -> DurableStore:
     """The writer of the store at a URL; there can be one.
 
-    Raises: BadInput for a scheme without a driver in this release; Conflict when another process writes it.
+    Raises: BadInput for a URL without a driver; Conflict when another process writes it (Redis tells at its first
+    step); VersionMismatch, Unavailable.
     """
-    _check(url)
-    return EmbeddedStore(embedded_path(url, "store URL"), (config or Config()).get(EmbeddedStoreConfig))
+    config = config or Config()
+    if _is_redis(url):
+        from feature_store.online.redis import RedisStore
+
+        return RedisStore(url, config.get(RedisStoreConfig))
+    return EmbeddedStore(embedded_path(url, "store URL"), config.get(EmbeddedStoreConfig))
 
 
-def open_reader(url: str, config: Config | None = None) -> EmbeddedReader:
+def open_reader(url: str, config: Config | None = None) -> DurableReader:
     """A reader of the store at a URL, in any process.
 
-    Raises: BadInput for a scheme without a driver in this release; CorruptData, VersionMismatch.
+    Raises: BadInput for a URL without a driver; CorruptData, VersionMismatch, Unavailable.
     """
-    _check(url)
-    return EmbeddedReader(embedded_path(url, "store URL"), (config or Config()).get(EmbeddedStoreConfig))
+    config = config or Config()
+    if _is_redis(url):
+        from feature_store.online.redis import RedisReader
+
+        return RedisReader(url, config.get(RedisStoreConfig))
+    return EmbeddedReader(embedded_path(url, "store URL"), config.get(EmbeddedStoreConfig))
 
 
-def feature_clock(reader: EmbeddedReader, config: Config) -> Clock:
+def feature_clock(reader: DurableReader, config: Config) -> Clock:
     """What "now" is for reads without a time, by `[feature_store] clock`."""
     if config.get(FeatureStoreConfig).clock == "data":
         return DataClock(reader.max_event_time_us)
     return WallClock()
 
 
-def _check(url: str) -> None:
-    if scheme(url) != "embedded":
+def _is_redis(url: str) -> bool:
+    """Whether the Redis driver is needed; it is imported only then."""
+    if scheme(url) not in ("embedded", "redis", "rediss"):
         raise BadInput(
             "store URL",
             came=url,
-            expected="embedded:PATH, the one driver of this release",
-            fix="Use embedded:PATH; the Redis driver comes with a later release.",
+            expected="embedded:PATH or redis[s]://HOST:PORT",
+            fix="Name a store; kafka:// is a log.",
         )
+    return scheme(url) != "embedded"

@@ -71,6 +71,9 @@ class MemoryStore:
         known = self._blobs.get((kind, shadow), {})
         return [known.get(i, b"") for i in ids]
 
+    def unfinished(self) -> None:
+        """A step is one transaction."""
+
     def commit(self, step: Commit) -> None:
         """Take the whole step. Raises: Conflict when a stored offset is not the expected one."""
         for o in step.offsets:

@@ -127,7 +127,7 @@ def test_a_full_store_says_which_setting_to_raise(tmp_path):
     store.close()
 
 
-@pytest.mark.parametrize("url", ["redis://localhost", "nonsense", "embedded:", "file:///x"])
+@pytest.mark.parametrize("url", ["kafka://localhost", "nonsense", "embedded:", "file:///x"])
 def test_other_urls_are_refused(url):
     with pytest.raises(BadInput):
         open_store(url)

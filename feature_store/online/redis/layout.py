@@ -1,0 +1,99 @@
+"""Where things are in Redis: the meta record, buckets and keys.
+
+    {d11}:meta              hash: store_id, buckets (P, fixed at creation), live (NS), rebuilds (how many began)
+    {d11:NS:B}:off          hash: "SIDE:TOPIC:PARTITION" -> next offset applied to a side; SIDE -> how often it was
+                            written; newest (in bucket 0) -> the largest event time
+    {d11:NS:B}:u:ID  :i:ID  packed state of a user, an item; :s: seen event ids and tombstone, :w: slates shown
+
+B = murmur2(ID) mod P. NS = version of the view set, a dot, the number of the rebuild; `shadow-` before it for stress
+tests. The braces are the hash tag: a bucket is in one slot of a cluster.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from feature_store.commit import EntityKind, EntryKind
+from feature_store.views import VIEW_SET
+from recsys.core import CorruptData, VersionMismatch
+from recsys.core.murmur2 import partition_of
+
+META = "{d11}:meta"
+NEWEST = "newest"
+LETTER: Mapping[EntryKind, str] = {"user": "u", "item": "i", "seen": "s", "shown": "w"}
+CREATE = "if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('HSET', KEYS[1], unpack(ARGV)) end return 1"
+SWITCH = """
+if redis.call('HGET', KEYS[1], 'rebuilds') ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], 'live', ARGV[1])
+return 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """The meta record."""
+
+    store_id: str
+    buckets: int
+    live: str
+
+    @classmethod
+    def parse(cls, stored: Mapping[bytes, bytes], what: str) -> Meta:
+        """Of any view set. Raises: CorruptData for a record that is not ours."""
+        try:
+            return cls(stored[b"store_id"].decode(), int(stored[b"buckets"]), stored[b"live"].decode())
+        except (KeyError, ValueError) as error:
+            raise CorruptData(
+                f"{what}, {META}",
+                came=f"{type(error).__name__}: {error}",
+                expected="store_id, buckets and live",
+                fix="Delete that key and run double11 features materialize DIR --store URL.",
+            ) from error
+
+    @classmethod
+    def of(cls, stored: Mapping[bytes, bytes], what: str) -> Meta:
+        """Of our view set. Raises: CorruptData for a record that is not ours; VersionMismatch for another view set."""
+        meta = cls.parse(stored, what)
+        views = meta.live.partition(".")[0]
+        if views != VIEW_SET:
+            raise VersionMismatch(
+                f"feature store {what}",
+                came=f"state of view set {views}",
+                expected=f"view set {VIEW_SET}",
+                fix="Rebuild it: double11 features materialize DIR --store URL.",
+            )
+        return meta
+
+
+def new_meta(buckets: int) -> list[str]:
+    """Fields of an empty store, for CREATE."""
+    return ["store_id", uuid.uuid4().hex[:12], "buckets", str(buckets), "live", f"{VIEW_SET}.0", "rebuilds", "0"]
+
+
+def side_of(kind: EntryKind) -> EntityKind:
+    """Items move apart from everything that is kept by user."""
+    return "item" if kind == "item" else "user"
+
+
+class Keys:
+    """Keys of one namespace."""
+
+    def __init__(self, ns: str, num_buckets: int, *, shadow: bool = False) -> None:
+        self.num_buckets = num_buckets
+        self._tags = [f"{{d11:{'shadow-' if shadow else ''}{ns}:{b}}}" for b in range(num_buckets)]
+
+    def offsets(self, bucket: int) -> str:
+        """Key of a bucket's offsets."""
+        return f"{self._tags[bucket]}:off"
+
+    def entity(self, kind: EntryKind, bucket: int, entity_id: str) -> str:
+        """Key of an entity whose bucket is known."""
+        return f"{self._tags[bucket]}:{LETTER[kind]}:{entity_id}"
+
+    def of(self, kind: EntryKind, ids: Sequence[str]) -> tuple[list[str], list[int]]:
+        """Keys and buckets of entities."""
+        tags, letter, n = self._tags, LETTER[kind], self.num_buckets
+        buckets = [partition_of(i.encode(), n) for i in ids]
+        return [f"{tags[b]}:{letter}:{i}" for b, i in zip(buckets, ids, strict=True)], buckets

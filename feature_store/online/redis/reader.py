@@ -1,0 +1,183 @@
+"""Reading features from Redis: one MGET on a standalone server, one pipelined MGET per bucket on a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from feature_store.base import ItemFeatures, UserFeatures
+from feature_store.commit import EntryKind
+from feature_store.config import RedisStoreConfig
+from feature_store.online.redis.layout import CREATE, META, NEWEST, Keys, Meta, new_meta
+from feature_store.online.redis.server import Address, AsyncClient, Client, errors_of
+from feature_store.read import item_features, user_features
+from feature_store.views import VIEW_SET
+from recsys.core import Deadline, DeadlineExceeded
+
+_KEYS_PER_CALL_MAX = 2_000  # a call keeps the server from everybody else
+
+
+class Reads:
+    """What readers and the writer have in common: the meta record and synchronous reads."""
+
+    def __init__(self, url: str, config: RedisStoreConfig | None = None) -> None:
+        """Creates the store's meta record where there is none.
+
+        Raises: BadInput for the URL or the login; Unavailable.
+        """
+        self._config = config or RedisStoreConfig()
+        self.address = Address.parse(url)
+        self.what = str(self.address)
+        with errors_of(self.what):
+            self._client: Client = self.address.client(self._config)
+            self._client.eval(CREATE, 1, META, *new_meta(self._config.buckets))
+
+    @property
+    def view_set(self) -> str:
+        """Version of the view set that is read."""
+        return VIEW_SET
+
+    @property
+    def store_id(self) -> str:
+        """Written at creation."""
+        return self.meta().store_id
+
+    def meta(self) -> Meta:
+        """The meta record as it is now. Raises: CorruptData, VersionMismatch, Unavailable."""
+        with errors_of(self.what):
+            stored: Any = self._client.hgetall(META)
+        return Meta.of(stored, self.what)
+
+    def max_event_time_us(self) -> int:
+        """The largest event time applied; 0 for an empty store. Waits for the server."""
+        meta = self.meta()
+        with errors_of(self.what):
+            stored: Any = self._client.hget(Keys(meta.live, meta.buckets).offsets(0), NEWEST)
+        return int(stored or 0)
+
+    def load(self, kind: EntryKind, ids: Sequence[str], *, shadow: bool = False) -> list[bytes]:
+        """Packed state of entities, b"" for unknown ones. Raises: Unavailable, VersionMismatch."""
+        meta = self.meta()
+        return load(self._client, Keys(meta.live, meta.buckets, shadow=shadow), kind, ids, self.what)
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._client.close()
+
+
+class RedisReader(Reads):
+    """A FeatureReader in any process. Connections are bounded; a read waits for one within its deadline."""
+
+    def __init__(self, url: str, config: RedisStoreConfig | None = None) -> None:
+        """Raises: BadInput for the URL or the login; CorruptData, VersionMismatch, Unavailable."""
+        super().__init__(url, config)
+        self._async: AsyncClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._learn(self.meta())
+
+    async def user(self, user_id: str, as_of_us: int, deadline: Deadline) -> UserFeatures:
+        """All features of one user. Raises: DeadlineExceeded, Unavailable, CorruptData, VersionMismatch."""
+        deadline.require("features of a user")
+        return user_features(user_id, (await self._read("user", [user_id], deadline))[0], as_of_us)
+
+    async def items(self, item_ids: Sequence[str], as_of_us: int, deadline: Deadline) -> ItemFeatures:
+        """Features of N items. Raises: DeadlineExceeded, Unavailable, CorruptData, VersionMismatch."""
+        deadline.require("features of items")
+        return item_features(await self._read("item", item_ids, deadline), as_of_us)
+
+    async def aclose(self) -> None:
+        """Let go of all connections."""
+        client, self._async = self._async, None
+        if client is not None:
+            await client.aclose()
+        super().close()
+
+    def close(self) -> None:
+        """Let go of all connections; those of the event loop as soon as it runs again."""
+        client, self._async = self._async, None
+        if client is not None and self._loop is not None and not self._loop.is_closed():
+            if self._loop.is_running():
+                self._closing = self._loop.create_task(client.aclose())
+            else:
+                self._loop.run_until_complete(client.aclose())
+        super().close()
+
+    async def _read(self, kind: EntryKind, ids: Sequence[str], deadline: Deadline) -> list[bytes]:
+        try:
+            async with asyncio.timeout(deadline.timeout_s()) as limit:
+                with errors_of(self.what):
+                    client = self._connected()
+                    if time.monotonic() >= self._learn_at_s:
+                        stored: Any = await client.hgetall(META)
+                        self._learn(Meta.of(stored, self.what))
+                    return await self._load(client, kind, ids)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded(
+                f"features from {self.what}",
+                came="no answer before the deadline",
+                expected="one in time",
+                fix="Look at the server's latency, or allow a longer deadline.",
+            ) from error
+
+    async def _load(self, client: AsyncClient, kind: EntryKind, ids: Sequence[str]) -> list[bytes]:
+        if not ids:
+            return []
+        names, buckets = self._keys.of(kind, ids)
+        if not self.address.is_cluster:
+            found: Any = await client.execute_command("MGET", *names)
+            return [b or b"" for b in found]
+        by_bucket = _by_bucket(buckets)
+        if len(by_bucket) == 1:
+            found = await client.execute_command("MGET", *names)
+            return [b or b"" for b in found]
+        pipe: Any = client.pipeline()
+        for at in by_bucket.values():
+            pipe.execute_command("MGET", *(names[i] for i in at))
+        return _scattered(len(ids), by_bucket.values(), await pipe.execute())
+
+    def _learn(self, meta: Meta) -> None:
+        self._keys = Keys(meta.live, meta.buckets)
+        self._learn_at_s = time.monotonic() + self._config.meta_refresh_s
+
+    def _connected(self) -> AsyncClient:
+        loop = asyncio.get_running_loop()
+        if self._async is None or self._loop is not loop:
+            self._async, self._loop = self.address.async_client(self._config), loop
+        return self._async
+
+
+def load(client: Client, keys: Keys, kind: EntryKind, ids: Sequence[str], what: str) -> list[bytes]:
+    """Packed state of entities, b"" for unknown ones, in calls of bounded size. Raises: Unavailable."""
+    if not ids:
+        return []
+    names, buckets = keys.of(kind, ids)
+    parts = [
+        at[start : start + _KEYS_PER_CALL_MAX]
+        for at in _by_bucket(buckets).values()
+        for start in range(0, len(at), _KEYS_PER_CALL_MAX)
+    ]
+    with errors_of(what):
+        pipe: Any = client.pipeline(transaction=False)
+        for at in parts:
+            pipe.execute_command("MGET", *(names[i] for i in at))
+        return _scattered(len(ids), parts, pipe.execute())
+
+
+def _by_bucket(buckets: Sequence[int]) -> dict[int, list[int]]:
+    at: dict[int, list[int]] = {}
+    for i, bucket in enumerate(buckets):
+        at.setdefault(bucket, []).append(i)
+    return at
+
+
+def _scattered(n: int, parts: Iterable[Sequence[int]], answers: Sequence[Sequence[bytes | None]]) -> list[bytes]:
+    """Answers of several calls, each at its place."""
+    out = [b""] * n
+    for at, found in zip(parts, answers, strict=True):
+        for i, blob in zip(at, found, strict=True):
+            out[i] = blob or b""
+    return out

@@ -1,0 +1,318 @@
+"""A Redis store after crashes: bit-equal to a MemoryStore that folded the same log without any."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from feature_store.online import Commit, MemoryStore, OffsetStep, Update, open_reader, open_store
+from recsys.core import Conflict, Deadline, DeadlineExceeded, EventBatch, EventKind, Unavailable, VersionMismatch
+from streaming.archive import Archive
+from streaming.config import JobConfig, StreamingConfig, Topics
+from streaming.job import Job
+from streaming.log import Log, open_log
+from streaming.produce import produce
+
+T, MINUTE, DAY = 1_600_000_000_000_000, 60_000_000, 86_400_000_000
+EVENTS = 3_000
+USERS, ITEMS = [f"u{i}" for i in range(60)], [f"i{i}" for i in range(41)]
+both = pytest.mark.parametrize("redis_url", ["standalone", "cluster"], indirect=True)
+BOUNDS = JobConfig(batch_records_max=150)
+
+
+def traffic(seed: int) -> EventBatch:
+    """Actions and prices; repeats, late ones and marked ones among them.
+
+    Nobody asks to be forgotten: whether an item counts what came just before depends on how records are batched.
+    """
+    rng, sent = random.Random(seed), []
+    for i in range(EVENTS):
+        kind = EventKind.ACTION if rng.random() < 0.9 else EventKind.PRICE
+        late_us = 2 * DAY if rng.random() < 0.02 else rng.randint(0, 60) * MINUTE
+        sent.append(
+            {
+                "event_id": f"e{i}",
+                "kind": int(kind),
+                "event_type": rng.randint(1, 6) if kind == EventKind.ACTION else 0,
+                "event_time": T + i * MINUTE - late_us,
+                "user_id": None if kind == EventKind.PRICE else rng.choice(USERS[: 1 + i % len(USERS)]),
+                "item_id": rng.choice(ITEMS),
+                "price": rng.randint(1, 500) if kind == EventKind.PRICE else None,
+                "stress": kind == EventKind.ACTION and rng.random() < 0.1,
+            }
+        )
+        if rng.random() < 0.1:
+            sent.append(rng.choice(sent[-50:]))
+    return EventBatch.from_columns({name: [e[name] for e in sent] for name in sent[0]})
+
+
+@pytest.fixture
+def log(tmp_path):
+    with open_log(f"embedded:{tmp_path}") as opened:
+        opened.create_topics(StreamingConfig(partitions=4).partitions_by_topic(Topics()))
+        produce([traffic(5)], opened)
+        yield opened
+
+
+def ingest(log: Log, store, archive: Path) -> None:
+    kept = Archive(archive, "test")
+    job = Job(log, store, BOUNDS, archive=kept)
+    job.run(until_caught_up=True)
+    job.close()
+    kept.finish()
+
+
+def contents(store) -> dict:
+    return {
+        (kind, shadow): store.load(kind, ids, shadow=shadow)
+        for kind, ids in {"user": USERS, "seen": USERS, "shown": USERS, "item": ITEMS}.items()
+        for shadow in (False, True)
+    }
+
+
+def archived(folder: Path) -> list[tuple]:
+    columns = ["event_id", "event_time", "late"]
+    events = pl.read_parquet(folder / "events/day=*/*.parquet", hive_partitioning=False, columns=columns)
+    catalog = pl.read_parquet(folder / "catalog/day=*/*.parquet", hive_partitioning=False, columns=columns[:2])
+    return sorted(events.rows()) + sorted(catalog.rows())
+
+
+def same_as_undisturbed(log: Log, url: str, archive: Path, tmp_path: Path) -> None:
+    memory = MemoryStore()
+    ingest(log, memory, tmp_path / "undisturbed")
+    store = open_store(url)
+    assert store.unfinished() is None
+    for topic in ("events", "catalog", "impressions"):
+        assert store.offsets(topic) == {p: o for p, o in memory.offsets(topic).items() if o}
+    assert contents(store) == contents(memory)
+    assert store.max_event_time_us() == memory.max_event_time_us()
+    assert archived(archive) == archived(tmp_path / "undisturbed")
+    store.close()
+
+
+class Crash(Exception):
+    """The writer is gone."""
+
+
+class OneByOne:
+    """A pipeline that sends each call by itself, and dies after some writes."""
+
+    def __init__(self, client, left: list[int], die) -> None:
+        self.client, self.calls, self.left, self.die = client, [], left, die
+
+    def execute_command(self, *call):
+        self.calls.append(call)
+
+    def execute(self):
+        answers = []
+        for call in self.calls:
+            if call[0] == "EVAL":
+                if not self.left[0]:
+                    self.die()
+                self.left[0] -= 1
+            answers.append(self.client.execute_command(*call))
+        return answers
+
+
+def dying_after(store, writes: int, die) -> None:
+    left = [writes]
+    store._client.pipeline = lambda transaction=False: OneByOne(store._client, left, die)
+
+
+@both
+def test_a_writer_that_dies_between_buckets_loses_and_doubles_nothing(redis_url, log, tmp_path):
+    rng, crashes, broken_off = random.Random(1), 0, 0
+
+    def die():
+        raise Crash
+
+    while True:
+        store = open_store(redis_url)
+        dying_after(store, rng.randint(0, 60), die)
+        try:
+            ingest(log, store, tmp_path / "archive")
+            break
+        except Crash:
+            crashes += 1
+            again = open_store(redis_url)
+            broken_off += again.unfinished() is not None
+            again.close()
+    assert crashes >= 6
+    assert broken_off >= 3
+    same_as_undisturbed(log, redis_url, tmp_path / "archive", tmp_path)
+
+
+WORKER = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[4])
+from pathlib import Path
+import test_redis
+from feature_store.online import open_store
+from streaming.log import open_log
+
+store = open_store(sys.argv[1])
+test_redis.dying_after(store, int(sys.argv[5]), lambda: os.kill(os.getpid(), signal.SIGKILL))
+with open_log(sys.argv[2]) as log:
+    test_redis.ingest(log, store, Path(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize("redis_url", ["standalone"], indirect=True)
+def test_a_process_killed_between_buckets_goes_on_where_it_was(redis_url, log, tmp_path):
+    for writes in (11, 70, 10_000):
+        argv = [redis_url, f"embedded:{tmp_path}", str(tmp_path / "archive"), str(Path(__file__).parent), str(writes)]
+        done = subprocess.run([sys.executable, "-c", WORKER, *argv], env=os.environ, timeout=60, check=False)
+        assert done.returncode == (0 if writes == 10_000 else -signal.SIGKILL)
+    same_as_undisturbed(log, redis_url, tmp_path / "archive", tmp_path)
+
+
+def test_a_redis_killed_and_restarted_is_replayed_from_what_it_kept(redis_server, log, tmp_path):
+    kills, url = [4, 9, 15], redis_server.url
+    steps = 0
+    while True:
+        store, kept = open_store(url), Archive(tmp_path / "archive", "test")
+        job = Job(log, store, BOUNDS, archive=kept)
+        try:
+            while job.step():
+                steps += 1
+                if kills and steps >= kills[0]:
+                    kills.pop(0)
+                    redis_server.kill()
+                    redis_server.start()  # the writer is not told: it has its connection's error, or a Conflict
+            kept.finish()
+            break
+        except (Conflict, Unavailable):
+            continue
+        finally:
+            job.close()
+            store.close()
+    assert not kills
+    same_as_undisturbed(log, url, tmp_path / "archive", tmp_path)
+
+
+def test_a_redis_that_lost_its_last_writes_refuses_the_next_step(redis_server):
+    store = open_store(redis_server.url)
+    store.commit(Commit(updates=[Update("user", ["a"], [b"1"])], offsets=[OffsetStep("events", 0, 0, 5)]))
+    redis_server.until(lambda: redis_server.client.info("persistence")["aof_pending_bio_fsync"] == 0)
+    aof = next(redis_server.folder.rglob("*.incr.aof"), redis_server.folder / "appendonly.aof")  # of Redis 7, of 6
+    size = aof.stat().st_size
+    store.commit(Commit(updates=[Update("user", ["a"], [b"2"])], offsets=[OffsetStep("events", 0, 5, 9)]))
+    redis_server.kill()
+    with aof.open("r+b") as file:  # what fsync had not reached yet
+        file.truncate(size)
+    redis_server.start()
+    with pytest.raises(Conflict, match="from 5, which is stored"):
+        store.commit(Commit(updates=[Update("user", ["a"], [b"3"])], offsets=[OffsetStep("events", 0, 9, 12)]))
+    assert store.offsets("events") == {0: 5}
+    assert store.load("user", ["a"]) == [b"1"]
+    store.close()
+
+
+@both
+def test_a_writer_that_was_overtaken_is_refused_and_changes_nothing(redis_url):
+    stale, other = open_store(redis_url), open_store(redis_url)
+    first = Commit(updates=[Update("user", USERS, [b"1"] * 60)], offsets=[OffsetStep("events", 0, 0, 5)])
+    assert stale.offsets("events") == {}
+    other.commit(first)
+    late = Commit(updates=[Update("user", USERS, [b"2"] * 60)], offsets=[OffsetStep("events", 0, 0, 7)])
+    with pytest.raises(Conflict, match=r"events, partition 0.*from 5"):
+        stale.commit(late)
+    assert other.load("user", USERS) == [b"1"] * 60
+    assert stale.offsets("events") == {0: 5}
+    other.close()
+    stale.close()
+
+
+@both
+def test_a_writer_that_was_overtaken_on_another_partition_is_refused_too(redis_url):
+    stale, other = open_store(redis_url), open_store(redis_url)
+    assert stale.load("item", ["i"]) == [b""]
+    other.commit(Commit(updates=[Update("item", ["i"], [b"1"])], offsets=[OffsetStep("events", 0, 0, 5)]))
+    with pytest.raises(Conflict, match=r"partition 0.*from 5"):
+        stale.commit(Commit(updates=[Update("item", ["i"], [b"2"])], offsets=[OffsetStep("events", 1, 0, 7)]))
+    assert other.load("item", ["i"]) == [b"1"]
+    assert stale.offsets("events") == {0: 5}
+    stale.commit(Commit(updates=[Update("item", ["i"], [b"12"])], offsets=[OffsetStep("events", 1, 0, 7)]))
+    other.close()
+    stale.close()
+
+
+@both
+def test_a_step_made_from_what_one_bucket_has_lost_is_refused_before_any_takes_it(redis_url):
+    store = open_store(redis_url)
+    store.commit(Commit(updates=[Update("item", ITEMS, [b"1"] * 41)], offsets=[OffsetStep("events", 0, 0, 5)]))
+    store._client.hset(f"{{d11:{store.meta().live}:3}}:off", mapping={"u:events:0": 0, "user": 0})
+    with pytest.raises(Conflict, match=r"partition 0.*from 0"):
+        store.commit(Commit(updates=[Update("item", ITEMS, [b"2"] * 41)], offsets=[OffsetStep("events", 0, 5, 7)]))
+    assert store.load("item", ITEMS) == [b"1"] * 41
+    assert store.offsets("events") == {}
+    store.close()
+
+
+@pytest.mark.parametrize("redis_url", ["cluster"], indirect=True)
+def test_a_node_that_lost_items_which_users_count_on_names_the_rebuild(redis_url, redis_cluster):
+    store = open_store(redis_url)
+    store.commit(Commit(updates=[], offsets=[OffsetStep("events", 0, 0, 5)]))
+    live = store.meta().live
+    redis_cluster.client.hset(f"{{d11:{live}:3}}:off", "i:events:0", 2)
+    store.close()
+    again = open_store(redis_url)
+    with pytest.raises(VersionMismatch, match="features materialize"):
+        again.unfinished()
+    again.close()
+
+
+@pytest.mark.parametrize("redis_url", ["cluster"], indirect=True)
+def test_slots_that_move_while_a_writer_writes(redis_url, redis_cluster, log, tmp_path):
+    first = open_store(redis_url)
+    tags = [f"{{d11:{first.meta().live}:{bucket}}}" for bucket in (0, 5, 7)]
+    first.close()
+    moved, refused = threading.Event(), 0
+
+    def move() -> None:
+        for tag in tags:
+            redis_cluster.move_slot(redis_cluster.client.keyslot(tag))
+            time.sleep(0.2)
+        moved.set()
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    while True:
+        store = open_store(redis_url)
+        try:
+            ingest(log, store, tmp_path / "archive")
+        except (Conflict, Unavailable):
+            refused += 1
+            assert refused < 100
+            continue
+        finally:
+            store.close()
+        if moved.is_set():
+            break
+        produce([traffic(6)], log)  # there is always something to write until the last slot is where it goes
+    mover.join()
+    same_as_undisturbed(log, redis_url, tmp_path / "archive", tmp_path)
+
+
+async def test_a_paused_redis_costs_a_read_its_deadline_and_no_more(redis_server):
+    reader = open_reader(redis_server.url)
+    assert (await reader.user("u", T, Deadline.after_ms(1_000))).user_id == "u"
+    redis_server.client.client_pause(700)
+    started = time.monotonic()
+    with pytest.raises(DeadlineExceeded):
+        await reader.user("u", T, Deadline.after_ms(50))
+    assert time.monotonic() - started < 0.5
+    assert (await reader.user("u", T, Deadline.after_ms(3_000))).user_id == "u"
+    redis_server.kill()
+    with pytest.raises(Unavailable):
+        await reader.user("u", T, Deadline.after_ms(3_000))
+    redis_server.start()
+    assert (await reader.user("u", T, Deadline.after_ms(3_000))).user_id == "u"
+    await reader.aclose()

