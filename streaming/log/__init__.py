@@ -7,10 +7,9 @@ from dataclasses import replace
 from recsys.core import BadInput, Clock
 from recsys.core.config import Config
 from recsys.core.urls import default_url, embedded_path, kafka_address, scheme
-from streaming.config import EmbeddedLogConfig
+from streaming.config import EmbeddedLogConfig, KafkaConfig
 from streaming.log.base import SCHEMA_HEADER, SCHEMA_VERSION, STRESS_HEADER, Consumer, Log, Producer, RecordBatch
 from streaming.log.embedded import EmbeddedLog
-from streaming.log.kafka.config import KafkaConfig
 from streaming.topics import Topics
 
 __all__ = [

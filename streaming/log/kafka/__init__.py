@@ -1,5 +1,1 @@
-"""The Kafka log: one behaviour, two client libraries. Import a driver's module to load its library."""
-
-from streaming.log.kafka.config import KafkaConfig
-
-__all__ = ["KafkaConfig"]
+"""The Kafka log: one behaviour, two client libraries; a driver's module loads its library."""

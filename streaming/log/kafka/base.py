@@ -12,9 +12,9 @@ from typing import Self
 
 from recsys.core import BadInput, Clock, Double11Error, NotFound, Overloaded, Unavailable, VersionMismatch, WallClock
 from recsys.core.murmur2 import partition_of
+from streaming.config import KafkaConfig
 from streaming.log.base import VALUE_BYTES_MAX, Consumer, Producer, RecordBatch
 from streaming.log.kafka.buffer import FairBuffer
-from streaming.log.kafka.config import KafkaConfig
 from streaming.topics import Topics
 
 MESSAGE_BYTES_MAX = 2 << 20  # a value of a mebibyte with key, headers and framing

@@ -16,6 +16,7 @@ from confluent_kafka import Producer as ProducerClient
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from recsys.core import Clock, Double11Error, logging
+from streaming.config import KafkaConfig
 from streaming.log.kafka.base import (
     MESSAGE_BYTES_MAX,
     REFILL_RECORDS,
@@ -25,7 +26,6 @@ from streaming.log.kafka.base import (
     headers_of,
 )
 from streaming.log.kafka.buffer import Record
-from streaming.log.kafka.config import KafkaConfig
 from streaming.topics import Topics
 
 _log = logging.get_logger(__name__)

@@ -12,6 +12,7 @@ from kafka import KafkaProducer as ProducerClient
 from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 
 from recsys.core import Clock, Double11Error
+from streaming.config import KafkaConfig
 from streaming.log.kafka.base import (
     MESSAGE_BYTES_MAX,
     REFILL_RECORDS,
@@ -21,7 +22,6 @@ from streaming.log.kafka.base import (
     headers_of,
 )
 from streaming.log.kafka.buffer import Record
-from streaming.log.kafka.config import KafkaConfig
 from streaming.topics import Topics
 
 T = TypeVar("T")
@@ -126,7 +126,10 @@ class KafkaPythonLog(KafkaLog):
 
 
 class KafkaPythonProducer(KafkaProducer):
-    """Idempotent: a batch sent again after a lost answer is stored once, in order."""
+    """Idempotent: a batch sent again after a lost answer is stored once, in order.
+
+    kafka-python 3 buffers without a bound, so this waits for what is under way whenever the bound is reached.
+    """
 
     _log: KafkaPythonLog
 
@@ -134,6 +137,7 @@ class KafkaPythonProducer(KafkaProducer):
         super().__init__(log)
         c = log.config
         self._timeout_s = c.delivery_timeout_ms / 1e3
+        self._waiting_bytes = 0  # since the last flush
         self._client = log.guarded(
             lambda: ProducerClient(
                 **log.settings(),
@@ -158,11 +162,15 @@ class KafkaPythonProducer(KafkaProducer):
 
     def _send(self, topic: str, partition: int, key: bytes, value: bytes, headers: list[tuple[str, bytes]]) -> None:
         timestamp_ms = self._log.clock.now_us() // 1_000
+        self._waiting_bytes += len(key) + len(value)
+        if self._waiting_bytes > self._log.config.buffer_bytes_max:
+            self._flush()
         sent = self._log.guarded(lambda: self._client.send(topic, value, key, headers, partition, timestamp_ms), topic)
         sent.add_errback(lambda error: self._failed(self._log.error(error, topic)))
 
     def _flush(self) -> None:
         self._log.guarded(lambda: self._client.flush(self._timeout_s + 1), "")
+        self._waiting_bytes = 0
 
 
 class KafkaPythonConsumer(KafkaConsumer):

@@ -5,8 +5,8 @@ import pytest
 from recsys.core import BadInput
 from recsys.core.config import Config
 from recsys.core.urls import kafka_address
+from streaming.config import KafkaConfig
 from streaming.log import open_log, topics_at
-from streaming.log.kafka import KafkaConfig
 from streaming.log.kafka.buffer import FairBuffer, Record
 
 
