@@ -230,9 +230,18 @@ class KafkaConsumer(ABC):
             if self._fetched():
                 self._heard_s = now_s
             elif now_s - self._heard_s > self._log.config.request_timeout_ms / 1e3:
-                self._log.check()
-                self._heard_s = now_s
+                self._ask_after(now_s)
         return self._buffer.take(records_max, bytes_max)
+
+    def _ask_after(self, now_s: float) -> None:
+        """Nothing has come for long: that is fine if a broker answers, or may still come back in time."""
+        try:
+            self._log.check()
+        except Unavailable:
+            if now_s - self._heard_s > 2 * self._log.config.request_timeout_ms / 1e3:
+                raise
+        else:
+            self._heard_s = now_s
 
     @abstractmethod
     def close(self) -> None:

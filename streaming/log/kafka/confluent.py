@@ -36,6 +36,12 @@ _REFUSED = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
 }
+# A partition has just got a leader, or another one; librdkafka's admin client leaves asking again to us.
+_MOVING = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+}
 
 
 class ConfluentLog(KafkaLog):
@@ -110,13 +116,17 @@ class ConfluentLog(KafkaLog):
     def _offsets(self, topic: str, *, end: bool) -> dict[int, int]:
         spec = OffsetSpec.latest() if end else OffsetSpec.earliest()
         asked: dict[Any, Any] = {TopicPartition(topic, p): spec for p in range(self.num_partitions(topic))}
-        found: dict[Any, Any] = self._admin.list_offsets(
-            asked, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=self._timeout_s
-        )
-        try:
-            return {at.partition: made.result().offset for at, made in found.items()}
-        except KafkaException as error:
-            raise self.error(error, topic) from error
+        deadline_s = time.monotonic() + self._timeout_s
+        while True:
+            found: dict[Any, Any] = self._admin.list_offsets(
+                asked, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=self._timeout_s
+            )
+            try:
+                return {at.partition: made.result().offset for at, made in found.items()}
+            except KafkaException as error:
+                if _inner(error).code() not in _MOVING or time.monotonic() > deadline_s:
+                    raise self.error(error, topic) from error
+            time.sleep(_WAIT_S)
 
 
 class ConfluentProducer(KafkaProducer):
@@ -140,7 +150,6 @@ class ConfluentProducer(KafkaProducer):
                 "request.timeout.ms": c.request_timeout_ms,
                 "queue.buffering.max.kbytes": c.buffer_bytes_max >> 10,
                 "queue.buffering.max.messages": 0,
-                "partitioner": "murmur2_random",  # not used: partitions are given; its default would differ
                 "delivery.report.only.error": True,
                 "on_delivery": self._on_delivery,
             }

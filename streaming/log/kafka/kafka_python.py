@@ -11,7 +11,7 @@ from kafka import KafkaConsumer as Client
 from kafka import KafkaProducer as ProducerClient
 from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 
-from recsys.core import Clock, Double11Error
+from recsys.core import Clock, Double11Error, Unavailable
 from streaming.config import KafkaConfig
 from streaming.log.kafka.base import (
     MESSAGE_BYTES_MAX,
@@ -96,7 +96,12 @@ class KafkaPythonLog(KafkaLog):
         with self._lock:
             if self._client is None:
                 self._client = self.guarded(lambda: KafkaAdminClient(**self.settings()), topic)
-            return self.guarded(lambda: question(self._client), topic)
+            try:
+                return self.guarded(lambda: question(self._client), topic)
+            except Unavailable:
+                self._client.close()  # it may know no broker any more; the next one asks the URL's again
+                self._client = None
+                raise
 
     def _present(self) -> dict[str, int]:
         found = self._ask(lambda admin: admin.describe_topics())
