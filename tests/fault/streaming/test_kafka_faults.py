@@ -125,8 +125,11 @@ def test_aborted_and_dangling_transactions_are_invisible_and_do_not_hold_up_for_
     first.begin_transaction()
     first.produce(topics.events, b"committed", b"k", 0)
     first.commit_transaction()
-    # Partition 0: aborted, marker, committed, marker. Partition 1: aborted, marker.
-    assert log.end_offsets(topics.events) == {0: 4, 1: 2}
+    # Partition 0: aborted, marker, committed, marker. Partition 1: aborted, marker. Markers come a little later.
+    deadline_s = time.monotonic() + 10
+    while log.end_offsets(topics.events) != {0: 4, 1: 2}:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
     assert [v for b in read_all(log, topics.events) for v in b.values] == [b"committed"]
     last.produce(topics.events, b"dangling", b"k", 0)
     last.flush()
