@@ -25,7 +25,7 @@ from streaming.log.kafka.base import (
     KafkaProducer,
     headers_of,
 )
-from streaming.log.kafka.buffer import Record
+from streaming.log.kafka.buffer import Records
 from streaming.topics import Topics
 
 _log = logging.get_logger(__name__)
@@ -216,19 +216,23 @@ class ConfluentConsumer(KafkaConsumer):
 
     def _fetched(self) -> bool:
         messages: list[Any] = self._client.consume(REFILL_RECORDS, timeout=0)
-        arrived: dict[int, list[Record]] = defaultdict(list)
+        arrived: dict[int, list[Any]] = defaultdict(list)
         for m in messages:
             if (error := m.error()) is None:
-                headers = headers_of(tuple(m.headers() or ()))
-                arrived[m.partition()].append(
-                    Record(m.offset(), m.timestamp()[1] * 1_000, m.key() or b"", m.value() or b"", headers)
-                )
+                arrived[m.partition()].append(m)
             elif error.code() == KafkaError._PARTITION_EOF:
                 self._buffer.reached(m.partition(), m.offset())
             elif not error.retriable() and error.code() not in _PASSING:
                 raise self._log.error(error, self._topic)
-        for partition, records in arrived.items():
-            self._buffer.add(partition, records)
+        for partition, found in arrived.items():
+            records = Records(
+                [m.offset() for m in found],
+                [m.timestamp()[1] * 1_000 for m in found],
+                [m.key() or b"" for m in found],
+                [m.value() or b"" for m in found],
+                [headers_of(tuple(m.headers() or ())) for m in found],
+            )
+            self._buffer.fill(partition, records)
         return bool(messages)
 
 

@@ -21,7 +21,7 @@ from streaming.log.kafka.base import (
     KafkaProducer,
     headers_of,
 )
-from streaming.log.kafka.buffer import Record
+from streaming.log.kafka.buffer import Records
 from streaming.topics import Topics
 
 T = TypeVar("T")
@@ -210,14 +210,15 @@ class KafkaPythonConsumer(KafkaConsumer):
 
     def _fetched(self) -> bool:
         arrived = self._log.guarded(lambda: self._client.poll(timeout_ms=0, max_records=REFILL_RECORDS), self._topic)
-        for at, records in arrived.items():
-            self._buffer.add(
-                at.partition,
-                [
-                    Record(r.offset, r.timestamp * 1_000, r.key or b"", r.value or b"", headers_of(tuple(r.headers)))
-                    for r in records
-                ],
+        for at, found in arrived.items():
+            records = Records(
+                [r.offset for r in found],
+                [r.timestamp * 1_000 for r in found],
+                [r.key or b"" for r in found],
+                [r.value or b"" for r in found],
+                [headers_of(tuple(r.headers)) for r in found],
             )
+            self._buffer.fill(at.partition, records)
         for at in self._partitions:
             # Past markers and aborted records too, which are never handed over.
             position = self._log.guarded(lambda at=at: self._client.position(at, timeout_ms=0), self._topic)  # type: ignore[misc]

@@ -21,7 +21,7 @@ from streaming.produce import produce
 ApacheKafka = sys.modules["kafka_broker"].ApacheKafka
 DRIVERS = ["confluent", "kafka-python"]
 T, DAY = 1_600_000_000_000_000, 86_400_000_000
-EVENTS, PER_FLUSH, USERS = 6_000, 100, 20
+EVENTS, PER_FLUSH, USERS = 6_000, 300, 20
 ANY = {"records_max": 10_000, "bytes_max": 1 << 24}
 
 

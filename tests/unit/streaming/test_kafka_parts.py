@@ -7,17 +7,18 @@ from recsys.core.config import Config
 from recsys.core.urls import kafka_address
 from streaming.config import KafkaConfig
 from streaming.log import open_log, topics_at
-from streaming.log.kafka.buffer import FairBuffer, Record
+from streaming.log.kafka.buffer import FairBuffer, Records
 
 
-def records(first: int, number: int, value: bytes = b"x") -> list[Record]:
-    return [Record(first + i, 1_000 * (first + i), b"k", value, {}) for i in range(number)]
+def records(first: int, number: int, value: bytes = b"x") -> Records:
+    at = list(range(first, first + number))
+    return Records(at, [1_000 * o for o in at], [b"k"] * number, [value] * number, [{}] * number)
 
 
 def test_a_short_partition_does_not_wait_for_a_long_one():
     buffer = FairBuffer("t", {0: 0, 1: 0, 2: 5})
-    buffer.add(0, records(0, 1_000))
-    buffer.add(2, records(5, 3))
+    buffer.fill(0, records(0, 1_000))
+    buffer.fill(2, records(5, 3))
     taken = buffer.take(10, 1 << 20)
     assert [(b.partition, len(b)) for b in taken] == [(0, 5), (2, 3)]
     assert taken[1].offset.tolist() == [5, 6, 7]
@@ -27,20 +28,20 @@ def test_a_short_partition_does_not_wait_for_a_long_one():
 def test_whose_turn_it_is_moves_on():
     buffer = FairBuffer("t", {0: 0, 1: 0, 2: 0})
     for p in range(3):
-        buffer.add(p, records(0, 10))
+        buffer.fill(p, records(0, 10))
     assert [b.partition for _ in range(6) for b in buffer.take(1, 1)] == [0, 1, 2, 0, 1, 2]
 
 
 def test_bytes_are_bounded_but_one_record_always_comes():
     buffer = FairBuffer("t", {0: 0})
-    buffer.add(0, records(0, 10, b"x" * 100))
+    buffer.fill(0, records(0, 10, b"x" * 100))
     assert [len(b) for b in buffer.take(10, 250)] == [3]
     assert [len(b) for b in buffer.take(10, 1)] == [1]
 
 
 def test_the_end_moves_over_what_is_no_record():
     buffer = FairBuffer("t", {0: 0, 1: 0})
-    buffer.add(0, records(0, 2))
+    buffer.fill(0, records(0, 2))
     buffer.reached(0, 7)
     (one,) = buffer.take(1, 1)
     assert one.next_offset == 1
