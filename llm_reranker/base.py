@@ -14,7 +14,10 @@ from recsys.core import Deadline
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HistoryItem:
-    """One past action of the user. text: the item's title; event_type: EventType number; time in microseconds UTC."""
+    """One past action of the user. event_type: EventType number; time in microseconds UTC.
+
+    text: `prompt.item_text` of the item; empty = looked up in the reranker's own item table.
+    """
 
     item_id: str
     text: str

@@ -86,13 +86,13 @@ class Batcher(Generic[Q, R]):
             entries, tokens = batch
             now_s = self._clock_s()
             queue_ms = [(now_s - e.entered_s) * 1e3 for e in entries]
-            try:
-                answers = await loop.run_in_executor(
-                    self._executor, self._run, [e.request for e in entries], queue_ms, tokens
-                )
-            except Exception as error:  # noqa: BLE001 nobody may wait forever for a batch that failed
+            computing = loop.run_in_executor(self._executor, self._run, [e.request for e in entries], queue_ms, tokens)
+            await asyncio.wait([computing])
+            if (error := computing.exception()) is not None:  # nobody may wait forever for a batch that failed
                 broken = Internal("rerank batch", came=repr(error), expected="scores", fix="Report it with the log.")
-                answers = [broken] * len(entries)
+                answers: Sequence[R | Double11Error] = [broken] * len(entries)
+            else:
+                answers = computing.result()
             for entry, answer in zip(entries, answers, strict=True):
                 if entry.answer.done():  # the caller has gone
                     continue

@@ -8,6 +8,7 @@ from recsys.core.config import in_range, section
 from recsys.core.errors import BadInput
 
 HEAD_DIM = 32
+DEPTH = 40  # candidates a list is learnt on, and how many a request hands over: beyond it scores are extrapolation
 
 
 @section("llm_reranker")
@@ -49,7 +50,7 @@ class RerankConfig:
 @section("llm_reranker.distill")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistillConfig:
-    """The student, its teacher and the work that goes into them; the defaults take under two minutes on 2 cores.
+    """The student, its teacher and the work that goes into them; the defaults take two to four minutes on 2 cores.
 
     depth: rows of a list, best by rank, that are a fair sample of what serving sees; validation is on them. Below it a
     list may hold rows because of their label, so only negatives are used from there. validation_share: of the queries.
@@ -69,10 +70,10 @@ class DistillConfig:
     vocab_size: int = 2048
     prefix_tokens_max: int = 96
     item_tokens_max: int = 24
-    train_queries_max: int = 1200
-    validation_queries_max: int = 300
+    train_queries_max: int = 2000
+    validation_queries_max: int = 1000
     validation_share: float = 0.15
-    depth: int = 40
+    depth: int = DEPTH
     teacher_epochs: int = 1
     student_epochs: int = 2
     batch_lists: int = 8

@@ -31,7 +31,7 @@ from llm_reranker.engine import encode_items
 from llm_reranker.extras import Extras
 from llm_reranker.lists import FEATURE_NAMES, Lists, read
 from llm_reranker.model import Model, ModelConfig
-from llm_reranker.prompt import Prompt, history_text, item_text
+from llm_reranker.prompt import Prompt, history_text, item_texts
 from llm_reranker.teachers import TEACHERS, Teacher
 from llm_reranker.teachers.qwen3_moe import Qwen3MoeTeacher
 from llm_reranker.trainable import INIT_STD, TrainableReranker, build
@@ -96,8 +96,7 @@ class _Work:
         vectors: ItemVectors | None,
     ) -> None:
         self.lists, self.items, self.split, self.config, self.seed = lists, items, split, config, seed
-        columns = (items.column(name) for name in ("title", "category", "brand"))
-        self.item_texts = [item_text(*parts) for parts in zip(*columns, strict=True)]
+        self.item_texts = item_texts(items, items.item_key)
         self.tokenizer = self._tokenizer()
         self.prompt = Prompt(
             self.tokenizer, prefix_tokens_max=config.prefix_tokens_max, item_tokens_max=config.item_tokens_max

@@ -28,7 +28,7 @@ from llm_reranker.checkpoint import Checkpoint
 from llm_reranker.config import RerankConfig
 from llm_reranker.model import KeyValues, PackedCausal, SharedPrefix
 from llm_reranker.prefix_cache import PrefixCache
-from llm_reranker.prompt import Prompt, history_text, item_text
+from llm_reranker.prompt import Prompt, history_text, item_texts
 from llm_reranker.speed import SpeedModel
 from recsys.core import metrics
 from recsys.core.deadline import Deadline
@@ -55,7 +55,7 @@ class Engine:
     """Computes scores with one checkpoint; plain functions, no waiting, not thread-safe (one thread owns it)."""
 
     def __init__(self, loaded: Checkpoint, items: ItemTable, config: RerankConfig, *, version: str) -> None:
-        """items: titles for texts that a request leaves empty. version: the name answers carry."""
+        """items: for texts that a request leaves empty. version: the name answers carry."""
         self.version, self._loaded, self._items, self._config = version, loaded, items, config
         card = loaded.card
         self.feature_names: tuple[str, ...] = card.feature_names if card else ()
@@ -232,20 +232,15 @@ class Engine:
         """The given texts, empty ones looked up in the item table."""
         filled, empty = list(texts), [i for i, t in enumerate(texts) if not t]
         if empty:
-            columns = (self._items.values(c, key_N[empty]) for c in ("title", "category", "brand"))
-            for i, parts in zip(empty, zip(*columns, strict=True), strict=True):
-                filled[i] = item_text(*parts)
+            for i, text in zip(empty, item_texts(self._items, key_N[empty]), strict=True):
+                filled[i] = text
         return filled
 
     def _with_texts(self, history: Sequence[HistoryItem]) -> list[HistoryItem]:
-        """The newest actions; a text that is missing is the title, as in the lists of training."""
+        """The newest actions; a text that is missing is the item's, as in the lists of training."""
         recent = history[-self._prefix_tokens_max :]  # a line is more than one token
-        titles = self._items.values("title", keys(h.item_id for h in recent))
-        texts = [h.text or title or "" for h, title in zip(recent, titles, strict=True)]
-        return [
-            HistoryItem(item_id=h.item_id, text=t, event_type=h.event_type, event_time_us=h.event_time_us)
-            for h, t in zip(recent, texts, strict=True)
-        ]
+        texts = self._texts(keys(h.item_id for h in recent), [h.text for h in recent])
+        return [replace(h, text=t) for h, t in zip(recent, texts, strict=True)]
 
 
 def encode_items(loaded: Checkpoint, prompt: Prompt, texts: Sequence[str], embedding_NC: Tensor) -> Tensor:

@@ -14,8 +14,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from llm_reranker.base import HistoryItem
 from recsys.core.events import EventType
+from recsys.core.items import ItemTable
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -38,10 +42,16 @@ def item_text(title: str | None, category: str | None = None, brand: str | None 
     return clip(" | ".join(p for p in (title, category, brand) if p))
 
 
+def item_texts(items: ItemTable, item_key: npt.NDArray[np.int64]) -> list[str]:
+    """`item_text` of the keys [N]; empty where the table does not know the item."""
+    parts = (items.values(name, item_key) for name in ("title", "category", "brand"))
+    return [item_text(*row) for row in zip(*parts, strict=True)]
+
+
 def history_text(history: Sequence[HistoryItem], as_of_us: int, query_text: str = "") -> str:
     """How a history is written, in lists and in serving: one line per action, newest first, and what was searched.
 
-    A line is "purchase 3d: title". Oldest lines are dropped beyond HISTORY_BYTES_MAX bytes.
+    A line is "purchase 3d: title | category | brand". Oldest lines are dropped beyond HISTORY_BYTES_MAX bytes.
     """
     lines = [f"search: {clip(query_text, 512)}"] if query_text else []
     used = sum(len(line.encode()) for line in lines)

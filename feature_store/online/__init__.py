@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from feature_store.commit import Commit, OffsetStep, OnlineStore, Update
-from feature_store.config import EmbeddedStoreConfig
+from feature_store.config import EmbeddedStoreConfig, FeatureStoreConfig
 from feature_store.online.embedded import EmbeddedReader, EmbeddedStore
 from feature_store.online.memory import MemoryStore
-from recsys.core import BadInput
+from recsys.core import BadInput, Clock, DataClock, WallClock
 from recsys.core.config import Config
 from recsys.core.urls import embedded_path, scheme
 
-__all__ = ["Commit", "MemoryStore", "OffsetStep", "OnlineStore", "Update", "open_reader", "open_store"]
+__all__ = ["Commit", "MemoryStore", "OffsetStep", "OnlineStore", "Update", "feature_clock", "open_reader", "open_store"]
 
 
 def open_store(url: str, config: Config | None = None) -> EmbeddedStore:
@@ -29,6 +29,13 @@ def open_reader(url: str, config: Config | None = None) -> EmbeddedReader:
     """
     _check(url)
     return EmbeddedReader(embedded_path(url, "store URL"), (config or Config()).get(EmbeddedStoreConfig))
+
+
+def feature_clock(reader: EmbeddedReader, config: Config) -> Clock:
+    """What "now" is for reads without a time, by `[feature_store] clock`."""
+    if config.get(FeatureStoreConfig).clock == "data":
+        return DataClock(reader.max_event_time_us)
+    return WallClock()
 
 
 def _check(url: str) -> None:

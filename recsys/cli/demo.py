@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shlex
 import shutil
 import subprocess
@@ -43,7 +42,7 @@ _EVENTS_MIN = 50  # of a customer whose slate is shown
 _DAY_US = 86_400_000_000
 _ARMS = "popular,own_history,retrieval,rank,full"
 _ERRORS: dict[int, type[Double11Error]] = {2: BadInput, 3: GateNotMet, 4: Unavailable}
-_MAIN = "from recsys.cli.main import main; main()"
+_COMMAND = (sys.executable, "-c", "from recsys.cli.main import main; main()", "--log-level", "warning")
 
 
 @dataclass(kw_only=True)
@@ -148,7 +147,7 @@ def command(*args: object, quiet: bool = False) -> None:
     words = [str(arg) for arg in args]
     click.echo(f"    $ {typed(words)}")
     stdout = subprocess.DEVNULL if quiet else None
-    done = subprocess.run([sys.executable, "-c", _MAIN, *words], check=False, env=_environment(), stdout=stdout)
+    done = subprocess.run([*_COMMAND, *words], check=False, stdout=stdout)
     if done.returncode:
         kind = _ERRORS.get(done.returncode, Internal)
         raise kind(
@@ -175,6 +174,8 @@ async def serve_and_ask(d: Demo) -> None:
             click.echo(f"\n    $ double11 recommend --target 127.0.0.1:50051 --user {user_id} --limit {SLATE_ITEMS}")
             response = await client.recommend(user_id, limit=SLATE_ITEMS, deadline_ms=DEADLINE_MS)
             click.echo(f"household {user_id}, last bought: {'; '.join(bought)}\n{slate_text(response)}")
+            if response.fallbacks:
+                click.echo(f"          a stage fell through; the server's own words: {d.home / 'serve.log'}")
 
 
 @asynccontextmanager
@@ -184,9 +185,7 @@ async def _served(words: Sequence[str], log: Path) -> AsyncIterator[str]:
     Raises: Unavailable when it does not get ready; its messages are in `log`.
     """
     with log.open("wb") as stderr:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", _MAIN, *words, env=_environment(), stdout=subprocess.PIPE, stderr=stderr
-        )
+        process = await asyncio.create_subprocess_exec(*_COMMAND, *words, stdout=subprocess.PIPE, stderr=stderr)
         try:
             yield f"127.0.0.1:{await _port(process, log)}"
         finally:
@@ -223,7 +222,3 @@ def _customers(d: Demo) -> dict[str, list[str]]:
         user_id: titled.filter(pl.col("user_id") == user_id).tail(3)["title"].fill_null("?").to_list()
         for user_id in chosen.tolist()
     }
-
-
-def _environment() -> dict[str, str]:
-    return {"DOUBLE11_LOG_LEVEL": "WARNING", **os.environ}

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from recsys.cli.common import config_option, emit, json_option, parse_time_us
-from recsys.core.clock import DataClock, WallClock
 from recsys.core.config import Config
 from recsys.core.errors import BadInput
 
@@ -36,19 +35,16 @@ def get(
     as_json: bool,
 ) -> None:
     """Print the features that serving would read, with status, event time and age."""
-    from feature_store.config import FeatureStoreConfig
     from feature_store.describe import describe, iso
-    from feature_store.online import open_reader
+    from feature_store.online import feature_clock, open_reader
     from recsys.core.urls import default_url
 
     if user_id is None and not item_ids:
         raise BadInput("features get", came="neither --user nor --item", expected="one of them", fix="Name an entity.")
     config = Config.load(config_path)
     reader = open_reader(store or default_url(), config)
-    is_data = config.get(FeatureStoreConfig).clock == "data"
-    clock = DataClock(reader.max_event_time_us) if is_data else WallClock()
     at_us = parse_time_us(as_of, "--as-of")
-    at_us = clock.now_us() if at_us is None else at_us
+    at_us = feature_clock(reader, config).now_us() if at_us is None else at_us
     users = [user_id] if user_id is not None else []
     entities = [describe("user", i, b, at_us) for i, b in zip(users, reader.load("user", users), strict=True)]
     entities += [describe("item", i, b, at_us) for i, b in zip(item_ids, reader.load("item", item_ids), strict=True)]

@@ -42,6 +42,8 @@ COMMANDS: dict[str, str] = {
     "train": "train",
 }
 
+_LEVELS = ("debug", "info", "warning", "error")
+
 
 class LazyGroup(click.Group):
     """Imports a command's module only when it is asked for, so that `double11 --help` is quick and torch-free."""
@@ -62,8 +64,12 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="double11")
-def cli() -> None:
+@click.option(
+    "--log-level", type=click.Choice(_LEVELS), default="info", show_default=True, help="Of the log on stderr."
+)
+def cli(log_level: str) -> None:
     """double11: recommendations for the world's largest shopping day."""
+    core_logging.configure(log_level)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -73,7 +79,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: list[str]) -> int:
     """Run one command line in this process and return its exit code."""
-    core_logging.configure(os.environ.get("DOUBLE11_LOG_LEVEL", "INFO"))
     as_json = "--json" in args
     try:
         result = cli.main(args, prog_name="double11", standalone_mode=False)
@@ -86,6 +91,16 @@ def run(args: list[str]) -> int:
         message = error.format_message()
         _report({"error": {"code": "USAGE", "message": message, "fix": fix}}, f"{message} {fix}", as_json=as_json)
         return 2
+    except BrokenPipeError:
+        # `double11 ... | head`: nobody reads on, and the interpreter's last flush must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno is None:  # nothing the system said: a TimeoutError that escaped, a bug of ours
+            raise
+        fix = "Check the path, its permissions and the space that is left."
+        _report({"error": {"code": "IO_ERROR", "message": f"{error}.", "fix": fix}}, f"{error}. {fix}", as_json=as_json)
+        return 1
     except (KeyboardInterrupt, click.Abort):
         print("double11: interrupted", file=sys.stderr)
         return 130

@@ -37,7 +37,7 @@ def capacity(
     reranker_replicas: int,
     as_json: bool,
 ) -> None:
-    """Replicas per role for a peak, from REPORT, the report.json of `double11 load`."""
+    """Replicas per role for a peak, from REPORT, what `double11 load --out` wrote."""
     replicas = {"gateway": gateway_replicas, "scoring": scoring_replicas, "reranker": reranker_replicas}
     found = capacity_plan(_read(report), peak_per_s=peak_rate, replicas=replicas, headroom=headroom)
     emit(asdict(found), as_json=as_json, text=lambda: _capacity_text(found))

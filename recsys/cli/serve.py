@@ -18,20 +18,26 @@ if TYPE_CHECKING:
 
     from recsys.serving.gateway import Gateway
 
+_CELL_CHARACTERS_MAX = 48
+
 
 @click.command()
-@click.option("--run", type=click.Path(path_type=Path), required=True, help="Run directory to serve.")
+@click.option("--run", type=click.Path(path_type=Path), help="Run directory (default: the promoted one).")
 @click.option("--store", help="Feature store URL (default embedded:$DOUBLE11_HOME or embedded:./.double11).")
 @click.option("--log", help="Log URL for events and impressions (default: as --store).")
 @click.option("--listen", default="127.0.0.1:50051", show_default=True, help="HOST:PORT; port 0 = any free one.")
 @click.option("--arm", default="full", show_default=True, help="Best arm to serve.")
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Scoring processes.")
-@click.option("--clock", type=click.Choice(["wall", "data"]), help="What `now` is; data = the store's newest event.")
+@click.option(
+    "--clock",
+    type=click.Choice(["wall", "data"]),
+    help="What `now` is; data = the store's newest event [default: [feature_store] clock].",
+)
 @click.option("--no-reranker", is_flag=True, help="Start no LLM worker: the best tier is rank.")
 @click.option("--no-writer", is_flag=True, help="Start no streaming job beside an embedded store.")
 @config_option
 def serve(
-    run: Path,
+    run: Path | None,
     store: str | None,
     log: str | None,
     listen: str,
@@ -47,11 +53,12 @@ def serve(
     Prints one JSON line {"ready": true, "port", "admin_port", "run", "tier"} on stdout once it serves.
     """
     from recsys.serving.gateway import Gateway, ServeOptions
+    from recsys.training.promote import current_run
     from streaming.log import default_url
 
     store = store or default_url()
     options = ServeOptions(
-        run=run,
+        run=run or current_run(),
         store=store,
         log=log or store,
         listen=listen,
@@ -61,7 +68,7 @@ def serve(
         writer=not no_writer,
         config_path=config_path,
     )
-    asyncio.run(_serve(Gateway(options, Config.load(config_path, {"serving.clock": clock}))))
+    asyncio.run(_serve(Gateway(options, Config.load(config_path, {"feature_store.clock": clock}))))
 
 
 async def _serve(gateway: Gateway) -> None:
@@ -123,7 +130,7 @@ def slate_text(response: pb.RecommendResponse) -> str:
 
     rows = [("#", "score", "item", "title", "reason", "sources")]
     rows += [
-        (str(place), f"{i.score:.4f}", i.item_id, i.title[:48], i.reason, " ".join(i.sources))
+        (str(place), f"{i.score:.4f}", _cell(i.item_id), _cell(i.title), i.reason, " ".join(i.sources))
         for place, i in enumerate(response.items, start=1)
     ]
     widths = [max(_width(row[c]) for row in rows) for c in range(len(rows[0]))]
@@ -138,6 +145,11 @@ def slate_text(response: pb.RecommendResponse) -> str:
         f"request   {response.request_id}",
     ]
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Text from data, short and without anything that a terminal obeys."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text[:_CELL_CHARACTERS_MAX])
 
 
 def _width(text: str) -> int:

@@ -197,9 +197,13 @@ def forget(user: str, log: str | None, config_path: Path | None, as_json: bool) 
     Item counts and runs already trained are not rewritten.
     """
     from recsys.core import EventBatch, EventKind
+    from recsys.core.ids import ID_BYTES_MAX
     from streaming.log import default_url, open_log, topics_at
     from streaming.produce import produce as send_all
 
+    if not 1 <= (size := len(user.encode())) <= ID_BYTES_MAX:
+        expected = f"1 to {ID_BYTES_MAX} bytes of UTF-8"
+        raise BadInput("USER", came=f"{size} bytes", expected=expected, fix="Give the id that the events carry.")
     config, url = Config.load(config_path), log or default_url()
     event_id, now_us = f"forget-{uuid.uuid4()}", WallClock().now_us()
     batch = EventBatch.from_columns(

@@ -15,7 +15,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -109,6 +110,22 @@ class RunDirectory:
                 fix="Train (or distill) with the part that writes it.",
             )
         return self.root / name
+
+    @contextmanager
+    def settings_of(self, part: str) -> Iterator[None]:
+        """Around the reading of a part's settings: one that is missing or unknown was written by another release.
+
+        Raises: VersionMismatch.
+        """
+        try:
+            yield
+        except (KeyError, TypeError) as error:
+            raise VersionMismatch(
+                f"run {self.run_id}, {part}",
+                came=f"settings of another release ({error})",
+                expected="those that this release writes",
+                fix="Use the double11 release that trained it, or train again with this one.",
+            ) from error
 
     def files_under(self, folder: str) -> list[str]:
         """Listed files below a folder, sorted."""

@@ -64,6 +64,14 @@ class Calibration:
     intercept: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """An order to lean on where training saw little: weight times the place of one feature, added to the logit."""
+
+    feature: str = "retrieval_score"
+    weight: float = 0.0
+
+
 class Ranker:
     """A trained ranker, as serving uses it."""
 
@@ -73,23 +81,26 @@ class Ranker:
         feature_names: Sequence[str],
         vocabulary: Vocabulary,
         config: RankerConfig,
+        prior: Prior | None = None,
         calibration: Calibration | None = None,
         version: str = "unsaved",
     ) -> None:
         """Use `load`, or training."""
         self.net, self.vocabulary, self.config, self.version = net, vocabulary, config, version
         self.feature_names = tuple(feature_names)
-        self.calibration = calibration or Calibration()
+        self.prior, self.calibration = prior or Prior(), calibration or Calibration()
 
     @classmethod
     def load(cls, run: RunDirectory) -> Ranker:
-        """The ranker of a run. Raises: NotFound, CorruptData."""
+        """The ranker of a run. Raises: NotFound, CorruptData, VersionMismatch."""
         stored = storage.load(run, "ranker")
-        names, config = tuple(stored.settings["feature_names"]), RankerConfig(**stored.settings["config"])
-        vocabulary = Vocabulary(stored.tensors["items.key"].numpy())
+        with run.settings_of("model ranker"):
+            names, config = tuple(stored.settings["feature_names"]), RankerConfig(**stored.settings["config"])
+            prior, calibration = Prior(**stored.settings["prior"]), Calibration(**stored.settings["calibration"])
+            vocabulary = Vocabulary(stored.tensors["items.key"].numpy())
         net = RankerNet(len(names), vocabulary.num_rows, config)
         storage.restore(net, stored.section("net"), f"run {run.run_id}, models/ranker.safetensors")
-        return cls(net, names, vocabulary, config, Calibration(**stored.settings["calibration"]), stored.version)
+        return cls(net, names, vocabulary, config, prior, calibration, stored.version)
 
     def save(self, folder: Path) -> None:
         """Write ranker.safetensors and ranker.json into `folder`."""
@@ -99,6 +110,7 @@ class Ranker:
             "config": asdict(self.config),
             "feature_names": list(self.feature_names),
             "defaults": dict.fromkeys(self.feature_names),  # null: a missing value is an input of its own
+            "prior": asdict(self.prior),
             "calibration": asdict(self.calibration),
         }
         self.version = storage.save(folder, "ranker", settings, tensors)
@@ -142,11 +154,10 @@ class Ranker:
         num_candidates = len(item_key)
         if not num_candidates:
             return np.empty(0, np.float32)
-        logit_N = self.net(
-            self.net.scaling(torch.from_numpy(self._in_order(values, names))),
-            self.ids(item_key, one),
-            torch.zeros(num_candidates, dtype=torch.int64),
-        )
+        x_NX = self.net.scaling(torch.from_numpy(self._in_order(values, names)))
+        logit_N = self.net(x_NX, self.ids(item_key, one), torch.zeros(num_candidates, dtype=torch.int64))
+        if self.prior.weight:
+            logit_N += self.prior.weight * x_NX[:, self.feature_names.index(self.prior.feature)]
         scores: npt.NDArray[np.float32] = (self.calibration.slope * logit_N + self.calibration.intercept).numpy()
         return scores
 

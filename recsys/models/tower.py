@@ -123,13 +123,15 @@ class Tower:
 
     @classmethod
     def load(cls, run: RunDirectory) -> Tower:
-        """The towers of a run. Raises: NotFound, CorruptData."""
+        """The towers of a run. Raises: NotFound, CorruptData, VersionMismatch."""
         stored = storage.load(run, "tower")
         catalogue = {n: t.numpy() for n, t in stored.section("items").items()}
-        config = TowerConfig(**stored.settings["config"])
-        net = TowerNet(stored.settings["num_rows"], config)
+        with run.settings_of("model tower"):
+            config, num_rows = TowerConfig(**stored.settings["config"]), stored.settings["num_rows"]
+            keys = catalogue.pop("key")
+        net = TowerNet(num_rows, config)
         storage.restore(net, stored.section("net"), f"run {run.run_id}, models/tower.safetensors")
-        return cls(net, ItemRows(catalogue.pop("key"), catalogue), config, stored.version)
+        return cls(net, ItemRows(keys, catalogue), config, stored.version)
 
     def save(self, folder: Path) -> None:
         """Write tower.safetensors and tower.json into `folder`."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from llm_reranker.config import DEPTH
 from recsys.core import Tier
 from recsys.core.config import in_range
 
@@ -41,7 +42,7 @@ class Arm:
     name: str
     feeds: tuple[Feed, ...]
     order: Literal["source", "rank", "rerank"] = "source"
-    rerank_depth: int = 50
+    rerank_depth: int = DEPTH
     category_items_max: int = 0
 
     def __post_init__(self) -> None:

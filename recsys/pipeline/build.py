@@ -134,7 +134,8 @@ def _source(name: str, run: RunDirectory, ports: Ports, fallback: RankedList) ->
 
 def _covisit_config(run: RunDirectory) -> CovisitConfig:
     """Of the run, so that an index is asked as it was built."""
-    return CovisitConfig(**run.manifest["config"].get(covisit.SECTION, {}))
+    with run.settings_of("covisit"):
+        return CovisitConfig(**run.manifest["config"].get(covisit.SECTION, {}))
 
 
 def _local_ann(run: RunDirectory) -> CandidateSource:

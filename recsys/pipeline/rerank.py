@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from feature_store import UserFeatures
 from llm_reranker import HistoryItem, Reranker, RerankRequest
+from llm_reranker.prompt import item_texts
 from recsys.core import Candidates, Query
 from recsys.ranking import FeatureMatrix
 from recsys.ranking.catalogue import Catalogue
@@ -56,13 +57,13 @@ def _history(user: UserFeatures, catalogue: Catalogue, history_max: int) -> list
     item_key = user.recent_item_key[newest]
     rows = zip(
         catalogue.items.ids(item_key),
-        catalogue.items.values("title", item_key),
+        item_texts(catalogue.items, item_key),
         user.recent_event_type[newest].tolist(),
         user.recent_time_us[newest].tolist(),
         strict=True,
     )
     return [
-        HistoryItem(item_id=item_id, text=title or "", event_type=kind, event_time_us=time_us)
-        for item_id, title, kind, time_us in rows
+        HistoryItem(item_id=item_id, text=text, event_type=kind, event_time_us=time_us)
+        for item_id, text, kind, time_us in rows
         if item_id is not None
     ]

@@ -191,7 +191,10 @@ class AdminClient:
 
 
 def _as_ours(what: str, target: str, error: grpc.aio.AioRpcError) -> Double11Error:
-    kind = _ERRORS.get(error.code(), Internal)
-    # our servers' details end with what to do
-    fix = error.details() or f"Look at: double11 status --target {target}"
+    kind, details = _ERRORS.get(error.code(), Internal), error.details() or ""
+    if kind is Unavailable:  # nobody there: the words are gRPC's, not those of a server of ours
+        fix = "Start one (double11 serve), or correct the address."
+        return Unavailable(f"{what} at {target}", came=f"UNAVAILABLE ({details})", expected="a gateway", fix=fix)
+    # our servers' details end with what to do; gRPC's own words, e.g. "Deadline Exceeded", are no sentence
+    fix = details if details.endswith(".") else f"Allow it more time, or look at: double11 status --target {target}"
     return kind(f"{what} at {target}", came=error.code().name, expected="an answer", fix=fix)

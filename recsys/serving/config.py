@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from recsys.core import BadInput, Tier
 from recsys.core.config import in_range, section
@@ -16,7 +16,6 @@ from recsys.core.config import in_range, section
 class ServingConfig:
     """The gateway.
 
-    clock: what "now" is for feature reads, `data` = the store's largest event time (demos, replays, imports).
     deadline_ms_default: for clients that set none. deadline_ms_max: cap on what a client may ask.
     admin_listen: where AdminService listens when the main listener is not on loopback.
     scoring_target, rerank_target: gRPC addresses of workers that run elsewhere; empty = supervised on this host.
@@ -27,7 +26,6 @@ class ServingConfig:
     log_queue_bytes_max: published events and impressions waiting for the durable log.
     """
 
-    clock: Literal["wall", "data"] = "wall"
     deadline_ms_default: float = 200.0
     deadline_ms_max: float = 2_000.0
     admin_listen: str = "127.0.0.1:50052"

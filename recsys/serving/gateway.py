@@ -30,9 +30,9 @@ from double11.v1 import (
 )
 from prometheus_client import start_http_server
 
-from feature_store.online import open_reader
+from feature_store.online import feature_clock, open_reader
 from llm_reranker.client import RemoteReranker
-from recsys.core import Clock, DataClock, RunDirectory, WallClock, logging
+from recsys.core import RunDirectory, logging
 from recsys.core.config import Config
 from recsys.core.items import ItemTable
 from recsys.pipeline import Budget, PipelineConfig, Ports, build
@@ -78,7 +78,7 @@ class Gateway:
 
     def __init__(self, options: ServeOptions, config: Config) -> None:
         """Raises: NotFound, CorruptData for the run; BadInput, VersionMismatch for an arm it cannot serve."""
-        self.run = RunDirectory.open(options.run)
+        self.run = RunDirectory.open(options.run.resolve())  # `current` may be moved while we serve
         self.arm = served_arm(options.arm, self.run, reranker=options.reranker)
         self.port = self.admin_port = 0
         self._options, self._config = options, config
@@ -109,7 +109,7 @@ class Gateway:
         if options.writer and options.store.startswith("embedded:"):
             self._supervisor.start(_writer(options))
         reader = open_reader(options.store, self._config)
-        clock: Clock = DataClock(reader.max_event_time_us) if serving.clock == "data" else WallClock()
+        clock = feature_clock(reader, self._config)
         self._ports = Ports(
             features=reader, clock=clock, rng=np.random.default_rng(), ann=ann, scorer=scorer, reranker=reranker
         )
@@ -197,7 +197,7 @@ class Gateway:
 
     def _start_worker(self, name: str, module: str, *more: str) -> str:
         address = self._supervisor.reserve_port()
-        argv = ["-m", module, "--run", str(self._options.run), "--listen", address, *more]
+        argv = ["-m", module, "--run", str(self.run.root), "--listen", address, *more]
         if self._options.config_path is not None:
             argv += ["--config", str(self._options.config_path)]
         self._supervisor.start(ChildSpec(name=name, argv=argv))

@@ -19,11 +19,11 @@ from recsys.core import BadInput, RunDirectory, RunWriter
 from recsys.core.items import ItemTable
 from recsys.core.logging import get_logger
 from recsys.data import Dataset
-from recsys.models.ranker import Calibration, Ranker
+from recsys.models.ranker import Calibration, Prior, Ranker
 from recsys.training.base_run import iso, manifest_fields, write_base
 from recsys.training.lists import window_lists, window_starts
 from recsys.training.rank_lists import RankLists
-from recsys.training.ranker_trainer import calibrate, score_lists, train_ranker
+from recsys.training.ranker_trainer import calibrate, choose_prior, score_lists, train_ranker
 from recsys.training.settings import Settings
 from recsys.training.validation import list_measures
 from recsys.training.window_workers import prepare
@@ -62,9 +62,9 @@ def train(
         lists = window_lists(dataset, windows, seed=seed, settings=settings, work=work)
         write_base(run, dataset, until_us, seed=seed, settings=settings, work=work)
         items = ItemTable.read(run.path("items.parquet"))
-        judged, calibration = _judge(lists, items, seed=seed, settings=settings, work=work)
+        judged, prior, calibration = _judge(lists, items, seed=seed, settings=settings, work=work)
         ranker = _fit(lists, items, seed=seed, settings=settings, work=work)
-        ranker.calibration = calibration
+        ranker.prior, ranker.calibration = prior, calibration
         ranker.save(run.path("models/ranker.json").parent)
         run.fields["measures"] = {
             "validation": judged,
@@ -74,12 +74,12 @@ def train(
 
 
 def out_of_fold_scores(
-    lists: list[RankLists], items: ItemTable, *, seed: int, settings: Settings, work: Path
+    lists: list[RankLists], items: ItemTable, like: Ranker, *, seed: int, settings: Settings, work: Path
 ) -> list[npt.NDArray[np.float32]]:
     """Scores of each window's lists by a ranker trained on other windows: out-of-fold by time block.
 
     The last window, which validates, is scored by a ranker of all the windows before it; of those, each half is scored
-    by a ranker of the other half.
+    by a ranker of the other half. like: the run's ranker, whose prior and calibration put the scores on its scale.
     """
     *earlier, last = lists
     half = (len(earlier) + 1) // 2
@@ -88,22 +88,24 @@ def out_of_fold_scores(
     for fitted, scored in folds:
         if scored:
             ranker = _fit(fitted or [last], items, seed=seed, settings=settings, work=work)
+            ranker.prior, ranker.calibration = like.prior, like.calibration
             scores += [score_lists(ranker, part) for part in scored]
     return scores
 
 
 def _judge(
     lists: list[RankLists], items: ItemTable, *, seed: int, settings: Settings, work: Path
-) -> tuple[dict[str, float], Calibration]:
-    """Measures of a ranker trained without the last window on the last window, and its calibration."""
+) -> tuple[dict[str, float], Prior, Calibration]:
+    """Measures, prior and calibration of a ranker trained without the last window, on the last window."""
     *earlier, last = lists
     if not earlier:
-        return {}, Calibration()
+        return {}, Prior(), Calibration()
     ranker = _fit(earlier, items, seed=seed, settings=settings, work=work)
+    ranker.prior = choose_prior(ranker, last)
     scores = score_lists(ranker, last)
     measures = list_measures(last, scores)
-    _log.info("ranker_validated", **{k: round(v, 4) for k, v in measures.items()})
-    return measures, calibrate(scores, last.label)
+    _log.info("ranker_validated", **{k: round(v, 4) for k, v in measures.items()}, prior=ranker.prior.weight)
+    return measures, ranker.prior, calibrate(scores, last.label)
 
 
 def _fit(lists: list[RankLists], items: ItemTable, *, seed: int, settings: Settings, work: Path) -> Ranker:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from recsys.core.config import in_range, section
 
 AUTO = "auto"
+_MINUTE_DAYS = 1 / 1440
 
 
 @section("training")
@@ -15,9 +16,10 @@ class TrainingConfig:
     """How a run is trained. The same data, seed, settings and thread count give the same bytes.
 
     windows: stacked windows for ranker data, the last one is validation until the final refit.
-    window_days: 0 = a tenth of the data's span, between 1 and 30 days.
+    window_days: 0 = a tenth of the data's span, between 1 and 30 days; else a minute to 366 days.
     positives: what the ranker is to foresee, as in `replay --positives`; auto = purchases where there are any.
     queries_per_window_max, candidates_max: bounds of the ranker's training lists.
+    ranker_steps_min: small data gets more epochs, up to this many steps.
     tower_examples_max: (user, time) pairs per epoch, newest kept.
     """
 
@@ -32,6 +34,7 @@ class TrainingConfig:
     tower_learning_rate: float = 0.003
     tower_table_learning_rate: float = 0.3
     ranker_epochs: int = 4
+    ranker_steps_min: int = 80
     ranker_batch_queries: int = 32
     ranker_rows_per_query: int = 128
     ranker_learning_rate: float = 0.003
@@ -41,7 +44,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         in_range("training.windows", self.windows, 2, 100, fix="One window trains and one validates, at least.")
-        in_range("training.window_days", self.window_days, 0, 366)
+        in_range("training.window_days", self.window_days, _MINUTE_DAYS if self.window_days else 0, 366)
         in_range("training.queries_per_window_max", self.queries_per_window_max, 1, 10_000_000)
         in_range("training.candidates_max", self.candidates_max, 1, 10_000)
         in_range("training.tower_epochs", self.tower_epochs, 1, 1_000)
@@ -51,6 +54,7 @@ class TrainingConfig:
         in_range("training.tower_table_learning_rate", self.tower_table_learning_rate, 1e-7, 10)
         in_range("training.ranker_table_learning_rate", self.ranker_table_learning_rate, 1e-7, 10)
         in_range("training.ranker_epochs", self.ranker_epochs, 1, 1_000)
+        in_range("training.ranker_steps_min", self.ranker_steps_min, 1, 1_000_000)
         in_range("training.ranker_batch_queries", self.ranker_batch_queries, 1, 1 << 20)
         in_range("training.ranker_rows_per_query", self.ranker_rows_per_query, 2, 10_000)
         in_range("training.ranker_weight_decay", self.ranker_weight_decay, 0, 10)

@@ -21,11 +21,13 @@ from recsys.core.items import ItemTable
 from recsys.core.progress import bar
 from recsys.models.config import RankerConfig
 from recsys.models.embeddings import Vocabulary, dense_parameters, fuse_optimizer
-from recsys.models.ranker import Calibration, Ranker, RankerNet
+from recsys.models.ranker import Calibration, Prior, Ranker, RankerNet
 from recsys.training.config import TrainingConfig
 from recsys.training.loop import LossGuard, seed_torch
 from recsys.training.rank_lists import RankLists
+from recsys.training.validation import ndcg
 
+_PRIOR_WEIGHTS = (0.0, 1.0, 4.0, 16.0, 64.0)
 _LEVEL_WEIGHT = 0.5  # of the binary loss beside the list loss
 
 
@@ -48,12 +50,13 @@ def train_ranker(
         dense_parameters(net, [net.tables]), lr=config.ranker_learning_rate, weight_decay=config.ranker_weight_decay
     )
     num_batches = -(-len(useful) // config.ranker_batch_queries)
-    steps = config.ranker_epochs * num_batches
+    epochs = max(config.ranker_epochs, -(-config.ranker_steps_min // num_batches))
+    steps = epochs * num_batches
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.ranker_learning_rate, total_steps=steps)
     guard = LossGuard("ranker", work)
     net.train()
     with bar(total=steps, what="ranker", unit="batch") as progress:
-        for _ in range(config.ranker_epochs):
+        for _ in range(epochs):
             rows = _sample(lists, config.ranker_rows_per_query, rng)
             for batch in np.array_split(rng.permutation(useful), num_batches):
                 loss, saved = _loss(ranker, lists, batch, rows[batch])
@@ -83,6 +86,21 @@ def score_lists(ranker: Ranker, lists: RankLists) -> npt.NDArray[np.float32]:
             int(one.as_of_us[0]),
         )
     return scores
+
+
+def choose_prior(ranker: Ranker, lists: RankLists) -> Prior:
+    """How much the retrieval stage's order should count, by NDCG@10 on lists the ranker has not seen.
+
+    The smallest weight among the best; none where the lists have no such feature.
+    """
+    if Prior().feature not in lists.names:
+        return Prior()
+    ranker.prior = Prior(weight=0.0)
+    alone = score_lists(ranker, lists)
+    ranker.prior = Prior(weight=1.0)
+    place = score_lists(ranker, lists) - alone
+    quality = [ndcg(lists, alone + weight * place).mean() for weight in _PRIOR_WEIGHTS]
+    return Prior(weight=_PRIOR_WEIGHTS[int(np.argmax(quality))])
 
 
 def calibrate(logit: npt.NDArray[np.float32], label: npt.NDArray[np.bool_]) -> Calibration:

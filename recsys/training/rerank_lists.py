@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 
 from llm_reranker import HistoryItem
 from llm_reranker.lists import SCHEMA
-from llm_reranker.prompt import history_text, item_text
+from llm_reranker.prompt import history_text, item_texts
 from recsys.core import RunDirectory, VersionMismatch
 from recsys.core.items import ItemTable
 from recsys.data import Dataset
 from recsys.models.embeddings import Vocabulary
+from recsys.models.ranker import Ranker
 from recsys.models.tower import Tower
 from recsys.training.assemble import out_of_fold_scores
 from recsys.training.base_run import window_run
@@ -51,12 +52,13 @@ def make(dataset_dir: Path | str, run: RunDirectory) -> Path:
             expected=str(run.manifest["dataset_hash"]),
             fix="Pass the dataset directory that the run was trained on.",
         )
-    settings, seed = Settings.from_dict(run.manifest["config"]), int(run.manifest["seed"])
+    with run.settings_of("training"):
+        settings, seed = Settings.from_dict(run.manifest["config"]), int(run.manifest["seed"])
     work = run.root.with_name(run.root.name + ".work")
     windows = window_starts(dataset, run.until_us, settings)
     lists = window_lists(dataset, windows, seed=seed, settings=settings, work=work)
     items = ItemTable.read(run.path("items.parquet"))
-    scores = out_of_fold_scores(lists, items, seed=seed, settings=settings, work=work)
+    scores = out_of_fold_scores(lists, items, Ranker.load(run), seed=seed, settings=settings, work=work)
     path = work / "rerank-lists.parquet"
     with pq.ParquetWriter(path, SCHEMA) as writer:
         for part, part_scores in zip(lists, scores, strict=True):
@@ -82,11 +84,8 @@ class _Window:
         keys, vectors = tower.item_vectors()
         self.vocabulary = Vocabulary(keys)
         self.vectors = vectors
-        self.title = items.column("title")
         self.category = np.array([c or "" for c in items.column("category")])
-        self.text = [
-            item_text(*row) for row in zip(self.title, items.column("category"), items.column("brand"), strict=True)
-        ]
+        self.text = item_texts(items, items.item_key)
         self.item_id = items.column("item_id")
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -145,7 +144,7 @@ class _Window:
         events = [
             HistoryItem(
                 item_id=self.item_id[place[i]],
-                text=self.title[place[i]] or "",
+                text=self.text[place[i]],
                 event_type=int(event_type[i]),
                 event_time_us=int(time_us[i]),
             )

@@ -160,11 +160,18 @@ async def test_malformed_protobuf_is_invalid_argument(channel, data):
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_expired_deadline_is_deadline_exceeded(channel, shoppers):
+@pytest.mark.parametrize("timeout", ["1n", "100u"])
+async def test_deadline_that_the_server_finds_expired_is_deadline_exceeded(gateway, channel, shoppers, timeout):
+    """The timeout is sent as a header of our own: the client keeps no clock, so it is the server that answers."""
     stub = recommend_pb2_grpc.RecommendationServiceStub(channel)
+    late = recommend_pb2.RecommendRequest(user_id=shoppers[0], request_id=f"late-{timeout}")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.Recommend(recommend_pb2.RecommendRequest(user_id=shoppers[0]), timeout=0)
+        await stub.Recommend(late, metadata=(("grpc-timeout", timeout),))
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    in_time = recommend_pb2.RecommendRequest(user_id=shoppers[0], request_id=f"in-time-{timeout}")
+    assert len((await stub.Recommend(in_time, metadata=(("grpc-timeout", "5S"),))).items) == 10
+    shown = await until(lambda: [i.request_id for i in impressions(gateway) if i.request_id.endswith(f"-{timeout}")])
+    assert shown == [in_time.request_id]
 
 
 async def test_without_a_deadline_the_default_applies(channel, shoppers):

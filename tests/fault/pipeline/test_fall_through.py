@@ -15,7 +15,7 @@ from recsys.core import (
     VersionMismatch,
 )
 from recsys.core.metrics import FALLBACKS
-from recsys.pipeline import Budget, PipelineConfig, build
+from recsys.pipeline import ARMS, Budget, PipelineConfig, build
 
 DOWN = Unavailable("the port", came="nothing", expected="an answer", fix="Start it.")
 
@@ -233,5 +233,6 @@ async def test_the_rerankers_order_counts_within_its_depth_only(shop, store, tmp
     ports = shop.ports(store, ann=Source(DOWN), scorer=Scorer(), reranker=Reranker())
     full, rank = [await build(arm, run, ports).recommend(shop.query(limit=80), shop.NEVER) for arm in ("full", "rank")]
     ids, ranked = [i.item_id for i in full.items], [i.item_id for i in rank.items]
-    assert ids[:50] == ranked[:50][::-1], "this reranker turns the ranker's order round"
-    assert ids[50:] == ranked[50:]
+    depth = ARMS["full"].rerank_depth
+    assert ids[:depth] == ranked[:depth][::-1], "this reranker turns the ranker's order round"
+    assert ids[depth:] == ranked[depth:]

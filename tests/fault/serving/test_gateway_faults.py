@@ -14,6 +14,7 @@ from serving_world import double11
 
 from recsys.serving import ClientConfig, RecommendClient
 from recsys.serving.client import AdminClient
+from recsys.training.promote import promote
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +108,16 @@ def test_missing_run_says_how_to_make_one(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_without_a_run_the_promoted_one_is_served_and_named_when_there_is_none(tmp_path, run, monkeypatch):
+    monkeypatch.setenv("DOUBLE11_HOME", str(tmp_path / "home"))
+    done = double11("serve", "--listen", "nowhere")
+    assert done.returncode == 2
+    assert "double11 promote RUN" in done.stderr
+    promote(run.root)
+    done = double11("serve", "--arm", "own_history", "--no-writer", "--listen", "nowhere")
+    assert "--listen: got nowhere" in done.stderr
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest"])
 def test_corrupt_run_is_refused_before_anything_starts(tmp_path, run, damage):
     broken = tmp_path / "run"
@@ -155,7 +166,7 @@ def test_taken_port_is_unavailable(serve, run, tmp_path):
 
 
 def test_admin_has_a_loopback_listener_of_its_own_when_the_main_one_is_public(serve):
-    toml = '[serving]\nadmin_listen = "127.0.0.1:0"\nclock = "data"\n'
+    toml = '[serving]\nadmin_listen = "127.0.0.1:0"\n'
     gateway = serve("--arm", "own_history", "--no-writer", "--listen", "0.0.0.0:0", toml=toml)
     assert gateway.ready["admin_port"] != gateway.ready["port"]
     assert double11("status", "--target", gateway.target).returncode != 0

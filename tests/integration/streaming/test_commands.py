@@ -127,6 +127,8 @@ def test_dead_letters_are_listed_and_requeued(double11, url):
         ("produce", "nowhere", "--sink", "embedded:x"),
         ("ingest", "--source", "kafka://localhost", "--store", "embedded:x"),
         ("ingest", "--source", "embedded:x"),
+        ("forget", ""),
+        ("forget", "u" * 257),
     ],
 )
 def test_bad_input_exits_2_with_what_to_do(double11, url, args, tmp_path, monkeypatch):

@@ -10,18 +10,35 @@ import pytest
 
 from feature_store.online.memory import MemoryStore
 from llm_reranker.lists import read
-from recsys.core import BadInput, Conflict, CorruptData, Deadline, ManualClock, Query, RunDirectory, VersionMismatch
+from llm_reranker.prompt import item_texts
+from recsys.core import (
+    BadInput,
+    Conflict,
+    CorruptData,
+    Deadline,
+    ManualClock,
+    NotFound,
+    Query,
+    RunDirectory,
+    VersionMismatch,
+)
+from recsys.core.items import ItemTable
 from recsys.data import Dataset, simulate
 from recsys.models.config import RankerConfig, TowerConfig
 from recsys.models.ranker import Ranker
 from recsys.models.tower import Tower
 from recsys.pipeline import Ports, build
 from recsys.training import Settings, TrainingConfig, rerank_lists, train
-from recsys.training.promote import current_link, promote
+from recsys.training.promote import current_link, current_run, promote
 
 SETTINGS = Settings(
     training=TrainingConfig(
-        windows=3, queries_per_window_max=40, tower_epochs=1, tower_examples_max=2_000, ranker_epochs=2
+        windows=3,
+        queries_per_window_max=40,
+        tower_epochs=1,
+        tower_examples_max=2_000,
+        ranker_epochs=2,
+        ranker_steps_min=1,
     ),
     tower=TowerConfig(dim=16, heads=2, history_items_max=10),
     ranker=RankerConfig(dim=4, hidden=8),
@@ -94,6 +111,10 @@ def test_rerank_lists_come_from_the_windows_and_are_labelled(world, run):
     assert (lists.query_time_us < run.until_us).all()
     assert lists.item_embedding.shape[1] == 16
     assert 0 < lists.label.mean() < 0.5
+    items = ItemTable.read(run.path("items.parquet"))
+    texts = set(item_texts(items, items.item_key))
+    assert set(lists.item_text) <= texts
+    assert {line.split(": ", 1)[1] for text in lists.history_text for line in text.splitlines()} <= texts
     assert lists.history_text[0]
 
 
@@ -118,8 +139,10 @@ def test_times_outside_the_data_and_runs_that_exist_are_refused(world, run, tmp_
 
 def test_promote_points_at_a_whole_run_only(run, tmp_path, monkeypatch):
     monkeypatch.setenv("DOUBLE11_HOME", str(tmp_path / "home"))
+    with pytest.raises(NotFound, match="double11 promote RUN"):
+        current_run()
     promote(run.root)
-    assert RunDirectory.open(current_link()).run_id == run.run_id
+    assert RunDirectory.open(current_run()).run_id == run.run_id
     broken = tmp_path / "broken"
     shutil.copytree(run.root, broken)
     (broken / "models/ranker.safetensors").write_bytes(b"short")

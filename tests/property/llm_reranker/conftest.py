@@ -1,33 +1,5 @@
-"""Loads the shared synthetic world of the reranker tests (tests have no packages, so by path)."""
+"""Fixtures of tests/worlds/llm_reranker_world.py."""
 
-from __future__ import annotations
+from llm_reranker_world import run_fixture, world_fixture
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
-import pytest
-
-from recsys.core.run_dir import RunDirectory
-
-_PATH = Path(__file__).parents[2] / "unit" / "llm_reranker" / "world.py"
-
-
-@pytest.fixture(scope="session")
-def world() -> ModuleType:
-    """tests/unit/llm_reranker/world.py, one instance per process."""
-    name = "llm_reranker_world"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, _PATH)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-@pytest.fixture(scope="session")
-def run(world: ModuleType) -> RunDirectory:
-    """A run with a tiny distilled reranker."""
-    return world.distilled_run()
+__all__ = ["run_fixture", "world_fixture"]

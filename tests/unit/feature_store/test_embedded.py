@@ -9,7 +9,7 @@ import lmdb
 import pytest
 
 from feature_store.materialize import materialize
-from feature_store.online import Commit, OffsetStep, open_reader, open_store
+from feature_store.online import Commit, OffsetStep, feature_clock, open_reader, open_store
 from feature_store.update import archived_updates
 from feature_store.views import VIEW_SET
 from recsys.core import BadInput, Conflict, CorruptData, Deadline, EventBatch, Overloaded, VersionMismatch
@@ -51,6 +51,16 @@ async def test_readers_in_the_process_see_what_is_committed(tmp_path):
     store.close()
     assert (await reader.user("ann", T + 1, NEVER)).values["purchase_count_all"] == 1
     reader.close()
+
+
+def test_now_is_the_machines_or_the_newest_event(tmp_path):
+    store = open_store(f"embedded:{tmp_path}")
+    fill(store, bought("ann"))
+    assert feature_clock(store, Config()).now_us() > T + 1
+    file = {"feature_store": {"clock": "data"}}
+    assert feature_clock(store, Config(file)).now_us() == T + 1
+    assert feature_clock(store, Config(file, flags={"feature_store.clock": "wall"})).now_us() > T + 1
+    store.close()
 
 
 def test_a_file_that_is_no_store_is_named(tmp_path):

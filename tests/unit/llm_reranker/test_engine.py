@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +17,8 @@ from llm_reranker.base import HistoryItem, RerankRequest
 from llm_reranker.config import RerankConfig
 from llm_reranker.engine import LocalReranker
 from llm_reranker.prefix_cache import PrefixCache
-from recsys.core import BadInput, CorruptData, Deadline, DeadlineExceeded, NotFound, VersionMismatch
+from llm_reranker.prompt import item_texts
+from recsys.core import BadInput, CorruptData, Deadline, DeadlineExceeded, NotFound, VersionMismatch, keys
 from recsys.core.run_dir import RunDirectory
 
 NOW_US = 1_500_000_000_000_000
@@ -46,6 +48,16 @@ def test_too_few_tokens_cut_the_depth_and_the_rest_is_nan(run: RunDirectory) -> 
     assert cut.depth == 15
     assert cut.scores[:15] == pytest.approx(whole.scores[:15], abs=1e-5)
     assert np.isnan(cut.scores[15:]).all()
+
+
+def test_a_history_without_texts_is_looked_up_as_candidates_are(run: RunDirectory, world: ModuleType) -> None:
+    engine, asked = LocalReranker.load(run)._engine, ask(5)
+    texts = item_texts(world.items(), keys([h.item_id for h in asked.history]))
+    assert all(" | " in text for text in texts)
+    told = replace(asked, history=[replace(h, text=t) for h, t in zip(asked.history, texts, strict=True)])
+    nameless = replace(asked, history=[replace(h, item_id="never seen") for h in asked.history])
+    scores = [engine.score([request], [0.0])[0].scores for request in (asked, told, nameless)]
+    assert scores[0].tolist() == scores[1].tolist() != scores[2].tolist()
 
 
 def test_a_late_first_request_does_not_take_the_others_with_it(run: RunDirectory) -> None:

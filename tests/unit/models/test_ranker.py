@@ -3,7 +3,7 @@ import pytest
 
 from recsys.core import BadInput, VersionMismatch, keys
 from recsys.core.metrics import MISSING_FEATURES
-from recsys.models.ranker import Calibration, Ranker
+from recsys.models.ranker import Calibration, Prior, Ranker
 from recsys.models.scaling import Scaling
 
 DAY_US = 86_400_000_000
@@ -65,11 +65,12 @@ def test_a_matrix_of_another_shape_is_refused(ranker):
 
 
 def test_saved_and_loaded_it_answers_the_same_bits(ranker, written):
-    ranker.calibration = Calibration(0.5, -1.0)
+    ranker.prior, ranker.calibration = Prior("covisit_score", 2.0), Calibration(0.5, -1.0)
     again = Ranker.load(written(ranker))
-    assert (again.version, again.feature_names, again.calibration) == (
+    assert (again.version, again.feature_names, again.prior, again.calibration) == (
         ranker.version,
         ranker.feature_names,
+        ranker.prior,
         ranker.calibration,
     )
     np.testing.assert_array_equal(_score(again, VALUES, IDS), _score(ranker, VALUES, IDS))

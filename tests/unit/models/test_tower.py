@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
-from recsys.core import CorruptData, NotFound, RunDirectory, keys
+from recsys.core import CorruptData, NotFound, RunDirectory, VersionMismatch, keys
 from recsys.models.delta import ModelDelta, Rows, encode, target_of
 from recsys.models.history import Histories
+from recsys.models.ranker import Ranker
 from recsys.models.tower import Tower
 
 DAY_US = 86_400_000_000
@@ -78,6 +79,17 @@ def test_weights_of_other_settings_are_refused(tower, written):
     settings.write_text(settings.read_text().replace('"heads": 2', '"heads": 3'))
     with pytest.raises(CorruptData, match="weights"):
         Tower.load(run)
+
+
+@pytest.mark.parametrize("model", ["tower", "ranker"])
+@pytest.mark.parametrize(("written_as", "is_now"), [('"config"', '"settings"'), ('"dim"', '"width"')])
+def test_settings_of_another_release_are_a_version_mismatch(model, written_as, is_now, tower, ranker, written):
+    made, load = {"tower": (tower, Tower.load), "ranker": (ranker, Ranker.load)}[model]
+    run = written(made)
+    settings = run.root / f"models/{model}.json"
+    settings.write_text(settings.read_text().replace(written_as, is_now))
+    with pytest.raises(VersionMismatch, match=f"model {model}.*train again"):
+        load(run)
 
 
 def test_a_run_without_a_model_says_so(ranker, written):

@@ -1,5 +1,6 @@
 """What is shipped: the wheel, the commands, the make targets, the locks."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -89,6 +90,7 @@ def test_commands_start_without_heavy_libraries(tmp_path: Path) -> None:
     [
         (["no-such-command"], 2, "No such command"),
         (["doctor", "--no-such-flag"], 2, "--no-such-flag"),
+        (["--log-level", "loud", "doctor"], 2, "--log-level"),
         (["doctor", "--json", "--no-such-flag"], 2, '"code": "USAGE"'),
     ],
 )
@@ -98,6 +100,28 @@ def test_wrong_usage_is_exit_code_2(
     assert run(args) == code
     printed = capsys.readouterr()
     assert message in printed.out + printed.err
+
+
+def test_a_path_that_cannot_be_written_is_a_message(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    source = tmp_path / "a.csv"
+    source.write_text("user_id,item_id,behavior,timestamp\n1,10,view,1511539200\n")
+    out = str(tmp_path / "file" / "out")
+    assert run(["data", "import", "--format", "multi-behaviour", str(source), "--out", out, "--json"]) == 1
+    printed = capsys.readouterr()
+    error = json.loads(printed.out)["error"]
+    assert error["code"] == "IO_ERROR"
+    assert str(tmp_path / "file") in error["message"]
+    assert "permissions" in error["fix"]
+
+
+def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
+    code = (
+        "import os; end, start = os.pipe(); os.close(end); os.dup2(start, 1)\n"
+        "from recsys.cli.main import main; main(['data', 'formats'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_make_help_lists_the_targets_the_readme_names() -> None:

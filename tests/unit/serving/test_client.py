@@ -1,10 +1,12 @@
-"""The client-side throttle of the SRE book."""
+"""The client-side throttle of the SRE book, and what the clients say about a server that does not answer."""
+
+import socket
 
 import numpy as np
 import pytest
 
-from recsys.core import Overloaded, Unavailable
-from recsys.serving.client import RecommendClient, Throttle
+from recsys.core import DeadlineExceeded, Overloaded, Unavailable
+from recsys.serving.client import AdminClient, RecommendClient, Throttle
 from recsys.serving.config import ClientConfig
 
 
@@ -50,6 +52,15 @@ async def test_unreachable_server_is_unavailable_then_throttled():
         for _ in range(30):
             with pytest.raises((Unavailable, Overloaded)) as caught:
                 await client.recommend("u", deadline_ms=500)
-            errors.append(type(caught.value))
-        assert errors[0] is Unavailable
-        assert Overloaded in errors
+            errors.append(caught.value)
+        assert isinstance(errors[0], Unavailable)
+        assert "double11 serve" in errors[0].fix
+        assert any(isinstance(error, Overloaded) for error in errors)
+
+
+async def test_a_server_that_does_not_answer_in_time_is_said_with_what_to_do():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        async with AdminClient(f"127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.05) as client:
+            with pytest.raises(DeadlineExceeded) as caught:
+                await client.status()
+    assert "double11 status" in caught.value.fix

@@ -8,8 +8,8 @@ from recsys.serving.config import AdmissionConfig, PeakConfig, PeakPlan, Serving
 
 
 def test_values_come_from_their_sections():
-    config = Config({"serving": {"clock": "data", "admission": {"in_flight_limit": 3}}})
-    assert config.get(ServingConfig).clock == "data"
+    config = Config({"serving": {"metrics_port": 9464, "admission": {"in_flight_limit": 3}}})
+    assert config.get(ServingConfig).metrics_port == 9464
     assert config.get(AdmissionConfig).in_flight_limit == 3
 
 

@@ -11,16 +11,17 @@ from recsys.core import CorruptData, keys
 from recsys.core.items import ItemTable
 from recsys.models.config import RankerConfig
 from recsys.models.history import Histories
+from recsys.models.ranker import Prior
 from recsys.training import TrainingConfig
 from recsys.training.loop import LossGuard
 from recsys.training.rank_lists import RankLists
-from recsys.training.ranker_trainer import calibrate, score_lists, train_ranker
+from recsys.training.ranker_trainer import calibrate, choose_prior, score_lists, train_ranker
 from recsys.training.validation import list_measures, ndcg
 
 ITEMS = ItemTable.from_table(
     pa.table({"item_id": [f"i{n}" for n in range(40)], "item_key": keys([f"i{n}" for n in range(40)])})
 )
-CONFIG = TrainingConfig(ranker_epochs=15, ranker_batch_queries=8, ranker_learning_rate=0.02)
+CONFIG = TrainingConfig(ranker_epochs=15, ranker_batch_queries=8, ranker_steps_min=1, ranker_learning_rate=0.02)
 
 
 def make_lists(queries=60, seed=0):
@@ -67,6 +68,16 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_others():
     first, again, other = (score_lists(_train(lists, seed=s, ranker_epochs=1), lists) for s in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+def test_the_prior_wins_where_the_ranker_learnt_nothing():
+    lists = dataclasses.replace(make_lists(), names=("own_history_score", "retrieval_score", "noise"))
+    untaught = _train(dataclasses.replace(lists, label=np.zeros(1200, bool)))
+    prior = choose_prior(untaught, lists)
+    assert prior.weight > 0
+    untaught.prior = prior
+    assert list_measures(lists, score_lists(untaught, lists))["ndcg@10"] > 0.7
+    assert choose_prior(untaught, make_lists()) == Prior()  # lists without that feature
 
 
 def test_calibrated_probabilities_have_the_right_level_and_the_same_order():

@@ -1,6 +1,7 @@
 import pytest
 
 from recsys.core import BadInput
+from recsys.training import TrainingConfig
 from recsys.training.windows import DAY_US, Window, stacked, window_length_us
 
 
@@ -19,3 +20,9 @@ def test_short_data_gives_fewer_windows_and_too_short_is_refused():
     assert stacked(0, 4 * DAY_US, windows=5, days=1.3)[0].from_us >= 1.3 * DAY_US
     with pytest.raises(BadInput, match="window-days"):
         stacked(0, 2 * DAY_US, windows=5)
+
+
+@pytest.mark.parametrize("days", [1e-13, -1.0, 400.0, float("nan")])
+def test_windows_of_no_length_or_none_are_refused(days):
+    with pytest.raises(BadInput, match=r"training\.window_days"):
+        TrainingConfig(window_days=days)

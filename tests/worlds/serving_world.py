@@ -1,6 +1,6 @@
 """A small shop, a whole run trained on it, and gateways over it: what the serving tests share.
 
-Loaded by path from the conftest of tests/{integration,fault,e2e}/serving; files are made once per test session.
+Fixtures for tests/{integration,fault,e2e}/serving; files are made once per test session.
 """
 
 import json
@@ -39,8 +39,10 @@ vocab_size = 600
 student_epochs = 1
 """
 TOML = """
-[serving]
+[feature_store]
 clock = "data"
+
+[serving]
 start_s_max = 90
 drain_s_max = 5
 restart_backoff_s_min = 0.2

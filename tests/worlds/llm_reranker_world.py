@@ -9,12 +9,15 @@ from __future__ import annotations
 import atexit
 import functools
 import shutil
+import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from llm_reranker.base import HistoryItem
 from llm_reranker.config import DistillConfig
@@ -100,3 +103,15 @@ def distilled_run() -> RunDirectory:
     lists = write_lists(root / "lists.parquet")
     distill(lists, items(), root / "folder", config=TINY, version="1")
     return RunDirectory.open(root / "run").add_files(root / "folder", "reranker/1", {"rerankers": ["1"]})
+
+
+@pytest.fixture(name="world", scope="session")
+def world_fixture() -> ModuleType:
+    """The module of this fixture."""
+    return sys.modules[__name__]
+
+
+@pytest.fixture(name="run", scope="session")
+def run_fixture() -> RunDirectory:
+    """A run with a tiny distilled reranker."""
+    return distilled_run()

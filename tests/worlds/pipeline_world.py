@@ -7,13 +7,16 @@ item 4 delisted, items 70 to 79 arrived in the last days. Nothing happens at or 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from feature_store.online.memory import MemoryStore
 from feature_store.views import VIEW_SET
@@ -155,3 +158,21 @@ def candidates(item_key, score=None, name: str = "s") -> Candidates:
     item_key = np.asarray(item_key, np.int64)
     score = np.arange(len(item_key), 0, -1) if score is None else score
     return Candidates.from_source(name, item_key, np.asarray(score, np.float32))
+
+
+@pytest.fixture(name="shop", scope="session")
+def shop_fixture() -> ModuleType:
+    """The module of this fixture."""
+    return sys.modules[__name__]
+
+
+@pytest.fixture(name="store", scope="session")
+def store_fixture() -> MemoryStore:
+    """`store()`, folded once."""
+    return store()
+
+
+@pytest.fixture(name="run", scope="session")
+def run_fixture(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """`write_run`, once."""
+    return write_run(tmp_path_factory.mktemp("shop") / "run")
