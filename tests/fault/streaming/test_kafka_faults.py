@@ -39,7 +39,8 @@ def broker(tmp_path_factory, used_server):
 @pytest.fixture(params=DRIVERS)
 def room(request, broker, kafka_config):
     """An open log with topics, and their names."""
-    config, _ = kafka_config(request.param)
+    # A loaded machine takes long to start a broker again.
+    config, _ = kafka_config(request.param, request_timeout_ms=60_000, delivery_timeout_ms=120_000)
     topics = config.get(Topics)
     with open_log(f"kafka://{broker.address}", config) as log:
         log.create_topics(StreamingConfig(partitions=2).partitions_by_topic(topics))
