@@ -41,6 +41,8 @@ _MOVING = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
 }
 
 
@@ -127,6 +129,7 @@ class ConfluentLog(KafkaLog):
                 if _inner(error).code() not in _MOVING or time.monotonic() > deadline_s:
                     raise self.error(error, topic) from error
             time.sleep(_WAIT_S)
+            self._present()  # asks for the leaders again
 
 
 class ConfluentProducer(KafkaProducer):
