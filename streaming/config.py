@@ -1,13 +1,16 @@
-"""Configuration of streaming: [streaming], [streaming.topics], [streaming.embedded], [streaming.job]."""
+"""Configuration of streaming: its job and its logs; [streaming] and [streaming.topics] are in topics.py."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from recsys.core.config import in_range, section
+from recsys.core.errors import BadInput
 from streaming.topics import StreamingConfig, Topics
 
-__all__ = ["EmbeddedLogConfig", "JobConfig", "StreamingConfig", "Topics"]
+__all__ = ["EmbeddedLogConfig", "JobConfig", "KafkaConfig", "StreamingConfig", "Topics"]
 
 
 @section("streaming.embedded")
@@ -23,6 +26,68 @@ class EmbeddedLogConfig:
         in_range("streaming.embedded.map_bytes_max", self.map_bytes_max, 1 << 20, 1 << 44)
         in_range("streaming.embedded.buffer_records_max", self.buffer_records_max, 1, 1 << 20)
         in_range("streaming.embedded.buffer_bytes_max", self.buffer_bytes_max, 1 << 10, 1 << 30)
+
+
+@section("streaming.kafka")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KafkaConfig:
+    """Where the brokers are is in the log's URL; secrets are in files.
+
+    driver: confluent (librdkafka) is ten times as fast as kafka-python, which is pure Python.
+
+    sasl_password_file: a file with nothing but the password. ssl_*_file: PEM; without a CA, the system's.
+    prefetch_bytes_max: records a consumer holds before they are asked for. buffer_bytes_max, linger_ms, compression:
+    of producers. replication_factor, min_insync_replicas: of topics that `streaming init` creates.
+    request_timeout_ms: how long a broker may be silent; delivery_timeout_ms: how long a record may take to be durable,
+    so how long a broker may be away before `flush` gives up.
+    """
+
+    driver: Literal["confluent", "kafka-python"] = "confluent"
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    sasl_username: str = ""
+    sasl_password_file: Path | None = None
+    ssl_ca_file: Path | None = None
+    ssl_cert_file: Path | None = None
+    ssl_key_file: Path | None = None
+    prefetch_bytes_max: int = 64 << 20
+    buffer_bytes_max: int = 64 << 20
+    linger_ms: int = 5
+    compression: Literal["none", "lz4", "zstd", "gzip"] = "lz4"
+    replication_factor: int = 3
+    min_insync_replicas: int = 2
+    request_timeout_ms: int = 30_000
+    delivery_timeout_ms: int = 120_000
+
+    def __post_init__(self) -> None:
+        in_range("streaming.kafka.prefetch_bytes_max", self.prefetch_bytes_max, 4 << 20, 1 << 31)
+        in_range("streaming.kafka.buffer_bytes_max", self.buffer_bytes_max, 4 << 20, 1 << 31)
+        in_range("streaming.kafka.linger_ms", self.linger_ms, 0, 1_000)
+        in_range("streaming.kafka.replication_factor", self.replication_factor, 1, 100)
+        in_range("streaming.kafka.min_insync_replicas", self.min_insync_replicas, 1, self.replication_factor)
+        in_range("streaming.kafka.request_timeout_ms", self.request_timeout_ms, 1_000, 300_000)
+        low = self.request_timeout_ms + self.linger_ms
+        in_range("streaming.kafka.delivery_timeout_ms", self.delivery_timeout_ms, low, 3_600_000)
+        if self.security_protocol.startswith("SASL") and not (self.sasl_username and self.sasl_password_file):
+            raise BadInput(
+                "configuration [streaming.kafka]",
+                came=f"security_protocol {self.security_protocol} without a name and a password",
+                expected="sasl_username and sasl_password_file",
+                fix="Set both; the password is the file's only content.",
+            )
+
+    def password(self) -> str:
+        """The SASL password. Raises: BadInput for a file that cannot be read."""
+        assert self.sasl_password_file is not None, "__post_init__ checked it"
+        try:
+            return self.sasl_password_file.read_text("utf-8").strip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(
+                "configuration streaming.kafka.sasl_password_file",
+                came=f"{self.sasl_password_file}: {type(error).__name__}",
+                expected="a readable text file",
+                fix="Correct the path or the file's mode.",
+            ) from error
 
 
 @section("streaming.job")

@@ -3,8 +3,11 @@
 A fixture that starts or reaches a real server calls `used_server("kafka", "Apache Kafka 4.3.1, DOUBLE11_KAFKA_HOME")`.
 """
 
+import importlib.util
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +21,12 @@ _VARIABLES = {
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_USED] = {}
+    spec = importlib.util.spec_from_file_location("kafka_broker", Path(__file__).with_name("kafka_broker.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config.pluginmanager.register(module, spec.name)
 
 
 @pytest.fixture(scope="session")

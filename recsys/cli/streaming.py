@@ -29,11 +29,11 @@ def streaming() -> None:
 @json_option
 def init(log: str | None, config_path: Path | None, as_json: bool) -> None:
     """Create the topics that are missing; running it again is harmless."""
-    from streaming.config import StreamingConfig, Topics
-    from streaming.log import default_url, open_log
+    from streaming.config import StreamingConfig
+    from streaming.log import default_url, open_log, topics_at
 
     config, url = Config.load(config_path), log or default_url()
-    partitions = config.get(StreamingConfig).partitions_by_topic(config.get(Topics))
+    partitions = config.get(StreamingConfig).partitions_by_topic(topics_at(url, config))
     with open_log(url, config) as opened:
         opened.create_topics(partitions)
     document = {"log": url, "topics": dict(partitions)}
@@ -60,8 +60,7 @@ def produce(
     """Send a dataset directory's events to the log, catalogue changes included."""
     from recsys.core import progress
     from recsys.data import Dataset
-    from streaming.config import Topics
-    from streaming.log import open_log
+    from streaming.log import open_log, topics_at
     from streaming.produce import check_not_future
     from streaming.produce import produce as send_all
 
@@ -77,7 +76,7 @@ def produce(
         report = send_all(
             dataset.event_batches(before_us=before_us),
             log,
-            topics=config.get(Topics),
+            topics=topics_at(sink, config),
             clock=clock,
             speed=speed,
             shift_us=shift_us,
@@ -104,12 +103,12 @@ def ingest(
     from feature_store.online import open_store
     from recsys.core import progress
     from streaming.archive import Archive
-    from streaming.config import JobConfig, StreamingConfig, Topics
+    from streaming.config import JobConfig, StreamingConfig
     from streaming.job import Job
-    from streaming.log import open_log
+    from streaming.log import open_log, topics_at
 
     config = Config.load(config_path)
-    topics, settings = config.get(Topics), config.get(JobConfig)
+    topics, settings = topics_at(source, config), config.get(JobConfig)
     writer = open_store(store, config)
     try:
         with open_log(source, config) as log, progress.bar(what="ingest", unit="records") as bar:
@@ -146,13 +145,12 @@ def list_(log: str | None, limit: int, config_path: Path | None, as_json: bool) 
     from collections import deque
 
     from feature_store.describe import iso
-    from streaming.config import Topics
     from streaming.dead_letter import letters
-    from streaming.log import default_url, open_log
+    from streaming.log import default_url, open_log, topics_at
 
-    config = Config.load(config_path)
-    with open_log(log or default_url(), config) as opened:
-        newest = deque(letters(opened, config.get(Topics).dead_letter), maxlen=limit)
+    config, url = Config.load(config_path), log or default_url()
+    with open_log(url, config) as opened:
+        newest = deque(letters(opened, topics_at(url, config).dead_letter), maxlen=limit)
     rows = [
         {
             "cause": m.cause,
@@ -178,13 +176,12 @@ def list_(log: str | None, limit: int, config_path: Path | None, as_json: bool) 
 @json_option
 def requeue(log: str | None, cause: str | None, config_path: Path | None, as_json: bool) -> None:
     """Send the records back to their topics, with the event ids they had."""
-    from streaming.config import Topics
     from streaming.dead_letter import requeue as send_back
-    from streaming.log import default_url, open_log
+    from streaming.log import default_url, open_log, topics_at
 
-    config = Config.load(config_path)
-    with open_log(log or default_url(), config) as opened:
-        done, cut = send_back(opened, config.get(Topics).dead_letter, cause)
+    config, url = Config.load(config_path), log or default_url()
+    with open_log(url, config) as opened:
+        done, cut = send_back(opened, topics_at(url, config).dead_letter, cause)
     text = f"requeued {done:,}; {cut:,} left, of which only the first 64 KiB were kept"
     emit({"requeued": done, "left_truncated": cut}, as_json=as_json, text=lambda: text)
 
@@ -201,19 +198,19 @@ def forget(user: str, log: str | None, config_path: Path | None, as_json: bool) 
     """
     from recsys.core import EventBatch, EventKind
     from recsys.core.ids import ID_BYTES_MAX
-    from streaming.config import Topics
-    from streaming.log import default_url, open_log
+    from streaming.log import default_url, open_log, topics_at
     from streaming.produce import produce as send_all
 
     if not 1 <= (size := len(user.encode())) <= ID_BYTES_MAX:
         expected = f"1 to {ID_BYTES_MAX} bytes of UTF-8"
         raise BadInput("USER", came=f"{size} bytes", expected=expected, fix="Give the id that the events carry.")
-    config, event_id, now_us = Config.load(config_path), f"forget-{uuid.uuid4()}", WallClock().now_us()
+    config, url = Config.load(config_path), log or default_url()
+    event_id, now_us = f"forget-{uuid.uuid4()}", WallClock().now_us()
     batch = EventBatch.from_columns(
         {"event_id": [event_id], "kind": [int(EventKind.FORGET)], "event_time": [now_us], "user_id": [user]}
     )
-    with open_log(log or default_url(), config) as opened:
-        send_all([batch], opened, topics=config.get(Topics))
+    with open_log(url, config) as opened:
+        send_all([batch], opened, topics=topics_at(url, config))
     emit({"user": user, "event_id": event_id}, as_json=as_json, text=lambda: f"{user} will be forgotten ({event_id})")
 
 

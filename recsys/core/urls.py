@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from recsys.core.errors import BadInput
 
 SCHEMES = ("embedded", "kafka", "redis", "rediss")
+_SERVER = re.compile(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}")
+_TOPIC = re.compile(r"[\w.-]{0,249}", re.ASCII)  # what Kafka allows, or none
 
 
 def default_url() -> str:
@@ -40,3 +43,20 @@ def embedded_path(url: str, what: str) -> Path:
     if name != "embedded" or not path:
         raise BadInput(what, came=url, expected="embedded:PATH", fix="Use an embedded: URL with a path.")
     return Path(path)
+
+
+def kafka_address(url: str, what: str) -> tuple[str, str | None]:
+    """Bootstrap servers `host:port[,host:port]` and the topic of a `kafka://...[/TOPIC]` URL.
+
+    Raises: BadInput for another scheme, a missing port or more than one topic.
+    """
+    name, _, rest = url.partition("://")
+    servers, _, topic = rest.partition("/")
+    if name != "kafka" or not all(_SERVER.fullmatch(s) for s in servers.split(",")) or not _TOPIC.fullmatch(topic):
+        raise BadInput(
+            what,
+            came=url,
+            expected="kafka://HOST:PORT[,HOST:PORT][/TOPIC]",
+            fix="Write e.g. kafka://localhost:9092; user and password belong in [streaming.kafka].",
+        )
+    return servers, topic or None

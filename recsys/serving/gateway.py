@@ -48,8 +48,8 @@ from recsys.serving.recommend_service import InForce, RecommendService
 from recsys.serving.remote import RemoteAnnSource, RemoteScorer, open_channel
 from recsys.serving.server import Server, on_loopback
 from recsys.serving.supervisor import Backoff, ChildSpec, Supervisor
-from streaming.log import open_log
-from streaming.topics import StreamingConfig, Topics
+from streaming.log import open_log, topics_at
+from streaming.topics import StreamingConfig
 
 _log = logging.get_logger(__name__)
 
@@ -100,7 +100,7 @@ class Gateway:
         """
         options, serving = self._options, self._serving
         log = open_log(options.log, self._config)
-        topics = self._config.get(Topics)
+        topics = topics_at(options.log, self._config)
         await asyncio.to_thread(log.create_topics, self._config.get(StreamingConfig).partitions_by_topic(topics))
         self._stack.callback(log.close)
         self._stack.push_async_callback(self._supervisor.stop, serving.drain_s_max)

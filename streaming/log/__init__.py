@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from recsys.core import BadInput, Clock
 from recsys.core.config import Config
-from recsys.core.urls import default_url, embedded_path, scheme
-from streaming.config import EmbeddedLogConfig
+from recsys.core.urls import default_url, embedded_path, kafka_address, scheme
+from streaming.config import EmbeddedLogConfig, KafkaConfig
 from streaming.log.base import SCHEMA_HEADER, SCHEMA_VERSION, STRESS_HEADER, Consumer, Log, Producer, RecordBatch
 from streaming.log.embedded import EmbeddedLog
+from streaming.topics import Topics
 
 __all__ = [
     "SCHEMA_HEADER",
@@ -19,19 +22,33 @@ __all__ = [
     "RecordBatch",
     "default_url",
     "open_log",
+    "topics_at",
 ]
 
 
 def open_log(url: str, config: Config | None = None, clock: Clock | None = None) -> Log:
     """The log at a URL; topics are made by `create_topics` (double11 streaming init).
 
-    Raises: BadInput for a scheme without a driver in this release.
+    Raises: BadInput for a scheme without a driver, or a URL that is not one.
     """
-    if scheme(url) == "embedded":
-        return EmbeddedLog(embedded_path(url, "log URL"), (config or Config()).get(EmbeddedLogConfig), clock)
-    raise BadInput(
-        "log URL",
-        came=url,
-        expected="embedded:PATH, the one driver of this release",
-        fix="Use embedded:PATH; the Kafka driver comes with a later release.",
-    )
+    config = config or Config()
+    if scheme(url) == "kafka":
+        servers, _ = kafka_address(url, "log URL")
+        settings, topics = config.get(KafkaConfig), topics_at(url, config)
+        if settings.driver == "confluent":
+            from streaming.log.kafka.confluent import ConfluentLog
+
+            return ConfluentLog(servers, settings, topics, clock)
+        from streaming.log.kafka.kafka_python import KafkaPythonLog
+
+        return KafkaPythonLog(servers, settings, topics, clock)
+    if scheme(url) != "embedded":
+        raise BadInput("log URL", came=url, expected="embedded:PATH or kafka://HOST:PORT", fix="Use one of the two.")
+    return EmbeddedLog(embedded_path(url, "log URL"), config.get(EmbeddedLogConfig), clock)
+
+
+def topics_at(url: str, config: Config) -> Topics:
+    """[streaming.topics], with `events` named by the URL where it names a topic: kafka://HOST:PORT/TOPIC."""
+    topics = config.get(Topics)
+    named = kafka_address(url, "log URL")[1] if scheme(url) == "kafka" else None
+    return replace(topics, events=named) if named else topics

@@ -5,6 +5,7 @@ Shape legend: N records.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -16,13 +17,15 @@ VALUE_BYTES_MAX = 1 << 20
 SCHEMA_HEADER = "schema"  # version of the protobuf value
 SCHEMA_VERSION = b"1"
 STRESS_HEADER = "stress"
+_PAUSE_S = 0.005  # between polls that found nothing: records are still on their way
 
 
 @dataclass(frozen=True, slots=True)
 class RecordBatch:
-    """N records of one partition, offsets ascending (they may have gaps).
+    """N records of one partition, offsets ascending (they may have gaps); N = 0 when only `end` moved.
 
     offset [N]; append_us [N] = microseconds UTC at which the log took it; keys, values and headers: N each.
+    end: offset up to which there is no further record, e.g. after the marker of a transaction; 0 = none known.
     """
 
     topic: str
@@ -32,6 +35,7 @@ class RecordBatch:
     keys: Sequence[bytes]
     values: Sequence[bytes]
     headers: Sequence[Mapping[str, bytes]]
+    end: int = 0
 
     def __len__(self) -> int:
         return len(self.values)
@@ -39,7 +43,7 @@ class RecordBatch:
     @property
     def next_offset(self) -> int:
         """Where reading goes on after this batch."""
-        return int(self.offset[-1]) + 1
+        return max(self.end, int(self.offset[-1]) + 1 if len(self.offset) else 0)
 
 
 class Producer(Protocol):
@@ -68,9 +72,10 @@ class Consumer(Protocol):
     """Reads some partitions of one topic from given offsets on."""
 
     def poll(self, *, records_max: int, bytes_max: int) -> list[RecordBatch]:
-        """What is there now, fairly over partitions, within both bounds (but at least one record if there is one).
+        """What has arrived, fairly over partitions, within both bounds (but at least one record if there is one).
 
-        Never waits. Raises: Unavailable.
+        Never waits for records: a driver that fetches over the network returns [] until some are here.
+        Raises: Unavailable; VersionMismatch for offsets that the log no longer has.
         """
         ...
 
@@ -125,7 +130,10 @@ def read_all(log: Log, topic: str, *, records_max: int = 10_000, bytes_max: int 
     left = {p for p, o in end.items() if o > log.begin_offsets(topic)[p]}
     try:
         while left:
-            for batch in consumer.poll(records_max=records_max, bytes_max=bytes_max):
+            batches = consumer.poll(records_max=records_max, bytes_max=bytes_max)
+            if not batches:
+                time.sleep(_PAUSE_S)
+            for batch in batches:
                 yield batch
                 if batch.next_offset >= end[batch.partition]:
                     left.discard(batch.partition)

@@ -1,0 +1,258 @@
+"""What both Kafka drivers share: topics and their settings, fair polls, and the errors a reader can act on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Self
+
+from recsys.core import BadInput, Clock, Double11Error, NotFound, Overloaded, Unavailable, VersionMismatch, WallClock
+from recsys.core.murmur2 import partition_of
+from streaming.config import KafkaConfig
+from streaming.log.base import VALUE_BYTES_MAX, Consumer, Producer, RecordBatch
+from streaming.log.kafka.buffer import FairBuffer
+from streaming.topics import Topics
+
+MESSAGE_BYTES_MAX = 2 << 20  # a value of a mebibyte with key, headers and framing
+REFILL_RECORDS = 1 << 16
+_COMPACTION_LAG_MS = 7 * 86_400_000  # a catalogue change stays readable as long as an event does
+_PAUSE_S = 0.05
+
+
+class KafkaLog(ABC):
+    """A Log on a Kafka cluster. clock gives the records' timestamps."""
+
+    def __init__(self, servers: str, config: KafkaConfig, topics: Topics, clock: Clock | None = None) -> None:
+        """servers: host:port[,host:port]. topics: their names; the catalogue's is compacted."""
+        self.servers, self.config, self.clock = servers, config, clock or WallClock()
+        self._catalog = topics.catalog
+        self._partitions: dict[str, int] = {}
+
+    def create_topics(self, partitions: Mapping[str, int]) -> None:
+        """Create the topics that are missing.
+
+        Raises: VersionMismatch for another number of partitions; BadInput for more replicas than brokers; Unavailable.
+        """
+        deadline_s = time.monotonic() + self.config.request_timeout_ms / 1e3
+        present = self._present()
+        missing = {t: n for t, n in partitions.items() if t not in present}
+        if missing:
+            self._create(missing)
+        while not partitions.keys() <= present.keys():  # brokers learn of a new topic a little later
+            if time.monotonic() > deadline_s:
+                raise self.unavailable(f"no word of the new topics {sorted(missing)}")
+            time.sleep(_PAUSE_S)
+            present = self._present()
+        for topic, number in partitions.items():
+            if present[topic] != number:
+                raise VersionMismatch(
+                    f"topic {topic} at {self.servers}",
+                    came=f"{number} partitions",
+                    expected=f"{present[topic]}, as it was created with",
+                    fix="Set [streaming] partitions to that, or rename the topics: P never changes in place.",
+                )
+
+    def num_partitions(self, topic: str) -> int:
+        """Partitions of a topic. Raises: NotFound, Unavailable."""
+        if topic not in self._partitions:
+            present = self._present()
+            if topic not in present:
+                raise NotFound(
+                    f"topic {topic}",
+                    came=f"none at {self.servers}",
+                    expected="an existing topic",
+                    fix=f"Create it: double11 streaming init --log kafka://{self.servers}",
+                )
+            self._partitions[topic] = present[topic]
+        return self._partitions[topic]
+
+    def begin_offsets(self, topic: str) -> Mapping[int, int]:
+        """First offset still there, by partition."""
+        return self._offsets(topic, end=False)
+
+    def end_offsets(self, topic: str) -> Mapping[int, int]:
+        """Last stable offset, by partition: open transactions are not counted."""
+        return self._offsets(topic, end=True)
+
+    def check(self) -> None:
+        """Raises: Unavailable unless a broker answers."""
+        self._present()
+
+    @abstractmethod
+    def producer(self) -> Producer:
+        """A producer, usable from several threads."""
+
+    @abstractmethod
+    def consumer(self, topic: str, offsets: Mapping[int, int]) -> Consumer:
+        """A consumer of the given partitions from the given offsets on."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the connections of the log itself."""
+
+    @abstractmethod
+    def _present(self) -> dict[str, int]:
+        """Every topic and its number of partitions. Raises: Unavailable."""
+
+    @abstractmethod
+    def _create(self, partitions: Mapping[str, int]) -> None:
+        """Create topics; one that has come into being meanwhile is no error."""
+
+    @abstractmethod
+    def _offsets(self, topic: str, *, end: bool) -> dict[int, int]:
+        """First or last stable offset, by partition."""
+
+    def topic_settings(self, topic: str) -> dict[str, str]:
+        """Settings of a topic that is created."""
+        settings = {
+            "max.message.bytes": str(MESSAGE_BYTES_MAX),
+            "min.insync.replicas": str(self.config.min_insync_replicas),
+        }
+        if topic == self._catalog:
+            settings |= {"cleanup.policy": "compact", "min.compaction.lag.ms": str(_COMPACTION_LAG_MS)}
+        return settings
+
+    def unavailable(self, came: object) -> Unavailable:
+        """The broker is away, or does not understand us."""
+        return Unavailable(
+            f"Kafka at {self.servers}",
+            came=came,
+            expected="a broker that answers",
+            fix="Check that it runs and that the address and [streaming.kafka] are right, then start again: "
+            "what was acknowledged is kept.",
+        )
+
+    def too_few_brokers(self, came: object) -> BadInput:
+        """More replicas than brokers were asked for."""
+        return BadInput(
+            f"topics at {self.servers}",
+            came=came,
+            expected=f"at least {self.config.replication_factor} brokers",
+            fix="Add brokers; on a single one set [streaming.kafka] replication_factor and min_insync_replicas to 1.",
+        )
+
+    def refused(self, came: object) -> BadInput:
+        """The broker knows us and says no."""
+        return BadInput(
+            f"Kafka at {self.servers}",
+            came=came,
+            expected="to be let in",
+            fix="Check user, password file, certificates and the broker's access rules.",
+        )
+
+    def offsets_gone(self, topic: str, came: object) -> VersionMismatch:
+        """The log no longer has, or never had, the offset we want to read."""
+        return VersionMismatch(
+            f"topic {topic} at {self.servers}",
+            came=came,
+            expected="the offsets that the store has come to",
+            fix="Records are gone, or this is another log: rebuild: double11 features materialize ARCHIVE --store URL.",
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class KafkaProducer(ABC):
+    """Checks records on their way in, and tells every thread that flushes of what failed since its last flush."""
+
+    def __init__(self, log: KafkaLog) -> None:
+        self._log = log
+        self._failures = 0  # only grows; `_told` is how many of them this thread knows
+        self._last_failure: Double11Error | None = None
+        self._told = threading.local()
+
+    def send(self, topic: str, key: bytes, value: bytes, headers: Mapping[str, bytes] | None = None) -> None:
+        """Hand over one record. Raises: BadInput for a value that is too large; NotFound, Unavailable, Overloaded."""
+        if len(value) > VALUE_BYTES_MAX:
+            raise BadInput(
+                f"record for {topic}",
+                came=f"{len(value)} bytes",
+                expected=f"at most {VALUE_BYTES_MAX} bytes",
+                fix="Send smaller values.",
+            )
+        partition = partition_of(key, self._log.num_partitions(topic))
+        self._send(topic, partition, key, value, list(headers.items()) if headers else [])
+
+    def flush(self) -> None:
+        """Return when everything sent is durable. Raises: Unavailable, BadInput."""
+        self._flush()
+        told, self._told.failures = getattr(self._told, "failures", 0), self._failures
+        if self._last_failure is not None and told < self._failures:
+            raise self._last_failure
+
+    @abstractmethod
+    def close(self) -> None:
+        """Flush and let go."""
+
+    @abstractmethod
+    def _send(self, topic: str, partition: int, key: bytes, value: bytes, headers: list[tuple[str, bytes]]) -> None:
+        """Buffer one record; waits for space up to the delivery timeout."""
+
+    @abstractmethod
+    def _flush(self) -> None:
+        """Wait until every record is delivered or has failed. Raises: Unavailable."""
+
+    def _failed(self, error: Double11Error) -> None:
+        """A record could not be delivered."""
+        self._last_failure = error
+        self._failures += 1
+
+    def _full(self) -> Overloaded:
+        return Overloaded(
+            f"Kafka at {self._log.servers}",
+            came="more records than the brokers take",
+            expected=f"space in a buffer of {self._log.config.buffer_bytes_max} bytes",
+            fix="Send more slowly, or raise [streaming.kafka] buffer_bytes_max.",
+        )
+
+
+class KafkaConsumer(ABC):
+    """Hands out fairly what the client has fetched; asks after a broker that has been silent too long."""
+
+    def __init__(self, log: KafkaLog, topic: str, offsets: Mapping[int, int]) -> None:
+        log.num_partitions(topic)
+        self._log, self._topic = log, topic
+        self._buffer = FairBuffer(topic, offsets)
+        self._heard_s = time.monotonic()
+
+    def poll(self, *, records_max: int, bytes_max: int) -> list[RecordBatch]:
+        """What has arrived. Raises: Unavailable, VersionMismatch."""
+        if not self._buffer:
+            now_s = time.monotonic()
+            if self._fetched():
+                self._heard_s = now_s
+            elif now_s - self._heard_s > self._log.config.request_timeout_ms / 1e3:
+                self._ask_after(now_s)
+        return self._buffer.take(records_max, bytes_max)
+
+    def _ask_after(self, now_s: float) -> None:
+        """Nothing has come for long: that is fine if a broker answers, or may still come back in time."""
+        try:
+            self._log.check()
+        except Unavailable:
+            if now_s - self._heard_s > 2 * self._log.config.request_timeout_ms / 1e3:
+                raise
+        else:
+            self._heard_s = now_s
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the connections."""
+
+    @abstractmethod
+    def _fetched(self) -> bool:
+        """Move what the client has fetched into the buffer, without waiting; whether there was anything."""
+
+
+@lru_cache(maxsize=1024)
+def headers_of(pairs: tuple[tuple[str, bytes], ...]) -> Mapping[str, bytes]:
+    """Headers as a mapping; most records carry one of a few."""
+    return MappingProxyType({name: content or b"" for name, content in pairs})

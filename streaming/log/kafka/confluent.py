@@ -1,0 +1,253 @@
+"""The Kafka log with confluent-kafka (librdkafka): the default driver.
+
+Source of the settings' meaning: librdkafka's CONFIGURATION.md.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from confluent_kafka import Consumer as Client
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Producer as ProducerClient
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+
+from recsys.core import Clock, Double11Error, logging
+from streaming.config import KafkaConfig
+from streaming.log.kafka.base import (
+    MESSAGE_BYTES_MAX,
+    REFILL_RECORDS,
+    KafkaConsumer,
+    KafkaLog,
+    KafkaProducer,
+    headers_of,
+)
+from streaming.log.kafka.buffer import Records
+from streaming.topics import Topics
+
+_log = logging.get_logger(__name__)
+_WAIT_S = 0.1
+_REFUSED = {
+    KafkaError._AUTHENTICATION,
+    KafkaError.SASL_AUTHENTICATION_FAILED,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+}
+# A partition has just got a leader, or another one; librdkafka's admin client leaves asking again to us.
+_MOVING = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+}
+
+
+class ConfluentLog(KafkaLog):
+    """A Log on Kafka through librdkafka."""
+
+    def __init__(self, servers: str, config: KafkaConfig, topics: Topics, clock: Clock | None = None) -> None:
+        super().__init__(servers, config, topics, clock)
+        self._timeout_s = config.request_timeout_ms / 1e3
+        self._admin = AdminClient(self.settings())
+
+    def settings(self) -> dict[str, Any]:
+        """What every client of this log needs."""
+        c = self.config
+        found: dict[str, Any] = {
+            "bootstrap.servers": self.servers,
+            "client.id": "double11",
+            "security.protocol": c.security_protocol,
+            "socket.timeout.ms": c.request_timeout_ms,
+            "reconnect.backoff.max.ms": 1_000,
+            "error_cb": _on_error,
+            "log_level": 2,  # what matters reaches error_cb
+        }
+        if c.security_protocol.startswith("SASL"):
+            found |= {
+                "sasl.mechanism": c.sasl_mechanism,
+                "sasl.username": c.sasl_username,
+                "sasl.password": c.password(),
+            }
+        files = {"ca": c.ssl_ca_file, "certificate": c.ssl_cert_file, "key": c.ssl_key_file}
+        return found | {f"ssl.{name}.location": str(path) for name, path in files.items() if path is not None}
+
+    def producer(self) -> ConfluentProducer:
+        """A producer, usable from several threads."""
+        return ConfluentProducer(self)
+
+    def consumer(self, topic: str, offsets: Mapping[int, int]) -> ConfluentConsumer:
+        """A consumer. Raises: NotFound."""
+        return ConfluentConsumer(self, topic, offsets)
+
+    def close(self) -> None:
+        """The admin client has nothing to finish; its connections go with it."""
+
+    def error(self, error: KafkaError | KafkaException, topic: str) -> Double11Error:
+        """An error of librdkafka as one of ours."""
+        if isinstance(error, KafkaException):
+            error = _inner(error)
+        if error.code() in _REFUSED:
+            return self.refused(error.str())
+        if error.code() == KafkaError.INVALID_REPLICATION_FACTOR:
+            return self.too_few_brokers(error.str())
+        if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            return self.offsets_gone(topic, error.str())
+        return self.unavailable(error.str())
+
+    def _present(self) -> dict[str, int]:
+        try:
+            topics = self._admin.list_topics(timeout=self._timeout_s).topics
+        except KafkaException as error:
+            raise self.error(error, "") from error
+        return {name: len(t.partitions) for name, t in topics.items() if t.error is None and t.partitions}
+
+    def _create(self, partitions: Mapping[str, int]) -> None:
+        replicas = self.config.replication_factor
+        new = [NewTopic(t, n, replicas, config=self.topic_settings(t)) for t, n in partitions.items()]
+        for topic, made in self._admin.create_topics(new, request_timeout=self._timeout_s).items():
+            try:
+                made.result()
+            except KafkaException as error:
+                if _inner(error).code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise self.error(error, topic) from error
+
+    def _offsets(self, topic: str, *, end: bool) -> dict[int, int]:
+        spec = OffsetSpec.latest() if end else OffsetSpec.earliest()
+        asked: dict[Any, Any] = {TopicPartition(topic, p): spec for p in range(self.num_partitions(topic))}
+        deadline_s = time.monotonic() + self._timeout_s
+        while True:
+            found: dict[Any, Any] = self._admin.list_offsets(
+                asked, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=self._timeout_s
+            )
+            try:
+                return {at.partition: made.result().offset for at, made in found.items()}
+            except KafkaException as error:
+                if _inner(error).code() not in _MOVING or time.monotonic() > deadline_s:
+                    raise self.error(error, topic) from error
+            time.sleep(_WAIT_S)
+            self._present()  # asks for the leaders again
+
+
+class ConfluentProducer(KafkaProducer):
+    """Idempotent: a batch sent again after a lost answer is stored once, in order."""
+
+    _log: ConfluentLog
+
+    def __init__(self, log: ConfluentLog) -> None:
+        super().__init__(log)
+        c = log.config
+        self._timeout_s = c.delivery_timeout_ms / 1e3
+        self._client = ProducerClient(
+            log.settings()
+            | {
+                "acks": "all",
+                "enable.idempotence": True,
+                "compression.type": c.compression,
+                "linger.ms": c.linger_ms,
+                "message.max.bytes": MESSAGE_BYTES_MAX,
+                "message.timeout.ms": c.delivery_timeout_ms,
+                "request.timeout.ms": c.request_timeout_ms,
+                "queue.buffering.max.kbytes": c.buffer_bytes_max >> 10,
+                "queue.buffering.max.messages": 0,
+                "delivery.report.only.error": True,
+                "on_delivery": self._on_delivery,
+            }
+        )
+
+    def close(self) -> None:
+        """Flush."""
+        self.flush()
+
+    def _send(self, topic: str, partition: int, key: bytes, value: bytes, headers: Any) -> None:
+        timestamp_ms = self._log.clock.now_us() // 1_000
+        deadline_s = 0.0
+        while True:
+            try:
+                self._client.produce(topic, value, key, partition, timestamp=timestamp_ms, headers=headers)
+                return
+            except BufferError as error:
+                now_s = time.monotonic()
+                deadline_s = deadline_s or now_s + self._timeout_s
+                if now_s > deadline_s:
+                    raise self._full() from error
+                self._client.poll(_WAIT_S)
+            except KafkaException as error:
+                raise self._log.error(error, topic) from error
+
+    def _flush(self) -> None:
+        left = self._client.flush(self._timeout_s + 1)  # by then each has been delivered or given up
+        if left:
+            raise self._log.unavailable(f"{left} records not acknowledged")
+
+    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            self._failed(self._log.error(error, message.topic() or ""))
+
+
+class ConfluentConsumer(KafkaConsumer):
+    """Assigned, never subscribed: the store's offsets say where reading starts."""
+
+    _log: ConfluentLog
+
+    def __init__(self, log: ConfluentLog, topic: str, offsets: Mapping[int, int]) -> None:
+        super().__init__(log, topic, offsets)
+        half = log.config.prefetch_bytes_max // 2  # the other half may be in our buffer
+        self._client = Client(
+            log.settings()
+            | {
+                "group.id": "double11-assigned",  # librdkafka wants one; nothing is committed under it
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "auto.offset.reset": "error",
+                "isolation.level": "read_committed",
+                "enable.partition.eof": True,  # says how far there is nothing left: transactions leave gaps
+                "check.crcs": True,
+                "queued.max.messages.kbytes": half >> 10,
+                "fetch.max.bytes": half,
+                "fetch.message.max.bytes": min(half, MESSAGE_BYTES_MAX),
+            }
+        )
+        self._client.assign([TopicPartition(topic, p, o) for p, o in offsets.items()])
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._client.close()
+
+    def _fetched(self) -> bool:
+        messages: list[Any] = self._client.consume(REFILL_RECORDS, timeout=0)
+        arrived: dict[int, list[Any]] = defaultdict(list)
+        for m in messages:
+            if (error := m.error()) is None:
+                arrived[m.partition()].append(m)
+            elif error.code() == KafkaError._PARTITION_EOF:
+                self._buffer.reached(m.partition(), m.offset())
+            elif not error.retriable() and error.code() not in _PASSING:
+                raise self._log.error(error, self._topic)
+        for partition, found in arrived.items():
+            records = Records(
+                [m.offset() for m in found],
+                [m.timestamp()[1] * 1_000 for m in found],
+                [m.key() or b"" for m in found],
+                [m.value() or b"" for m in found],
+                [headers_of(tuple(m.headers() or ())) for m in found],
+            )
+            self._buffer.fill(partition, records)
+        return bool(messages)
+
+
+_PASSING = {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._RESOLVE}
+
+
+def _inner(error: KafkaException) -> KafkaError:
+    found = error.args[0]
+    assert isinstance(found, KafkaError), "librdkafka raises with a KafkaError"
+    return found
+
+
+def _on_error(error: KafkaError) -> None:
+    """Librdkafka goes on trying by itself; the reader of the log should know what it is about."""
+    _log.warning("kafka_client_error", code=error.name(), detail=error.str())

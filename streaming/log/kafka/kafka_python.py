@@ -1,0 +1,227 @@
+"""The Kafka log with kafka-python: pure Python, for machines without a librdkafka."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from kafka import KafkaAdminClient, TopicPartition, errors
+from kafka import KafkaConsumer as Client
+from kafka import KafkaProducer as ProducerClient
+from kafka.protocol.consumer import IsolationLevel, OffsetSpec
+
+from recsys.core import Clock, Double11Error, Unavailable
+from streaming.config import KafkaConfig
+from streaming.log.kafka.base import (
+    MESSAGE_BYTES_MAX,
+    REFILL_RECORDS,
+    KafkaConsumer,
+    KafkaLog,
+    KafkaProducer,
+    headers_of,
+)
+from streaming.log.kafka.buffer import Records
+from streaming.topics import Topics
+
+T = TypeVar("T")
+_REFUSED = (errors.AuthorizationError, errors.SaslAuthenticationFailedError, errors.UnsupportedSaslMechanismError)
+_GONE = (errors.OffsetOutOfRangeError, errors.NoOffsetForPartitionError, errors.LogTruncationError)
+
+
+class KafkaPythonLog(KafkaLog):
+    """A Log on Kafka through kafka-python."""
+
+    def __init__(self, servers: str, config: KafkaConfig, topics: Topics, clock: Clock | None = None) -> None:
+        super().__init__(servers, config, topics, clock)
+        self._client: Any = None
+        self._lock = threading.Lock()
+
+    def settings(self) -> dict[str, Any]:
+        """What every client of this log needs."""
+        c = self.config
+        found: dict[str, Any] = {
+            "bootstrap_servers": self.servers.split(","),
+            "client_id": "double11",
+            "security_protocol": c.security_protocol,
+            "request_timeout_ms": c.request_timeout_ms,
+            "bootstrap_timeout_ms": c.request_timeout_ms,
+            "reconnect_backoff_max_ms": 1_000,
+            "metric_reporters": [],
+        }
+        if c.security_protocol.startswith("SASL"):
+            found |= {
+                "sasl_mechanism": c.sasl_mechanism,
+                "sasl_plain_username": c.sasl_username,
+                "sasl_plain_password": c.password(),
+            }
+        files = {"ssl_cafile": c.ssl_ca_file, "ssl_certfile": c.ssl_cert_file, "ssl_keyfile": c.ssl_key_file}
+        return found | {name: str(path) for name, path in files.items() if path is not None}
+
+    def producer(self) -> KafkaPythonProducer:
+        """A producer, usable from several threads."""
+        return KafkaPythonProducer(self)
+
+    def consumer(self, topic: str, offsets: Mapping[int, int]) -> KafkaPythonConsumer:
+        """A consumer. Raises: NotFound."""
+        return KafkaPythonConsumer(self, topic, offsets)
+
+    def close(self) -> None:
+        """Let go of the admin connections."""
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
+                self._client = None
+
+    def guarded(self, call: Callable[[], T], topic: str) -> T:
+        """The call's result. Raises: our error for one of kafka-python."""
+        try:
+            return call()
+        except errors.KafkaError as error:
+            raise self.error(error, topic) from error
+
+    def error(self, error: Exception, topic: str) -> Double11Error:
+        """An error of kafka-python as one of ours."""
+        came = f"{type(error).__name__} {error}"
+        if isinstance(error, _REFUSED):
+            return self.refused(came)
+        if isinstance(error, errors.InvalidReplicationFactorError):
+            return self.too_few_brokers(came)
+        if isinstance(error, _GONE):
+            return self.offsets_gone(topic, came)
+        return self.unavailable(came)
+
+    def _ask(self, question: Callable[[Any], T], topic: str = "") -> T:
+        """Ask the admin client, one thread at a time; it is made when it is first needed."""
+        with self._lock:
+            if self._client is None:
+                self._client = self.guarded(lambda: KafkaAdminClient(**self.settings()), topic)
+            try:
+                return self.guarded(lambda: question(self._client), topic)
+            except Unavailable:
+                self._client.close()  # it may know no broker any more; the next one asks the URL's again
+                self._client = None
+                raise
+
+    def _present(self) -> dict[str, int]:
+        found = self._ask(lambda admin: admin.describe_topics())
+        return {t["name"]: len(t["partitions"]) for t in found if not t["error_code"] and t["partitions"]}
+
+    def _create(self, partitions: Mapping[str, int]) -> None:
+        new = {
+            t: {
+                "num_partitions": n,
+                "replication_factor": self.config.replication_factor,
+                "configs": self.topic_settings(t),
+            }
+            for t, n in partitions.items()
+        }
+        timeout_ms = self.config.request_timeout_ms
+        made = self._ask(lambda admin: admin.create_topics(new, timeout_ms=timeout_ms, raise_errors=False))
+        for topic in made["topics"]:
+            kind = errors.for_code(topic["error_code"])
+            if kind not in (errors.NoError, errors.TopicAlreadyExistsError):
+                raise self.error(kind(topic.get("error_message") or ""), topic["name"])
+
+    def _offsets(self, topic: str, *, end: bool) -> dict[int, int]:
+        spec = OffsetSpec.LATEST if end else OffsetSpec.EARLIEST
+        asked = {TopicPartition(topic, p): spec for p in range(self.num_partitions(topic))}
+        found = self._ask(lambda admin: admin.list_partition_offsets(asked, IsolationLevel.READ_COMMITTED), topic)
+        return {at.partition: int(there.offset) for at, there in found.items()}
+
+
+class KafkaPythonProducer(KafkaProducer):
+    """Idempotent: a batch sent again after a lost answer is stored once, in order.
+
+    kafka-python 3 buffers without a bound, so this waits for what is under way whenever the bound is reached.
+    """
+
+    _log: KafkaPythonLog
+
+    def __init__(self, log: KafkaPythonLog) -> None:
+        super().__init__(log)
+        c = log.config
+        self._timeout_s = c.delivery_timeout_ms / 1e3
+        self._waiting_bytes = 0  # since the last flush
+        self._client = log.guarded(
+            lambda: ProducerClient(
+                **log.settings(),
+                acks="all",
+                enable_idempotence=True,
+                compression_type=None if c.compression == "none" else c.compression,
+                linger_ms=c.linger_ms,
+                max_request_size=MESSAGE_BYTES_MAX,
+                delivery_timeout_ms=c.delivery_timeout_ms,
+                max_block_ms=c.request_timeout_ms,
+                allow_auto_create_topics=False,
+            ),
+            "",
+        )
+
+    def close(self) -> None:
+        """Flush and let go."""
+        try:
+            self.flush()
+        finally:
+            self._client.close(timeout=0)
+
+    def _send(self, topic: str, partition: int, key: bytes, value: bytes, headers: list[tuple[str, bytes]]) -> None:
+        timestamp_ms = self._log.clock.now_us() // 1_000
+        self._waiting_bytes += len(key) + len(value)
+        if self._waiting_bytes > self._log.config.buffer_bytes_max:
+            self._flush()
+        sent = self._log.guarded(lambda: self._client.send(topic, value, key, headers, partition, timestamp_ms), topic)
+        sent.add_errback(lambda error: self._failed(self._log.error(error, topic)))
+
+    def _flush(self) -> None:
+        self._log.guarded(lambda: self._client.flush(self._timeout_s + 1), "")
+        self._waiting_bytes = 0
+
+
+class KafkaPythonConsumer(KafkaConsumer):
+    """Assigned, never subscribed: the store's offsets say where reading starts."""
+
+    _log: KafkaPythonLog
+
+    def __init__(self, log: KafkaPythonLog, topic: str, offsets: Mapping[int, int]) -> None:
+        super().__init__(log, topic, offsets)
+        half = log.config.prefetch_bytes_max // 2  # the other half may be in our buffer
+        self._client = log.guarded(
+            lambda: Client(
+                **log.settings(),
+                group_id=None,
+                enable_auto_commit=False,
+                auto_offset_reset="none",
+                isolation_level="read_committed",
+                allow_auto_create_topics=False,
+                fetch_max_bytes=half,
+                max_partition_fetch_bytes=min(half, MESSAGE_BYTES_MAX),
+            ),
+            topic,
+        )
+        self._partitions = [TopicPartition(topic, p) for p in offsets]
+        self._client.assign(self._partitions)
+        for at in self._partitions:
+            self._client.seek(at, offsets[at.partition])
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._client.close()
+
+    def _fetched(self) -> bool:
+        arrived = self._log.guarded(lambda: self._client.poll(timeout_ms=0, max_records=REFILL_RECORDS), self._topic)
+        for at, found in arrived.items():
+            records = Records(
+                [r.offset for r in found],
+                [r.timestamp * 1_000 for r in found],
+                [r.key or b"" for r in found],
+                [r.value or b"" for r in found],
+                [headers_of(tuple(r.headers)) for r in found],
+            )
+            self._buffer.fill(at.partition, records)
+        for at in self._partitions:
+            # Past markers and aborted records too, which are never handed over.
+            position = self._log.guarded(lambda at=at: self._client.position(at, timeout_ms=0), self._topic)  # type: ignore[misc]
+            if position is not None:
+                self._buffer.reached(at.partition, position)
+        return bool(arrived)
