@@ -192,7 +192,7 @@ async def _served(words: Sequence[str], log: Path) -> AsyncIterator[str]:
             if process.returncode is None:
                 process.terminate()
             try:
-                await asyncio.wait_for(process.wait(), _STOP_S_MAX)
+                await asyncio.wait_for(process.communicate(), _STOP_S_MAX)  # asyncio lets go of the pipe at its end
             except TimeoutError:
                 process.kill()
                 await process.wait()

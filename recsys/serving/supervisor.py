@@ -80,15 +80,19 @@ class Child:
         with suppress(asyncio.CancelledError):
             await self._task
         process = self._process
-        if process is None or process.returncode is not None:
+        if process is None:
             return
-        process.terminate()
+        if process.returncode is None:
+            process.terminate()
+        # Until exit and to the end of its output: only then has asyncio let go of the pipe.
         try:
-            await asyncio.wait_for(process.wait(), timeout_s)
+            await asyncio.wait_for(process.communicate(), timeout_s)
         except TimeoutError:
             _log.warning("child_killed", child=self.spec.name, after_s=timeout_s)
-            process.kill()
-            await process.wait()
+            if process.returncode is None:
+                process.kill()
+            with suppress(TimeoutError):  # a grandchild may hold the pipe for ever
+                await asyncio.wait_for(process.communicate(), timeout_s)
 
     async def _keep_running(self) -> None:
         pause_s = self._backoff.first_s
