@@ -1,4 +1,4 @@
-"""Training: windows, towers, ranker lists, the assembly of a run, online training.
+"""Training: windows, towers, ranker lists, the assembly of a run, rerank lists.
 
 Light names only: what imports torch is imported by `train` when it is called.
 """
