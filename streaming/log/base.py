@@ -13,11 +13,24 @@ from typing import Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from recsys.core import BadInput
+
 VALUE_BYTES_MAX = 1 << 20
 SCHEMA_HEADER = "schema"  # version of the protobuf value
 SCHEMA_VERSION = b"1"
 STRESS_HEADER = "stress"
 _PAUSE_S = 0.005  # between polls that found nothing: records are still on their way
+
+
+def check_size(topic: str, value: bytes) -> None:
+    """What every producer asks of a value. Raises: BadInput over VALUE_BYTES_MAX."""
+    if len(value) > VALUE_BYTES_MAX:
+        raise BadInput(
+            f"record for {topic}",
+            came=f"{len(value)} bytes",
+            expected=f"at most {VALUE_BYTES_MAX} bytes",
+            fix="Send smaller values.",
+        )
 
 
 @dataclass(frozen=True, slots=True)

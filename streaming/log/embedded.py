@@ -18,10 +18,10 @@ from typing import Self
 import lmdb
 import numpy as np
 
-from recsys.core import BadInput, Clock, CorruptData, NotFound, VersionMismatch, WallClock, embedded
+from recsys.core import Clock, CorruptData, NotFound, VersionMismatch, WallClock, embedded
 from recsys.core.murmur2 import partition_of
 from streaming.config import EmbeddedLogConfig
-from streaming.log.base import VALUE_BYTES_MAX, Consumer, Producer, RecordBatch
+from streaming.log.base import Consumer, Producer, RecordBatch, check_size
 
 _KEY = struct.Struct(">HQ")
 _HEAD = struct.Struct("<qHHH")
@@ -138,13 +138,7 @@ class EmbeddedProducer:
 
     def send(self, topic: str, key: bytes, value: bytes, headers: Mapping[str, bytes] | None = None) -> None:
         """Buffer one record. Raises: BadInput for a value that is too large; NotFound for a topic."""
-        if len(value) > VALUE_BYTES_MAX:
-            raise BadInput(
-                f"record for {topic}",
-                came=f"{len(value)} bytes",
-                expected=f"at most {VALUE_BYTES_MAX} bytes",
-                fix="Send smaller values.",
-            )
+        check_size(topic, value)
         partition = partition_of(key, self._log.num_partitions(topic))
         with self._buffer_lock:
             self._buffer.setdefault(topic, []).append((partition, key, value, headers or _NO_HEADERS))

@@ -13,7 +13,7 @@ from typing import Self
 from recsys.core import BadInput, Clock, Double11Error, NotFound, Overloaded, Unavailable, VersionMismatch, WallClock
 from recsys.core.murmur2 import partition_of
 from streaming.config import KafkaConfig
-from streaming.log.base import VALUE_BYTES_MAX, Consumer, Producer, RecordBatch
+from streaming.log.base import Consumer, Producer, RecordBatch, check_size
 from streaming.log.kafka.buffer import FairBuffer
 from streaming.topics import Topics
 
@@ -171,13 +171,7 @@ class KafkaProducer(ABC):
 
     def send(self, topic: str, key: bytes, value: bytes, headers: Mapping[str, bytes] | None = None) -> None:
         """Hand over one record. Raises: BadInput for a value that is too large; NotFound, Unavailable, Overloaded."""
-        if len(value) > VALUE_BYTES_MAX:
-            raise BadInput(
-                f"record for {topic}",
-                came=f"{len(value)} bytes",
-                expected=f"at most {VALUE_BYTES_MAX} bytes",
-                fix="Send smaller values.",
-            )
+        check_size(topic, value)
         partition = partition_of(key, self._log.num_partitions(topic))
         self._send(topic, partition, key, value, list(headers.items()) if headers else [])
 
