@@ -23,8 +23,8 @@ WEIGHT.setflags(write=False)
 def actions(events: pl.DataFrame, items: ItemTable, until_us: int) -> pl.DataFrame:
     """Interest in known items strictly before `until_us`, in event-time order.
 
-    events: a dataset's `events`. Returns user (u32), item_key (i64), weight (f32), time_us (i64); rows of items that
-    `items` does not know are left out.
+    events: a dataset's `events`. Returns user (u32, from 1 in the order of user ids), user_id, item_key (i64), weight
+    (f32), time_us (i64); rows of items that `items` does not know are left out.
     """
     weight = {t.label: float(WEIGHT[t]) for t in EventType if WEIGHT[t] > 0}
     known = pl.DataFrame({"item_id": items.column("item_id"), "item_key": items.item_key})
@@ -35,6 +35,7 @@ def actions(events: pl.DataFrame, items: ItemTable, until_us: int) -> pl.DataFra
         .join(known.lazy(), on="item_id", how="inner", maintain_order="left")
         .select(
             user=pl.col("user_id").rank("dense").cast(pl.UInt32),
+            user_id="user_id",
             item_key="item_key",
             weight=pl.col("event_type").replace_strict(weight, return_dtype=pl.Float32),
             time_us="time_us",

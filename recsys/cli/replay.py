@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from recsys.cli.common import emit, json_option, parse_time_us
+from recsys.cli.common import config_option, emit, json_option, parse_time_us
+from recsys.core import BadInput
 from recsys.evaluation import parse_positives
 
 _COLUMNS = ("ndcg@10", "recall@10", "recall@100", "hr@10", "mrr@10", "coverage@10")
@@ -16,7 +17,7 @@ _COLUMNS = ("ndcg@10", "recall@10", "recall@100", "hr@10", "mrr@10", "coverage@1
 
 @click.command()
 @click.argument("dataset", type=click.Path(path_type=Path))
-@click.option("--run", "run_dir", required=True, type=click.Path(path_type=Path), help="Run directory to compare.")
+@click.option("--run", "run_dir", type=click.Path(path_type=Path), help="Run directory to compare.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the report.")
 @click.option("--arms", default="popular,own_history,retrieval,rank,full", show_default=True, help="Comma list.")
 @click.option("--task", type=click.Choice(["all", "new-only"]), default="all", show_default=True)
@@ -27,12 +28,16 @@ _COLUMNS = ("ndcg@10", "recall@10", "recall@100", "hr@10", "mrr@10", "coverage@1
 @click.option("--k", default=100, show_default=True, help="Slate length.")
 @click.option("--queries-max", type=int, help="Ask a seeded sample of this size.")
 @click.option("--seed", default=0, show_default=True)
+@click.option("--cuts", metavar="ISO,...", help="Train and replay at each of these cuts, instead of --run and --from.")
+@click.option("--seeds", default="0", show_default=True, help="Comma list, with --cuts.")
+@click.option("--work", type=click.Path(path_type=Path), help="Where --cuts keeps runs (default: OUT.work).")
 @click.option("--compare", type=click.Path(path_type=Path), help="Base report for --fail-if.")
 @click.option("--fail-if", multiple=True, metavar="EXPR", help='E.g. "ndcg@10<-2%" or "rank:recall@100<0.2".')
+@config_option
 @json_option
 def replay(
     dataset: Path,
-    run_dir: Path,
+    run_dir: Path | None,
     out: Path,
     arms: str,
     task: Any,
@@ -43,23 +48,46 @@ def replay(
     k: int,
     queries_max: int | None,
     seed: int,
+    cuts: str | None,
+    seeds: str,
+    work: Path | None,
     compare: Path | None,
     fail_if: tuple[str, ...],
+    config_path: Path | None,
     as_json: bool,
 ) -> None:
     """Compare arms of a run on a past period of DATASET by the replay protocol.
 
     Writes report.json, slates.parquet, queries.parquet and report.html to --out. Exit code 3 when a --fail-if is true.
+    With --cuts a run is trained for every cut and seed, and one report.json pools them all.
     """
     from recsys import replay as room
 
+    names = [arm.strip() for arm in arms.split(",") if arm.strip()]
+    if cuts is not None:
+        _rolling(
+            dataset,
+            out,
+            names,
+            cuts,
+            to,
+            seeds,
+            task,
+            positives,
+            work or out.with_name(f"{out.name}.work"),
+            config_path,
+            as_json,
+        )
+        return
+    if run_dir is None:
+        raise BadInput("--run", came="nothing", expected="a run, or --cuts to train at", fix="Pass one of the two.")
     room.check_grammar(fail_if)
     base = room.read_report(compare) if compare is not None else None
     report = room.replay(
         dataset,
         run_dir,
         out,
-        arms=[arm.strip() for arm in arms.split(",") if arm.strip()],
+        arms=names,
         task=task,
         from_us=parse_time_us(from_, "--from"),
         to_us=parse_time_us(to, "--to"),
@@ -71,6 +99,58 @@ def replay(
     )
     emit(report, as_json=as_json, text=lambda: f"{table(report)}\n{(out / 'report.html').resolve()}")
     room.check_gates(report, base, fail_if)
+
+
+def _rolling(
+    dataset: Path,
+    out: Path,
+    arms: list[str],
+    cuts: str,
+    to: str | None,
+    seeds: str,
+    task: Any,
+    positives: str,
+    work: Path,
+    config_path: Path | None,
+    as_json: bool,
+) -> None:
+    from recsys import replay as room
+    from recsys import training
+    from recsys.core.config import Config
+    from recsys.data import Dataset
+
+    times = [parse_time_us(cut.strip(), "--cuts") for cut in cuts.split(",") if cut.strip()]
+    if not all(s.strip().isdigit() for s in seeds.split(",")):
+        raise BadInput("--seeds", came=seeds, expected="numbers, comma between", fix="Write e.g. --seeds 0,1,2.")
+    what = room.Rolling(
+        cuts=tuple(t for t in times if t is not None),
+        to_us=parse_time_us(to, "--to") or Dataset.open(dataset).last_event_us + 1,
+        seeds=tuple(map(int, seeds.split(","))),
+        arms=tuple(arms),
+        task=task,
+        positives=parse_positives(positives),
+    )
+    report = room.rolling(dataset, out, what, work=work, settings=training.Settings.of(Config.load(config_path, {})))
+    emit(report, as_json=as_json, text=lambda: rolling_table(report))
+
+
+def rolling_table(report: Mapping[str, Any]) -> str:
+    """The arms of a rolling report as a text table, pairs below."""
+    head = f"{report['dataset']['name']}, task {report['task']}, {report['queries']:,} queries"
+    lines = [f"{head} at {len(report['cuts'])} cuts, {len(report['seeds'])} seeds, {', '.join(report['positives'])}"]
+    days = [cut[:10] for cut in report["cuts"]]
+    names = ("ndcg@10", "recall@10", "recall@100")
+    lines.append(f"{'arm':<20}" + "".join(f"{n:>12}" for n in (*names, "seeds sd", *(f"@{d}" for d in days))))
+    for arm, row in report["arms"].items():
+        values = [*(row[n] for n in names), row["seeds_sd"]["ndcg@10"]]
+        values += [row["by_cut"].get(cut, {}).get("ndcg@10", float("nan")) for cut in report["cuts"]]
+        lines.append(f"{arm:<20}" + "".join(f"{v:>12.4f}" for v in values))
+    for pair, by_measure in report["pairs"].items():
+        for measure, test in by_measure.items():
+            low, high = test["ci95"]
+            ratio = "" if test["ratio"] is None else f" x{test['ratio']:.3f}"
+            lines.append(f"{pair}: {measure} {test['diff']:+.4f}{ratio} ({low:+.4f} to {high:+.4f}), p {test['p']:.4f}")
+    return "\n".join(lines)
 
 
 def table(report: Mapping[str, Any]) -> str:

@@ -108,6 +108,8 @@ def _named(name: str) -> Arm:
 
 def _source(name: str, run: RunDirectory, ports: Ports, fallback: RankedList) -> CandidateSource | None:
     """The source behind a name; None when it needs an index that the run does not have."""
+    if name in ports.sources:
+        return ports.sources[name]
     if name == "ann" and ports.ann is not None:
         return ports.ann
     file = {"ann": "index/ann.faiss"}.get(name, f"index/{name}.parquet")

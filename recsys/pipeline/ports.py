@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -16,7 +17,10 @@ from recsys.ranking import Scorer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ports:
-    """None for ann, scorer or reranker means: the in-process one of the run, imported only if the arm needs it."""
+    """None for ann, scorer or reranker means: the in-process one of the run, imported only if the arm needs it.
+
+    sources: by name, used instead of the run's; where replay hands in what no run has.
+    """
 
     features: FeatureReader
     clock: Clock
@@ -24,6 +28,7 @@ class Ports:
     ann: CandidateSource | None = None
     scorer: Scorer | None = None
     reranker: Reranker | None = None
+    sources: Mapping[str, CandidateSource] = field(default_factory=dict)
 
 
 @section("pipeline")

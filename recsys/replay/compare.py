@@ -23,6 +23,7 @@ from recsys.evaluation import make_online_queries, make_queries
 from recsys.evaluation.queries import Task
 from recsys.pipeline import ARMS, PipelineConfig, Ports, build
 from recsys.replay import figures, page
+from recsys.replay.peers import NO_PEERS, PEER_ARMS, Peers, fit_peers
 from recsys.replay.protocol import PROTOCOLS, Answers, Past, ReplayProtocol, ask
 
 DEFAULT_ARMS = ("popular", "own_history", "retrieval", "rank", "full")
@@ -74,7 +75,8 @@ def replay(
             fix="Move --from or --to, name other --positives, or use --task all.",
         )  # fmt: skip
     past = Past(dataset.event_batches(before_us=from_us if protocol == "frozen" else to_us))
-    answers = asyncio.run(answer(run, arms, queries, past, k=k, task=task, seed=seed))
+    peers = fit_peers(arms, dataset, run, from_us, seed)
+    answers = asyncio.run(answer(run, arms, queries, past, k=k, task=task, seed=seed, peers=peers))
     slates = pl.concat([frame for a in answers.values() for frame in a.slates])
     num_items = len(dataset.item_table(before_us=from_us))
     computed = figures.compute(slates, queries, arms, num_items=num_items, seed=seed)
@@ -107,15 +109,29 @@ def iso(time_us: int) -> str:
 
 
 async def answer(
-    run: RunDirectory, arms: Sequence[str], queries: pl.DataFrame, past: Past, *, k: int, task: Task, seed: int
+    run: RunDirectory,
+    arms: Sequence[str],
+    queries: pl.DataFrame,
+    past: Past,
+    *,
+    k: int,
+    task: Task,
+    seed: int,
+    peers: Peers = NO_PEERS,
 ) -> dict[str, Answers]:
-    """What each arm of a run says to the queries, its features folded from `past` alone."""
+    """What each arm of a run, or peer, says to the queries, the features folded from `past` alone."""
     clock = ManualClock(0)
     with ExitStack() as stack:
         cascades = {}
         for name in arms:
-            ports = Ports(features=past.store, clock=clock, rng=np.random.default_rng(seed))
-            cascades[name] = build(name, run, ports, config=_NO_CACHE)
+            ports = Ports(
+                features=past.store,
+                clock=clock,
+                rng=np.random.default_rng(seed),
+                sources=peers.sources,
+                scorer=peers.scorers.get(name),
+            )
+            cascades[name] = build(PEER_ARMS.get(name, name), run, ports, config=_NO_CACHE)
             stack.callback(cascades[name].close)
         return await ask(cascades, queries, past, clock, k=k, new_only=task == "new-only")
 
@@ -153,13 +169,17 @@ def _write(
 
 
 def _check(arms: Sequence[str], protocol: str, k: int, out: Path) -> None:
-    unknown = [arm for arm in arms if arm not in ARMS]
+    unknown = [arm for arm in arms if arm not in ARMS and arm not in PEER_ARMS]
     if unknown or not arms:
-        raise BadInput(
-            "--arms", came=", ".join(unknown) or "none", expected=f"some of {', '.join(ARMS)}", fix="Correct the names."
-        )
+        expected = f"some of {', '.join([*ARMS, *PEER_ARMS])}"
+        raise BadInput("--arms", came=", ".join(unknown) or "none", expected=expected, fix="Correct the names.")
     if protocol not in PROTOCOLS:
         raise BadInput("--protocol", came=protocol, expected=" or ".join(PROTOCOLS), fix="Choose one of them.")
+    if protocol == "online" and (fitted := [arm for arm in arms if arm in PEER_ARMS]):
+        raise BadInput(
+            "--protocol online", came=f"arms {', '.join(fitted)}", expected="arms that take in what happens meanwhile",
+            fix="Leave these arms out, or use --protocol frozen.",
+        )  # fmt: skip
     if not 1 <= k <= K_MAX:
         raise BadInput("--k", came=k, expected=f"1 to {K_MAX}", fix="Ask for 100: measures look no further.")
     if out.exists() and not (out / "report.json").is_file():

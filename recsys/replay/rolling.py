@@ -1,0 +1,185 @@
+"""Several cuts and seeds, one report: what a claim about quality rests on.
+
+For every cut and seed a run is trained on events before the cut and replayed until the next cut. The figures are pooled
+over all cuts; a query counts once, with the mean of its seeds, and users are resampled whole. Runs and reports are kept
+in the working folder by cut, seed and commit, so that an interrupted comparison goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from recsys.core import BadInput, RunDirectory
+from recsys.core.errors import CorruptData, NotFound, VersionMismatch
+from recsys.core.hardware import commit, describe
+from recsys.data import Dataset
+from recsys.evaluation import MEASURES, bootstrap_mean_ci, holm, measures, paired_bootstrap
+from recsys.evaluation.queries import Task
+from recsys.replay import compare
+from recsys.replay.figures import HEADLINE, read_report
+from recsys.training import Settings, train
+
+SIMPLE = ("popular", "own_history", "own_history_popular", "item_knn", "als", "bpr", "ease", "tifu_knn")
+SEEDLESS = frozenset(("popular", "own_history", "own_history_popular", "item_knn", "ease", "tifu_knn"))
+RECALL = "recall@100"
+_DIGITS = 6
+_Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rolling:
+    """What is compared. cuts: ascending, microseconds UTC; each is replayed to the next one, the last to `to_us`."""
+
+    cuts: tuple[int, ...]
+    to_us: int
+    seeds: tuple[int, ...]
+    arms: tuple[str, ...]
+    task: Task = "all"
+    positives: tuple[str, ...] = ("purchase",)
+
+    def __post_init__(self) -> None:
+        ordered = [*self.cuts, self.to_us]
+        if not self.cuts or not self.seeds or sorted(set(ordered)) != ordered:
+            raise BadInput(
+                "--cuts", came=", ".join(map(compare.iso, ordered)), expected="ascending times before --to, and a seed",
+                fix="Write e.g. --cuts 2011-06-01,2011-07-01 --seeds 0,1,2.",
+            )  # fmt: skip
+
+
+def rolling(
+    dataset_dir: Path | str, out: Path | str, what: Rolling, *, work: Path | str, settings: Settings | None = None
+) -> dict[str, Any]:
+    """Train, replay and pool; returns and writes OUT/report.json. work: where runs and single reports are kept.
+
+    Raises: what training and replay raise.
+    """
+    dataset, work, out = Dataset.open(dataset_dir), Path(work), Path(out)
+    settings = settings or Settings()
+    parts = []
+    for cut_us, to_us in zip(what.cuts, [*what.cuts[1:], what.to_us], strict=True):
+        for seed in what.seeds:
+            run = _run(dataset, cut_us, seed, settings, work)
+            arms = [arm for arm in what.arms if seed == what.seeds[0] or arm not in SEEDLESS]
+            parts.append(_part(dataset, run, replace(what, arms=tuple(arms)), cut_us, to_us, seed, work))
+    report = {
+        "dataset": {"name": dataset.root.resolve().name, "source": dataset.info.get("source"), "hash": dataset.hash},
+        "protocol": "frozen",
+        "task": what.task,
+        "cuts": [compare.iso(c) for c in what.cuts],
+        "to": compare.iso(what.to_us),
+        "seeds": list(what.seeds),
+        "positives": list(what.positives),
+        **pool(pl.concat(parts), what.arms),
+        "commit": commit(),
+        "hardware": describe(),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    return report
+
+
+def pool(measured: pl.DataFrame, arms: Sequence[str]) -> dict[str, Any]:
+    """{"queries", "arms", "pairs"} of measured queries: arm, cut, seed, query_id, user_id and a column per measure.
+
+    Every arm has its measures pooled, `by_cut`, and `seeds_sd`: the standard deviation over seeds of the pooled mean.
+    Pairs: `rank` against every other arm by NDCG@10, `retrieval` against every simple one by Recall@100; p is
+    Holm-corrected over all pairs.
+    """
+    mean = measured.group_by("arm", "cut", "query_id", "user_id").agg(pl.col(list(MEASURES)).mean())
+    by_arm = {arm: mean.filter(pl.col("arm") == arm).sort("query_id") for arm in arms}
+    users = by_arm[arms[0]]["user_id"].to_list()
+    table: dict[str, Any] = {}
+    for arm, rows in by_arm.items():
+        table[arm] = {m: _rounded(rows[m].mean()) for m in MEASURES}
+        low, high = bootstrap_mean_ci(_values(rows, HEADLINE), 0, users=users)
+        table[arm]["ci95"] = {HEADLINE: [_rounded(low), _rounded(high)]}
+        cuts = rows.group_by("cut").agg(pl.col(list(MEASURES)).mean()).sort("cut")
+        table[arm]["by_cut"] = {
+            compare.iso(row["cut"]): {m: _rounded(row[m]) for m in MEASURES} for row in cuts.iter_rows(named=True)
+        }
+        seeds = measured.filter(pl.col("arm") == arm).group_by("seed").agg(pl.col(list(MEASURES)).mean())
+        table[arm]["seeds_sd"] = {m: _rounded(seeds[m].std() or 0.0) for m in (HEADLINE, RECALL)}
+    return {"queries": len(users), "arms": table, "pairs": _pairs(by_arm, arms, users)}
+
+
+def _pairs(by_arm: Mapping[str, pl.DataFrame], arms: Sequence[str], users: list[str]) -> dict[str, Any]:
+    wanted = [("rank", arm, HEADLINE) for arm in arms if arm != "rank"] if "rank" in arms else []
+    if "retrieval" in arms:
+        wanted += [("retrieval", arm, RECALL) for arm in arms if arm in SIMPLE]
+    tests = [
+        paired_bootstrap(_values(by_arm[a], measure), _values(by_arm[b], measure), 0, users=users)
+        for a, b, measure in wanted
+    ]
+    pairs: dict[str, Any] = {}
+    for (a, b, measure), test, p in zip(wanted, tests, holm([t.p for t in tests]), strict=True):
+        base = float(by_arm[b][measure].mean())  # type: ignore[arg-type]
+        pairs.setdefault(f"{a}-{b}", {})[measure] = {
+            "diff": _rounded(test.diff),
+            "ratio": _rounded(1 + test.diff / base) if base else None,
+            "ci95": [_rounded(bound) for bound in test.ci95],
+            "p": _rounded(p),
+        }
+    return pairs
+
+
+def _run(dataset: Dataset, cut_us: int, seed: int, settings: Settings, work: Path) -> RunDirectory:
+    """The run of one cut and seed; one of this commit and these settings that is there is used again."""
+    root = work / f"run-{cut_us}-{seed}"
+    try:
+        run = RunDirectory.open(root)
+    except (NotFound, CorruptData, VersionMismatch):
+        return train(dataset.root, root, until_us=cut_us, seed=seed, settings=settings, replace=True)
+    facts = (run.manifest["commit"], run.manifest["dataset_hash"], run.manifest["config"])
+    if facts == (commit(), dataset.hash, settings.as_dict()):
+        return run
+    return train(dataset.root, root, until_us=cut_us, seed=seed, settings=settings, replace=True)
+
+
+def _part(
+    dataset: Dataset, run: RunDirectory, what: Rolling, cut_us: int, to_us: int, seed: int, work: Path
+) -> pl.DataFrame:
+    """Measures of every query of every arm at one cut and seed; a report of this run that is there is used again."""
+    folder = work / f"report-{what.task}-{cut_us}-{seed}"
+    if not _answers(folder, run, what, to_us):
+        compare.replay(
+            dataset.root, run, folder, arms=what.arms, task=what.task, from_us=cut_us, to_us=to_us,
+            positives=what.positives, seed=seed,
+        )  # fmt: skip
+    slates, queries = (pl.read_parquet(folder / f"{name}.parquet") for name in ("slates", "queries"))
+    parts = []
+    for arm in what.arms:
+        found = measures(slates.filter(pl.col("arm") == arm), queries)
+        parts.append(
+            found.with_columns(
+                queries["user_id"], arm=pl.lit(arm), cut=pl.lit(cut_us, pl.Int64), seed=pl.lit(seed, pl.Int64)
+            )
+        )
+    return pl.concat(parts)
+
+
+def _answers(folder: Path, run: RunDirectory, what: Rolling, to_us: int) -> bool:
+    """True when the folder's report is of this run, commit and question, with every arm."""
+    try:
+        report = read_report(folder)
+    except (NotFound, CorruptData):
+        return False
+    said = [report.get(k) for k in ("run", "commit", "to", "task", "positives")]
+    wanted = [run.run_id, commit(), compare.iso(to_us), what.task, list(what.positives)]
+    return said == wanted and set(what.arms) <= set(report["arms"])
+
+
+def _values(rows: pl.DataFrame, measure: str) -> _Values:
+    values: _Values = rows[measure].to_numpy()
+    return values
+
+
+def _rounded(value: Any) -> float:
+    return round(float(value), _DIGITS)

@@ -1,0 +1,80 @@
+"""Several cuts and seeds in one report: trained at each cut, pooled by user, and never done twice."""
+
+import json
+
+import polars as pl
+import pytest
+
+from recsys.cli.main import run as double11
+from recsys.core import BadInput
+from recsys.data import Dataset, simulate
+from recsys.evaluation import MEASURES
+from recsys.replay import Rolling
+from recsys.replay.compare import iso
+from recsys.replay.rolling import pool
+
+SMALL = """
+[training]
+windows = 2
+queries_per_window_max = 40
+tower_epochs = 1
+tower_examples_max = 2000
+ranker_epochs = 1
+ranker_steps_min = 1
+[models.tower]
+dim = 16
+heads = 2
+[models.ranker]
+dim = 4
+hidden = 8
+"""
+
+
+def test_a_rolling_comparison_goes_on_where_it_was(tmp_path):
+    simulate("tiny", 0, tmp_path / "data")
+    dataset = Dataset.open(tmp_path / "data")
+    span_us = dataset.last_event_us - dataset.first_event_us
+    cuts = ",".join(iso(dataset.first_event_us + span_us * share // 10) for share in (7, 8))
+    (tmp_path / "double11.toml").write_text(SMALL)
+    command = [
+        "replay", str(dataset.root), "--out", str(tmp_path / "report"), "--cuts", cuts, "--seeds", "1",
+        "--arms", "popular,own_history,lambdamart,retrieval,rank", "--config", str(tmp_path / "double11.toml"),
+    ]  # fmt: skip
+    assert double11(command) == 0
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert set(report["arms"]) == {"popular", "own_history", "lambdamart", "retrieval", "rank"}
+    assert set(report["arms"]["rank"]["by_cut"]) == set(report["cuts"])
+    assert report["arms"]["popular"]["seeds_sd"]["ndcg@10"] == 0
+    assert {"rank-lambdamart", "rank-popular", "retrieval-popular"} <= set(report["pairs"])
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "report.work").rglob("manifest.json")}
+    assert len([p for p in made if p.parent.name.startswith("run-") and p.parent.parent.name == "report.work"]) == 2
+    assert double11(command) == 0
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["arms"] == report["arms"]
+    assert made == {p: p.stat().st_mtime_ns for p in (tmp_path / "report.work").rglob("manifest.json")}
+
+
+def test_queries_count_once_however_many_seeds():
+    rows = [  # arm, cut, seed, query, user, value of every measure
+        ("popular", 1, 0, "a@1", "a", 0.5), ("popular", 2, 0, "a@2", "a", 0.1), ("popular", 2, 0, "b@2", "b", 0.3),
+        ("rank", 1, 0, "a@1", "a", 1.0), ("rank", 2, 0, "a@2", "a", 0.0), ("rank", 2, 0, "b@2", "b", 0.2),
+        ("rank", 1, 1, "a@1", "a", 0.5), ("rank", 2, 1, "a@2", "a", 0.2), ("rank", 2, 1, "b@2", "b", 0.8),
+    ]  # fmt: skip
+    frame = pl.DataFrame(rows, schema=["arm", "cut", "seed", "query_id", "user_id", "value"], orient="row")
+    pooled = pool(frame.with_columns(pl.col("value").alias(m) for m in MEASURES), ("popular", "rank"))
+    assert pooled["queries"] == 3
+    assert pooled["arms"]["popular"]["ndcg@10"] == pytest.approx(0.3)
+    assert pooled["arms"]["rank"]["ndcg@10"] == pytest.approx((0.75 + 0.1 + 0.5) / 3)
+    assert [v["ndcg@10"] for v in pooled["arms"]["rank"]["by_cut"].values()] == pytest.approx([0.75, 0.3])
+    assert pooled["pairs"]["rank-popular"]["ndcg@10"]["diff"] == pytest.approx(0.15)
+    assert pooled["pairs"]["rank-popular"]["ndcg@10"]["ratio"] == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("cuts", [(), (5, 5), (5, 3), (5, 9)])
+def test_cuts_ascend_and_end_before_the_period(cuts):
+    with pytest.raises(BadInput, match="--cuts"):
+        Rolling(cuts=cuts, to_us=9, seeds=(0,), arms=("popular",))
+
+
+def test_a_run_or_cuts(tmp_path, capsys):
+    assert double11(["replay", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "--cuts" in capsys.readouterr().err
