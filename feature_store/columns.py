@@ -94,16 +94,16 @@ class NewRows:
     @classmethod
     def of(cls, code: Words, *columns: Words | int) -> NewRows:
         """From one array or constant per column."""
-        words = np.empty((len(code), len(columns)), np.int64)
+        words = np.empty((len(columns), len(code)), np.int64)
         for c, column in enumerate(columns):
-            words[:, c] = column
-        return cls(code, words)
+            words[c] = column
+        return cls(code, words.T)
 
     @classmethod
     def concat(cls, parts: Iterable[NewRows]) -> NewRows:
         """All rows of all parts."""
         parts = list(parts)
-        return cls(np.concatenate([p.code for p in parts]), np.concatenate([p.words for p in parts]))
+        return cls(np.concatenate([p.code for p in parts]), np.concatenate([p.words.T for p in parts], axis=1).T)
 
 
 def _coded(column: pa.ChunkedArray) -> tuple[list[str], Words]:

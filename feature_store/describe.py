@@ -25,9 +25,9 @@ def describe(kind: str, entity_id: str, blob: bytes, as_of_us: int) -> dict[str,
     """
     views: Views = USER if kind == "user" else ITEM
     state = decode(USER.tables, [blob]) if kind == "user" else item_state([blob])
-    values = views.read(state, as_of_us)
+    values, times = views.read(state, as_of_us), views.times(state)
     features = {
-        name: _feature(int(values.status[0, f]), float(values.number[0, f]), int(values.time_us[0, f]), as_of_us)
+        name: _feature(int(values.status[0, f]), float(values.number[0, f]), int(times[0, f]), as_of_us)
         for f, name in enumerate(views.feature_names)
     }
     if kind == "user":

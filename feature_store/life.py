@@ -25,6 +25,7 @@ LIFE = Table(
         ("price_sum", Op.ADD),
         ("log_price_sum", Op.ADD),
     ),
+    codes=("u1", "u4", "u7", "u7", "u4", "u8", "u6"),
 )
 
 
@@ -37,8 +38,15 @@ def life_rows(code: Words, events: EventColumns) -> NewRows:
     return NewRows.of(code, events.event_type, 1, time, time, priced.astype(np.int64), price, log_price)
 
 
-def dense(rows: Rows, column: str, missing: int = 0) -> npt.NDArray[np.int64]:
-    """One column of `life` by EventType [E, 7]."""
-    out = np.full((len(rows.offsets) - 1, NUM_TYPES), missing, np.int64)
-    out[rows.owner, rows["event_type"]] = rows[column]
-    return out
+NEVER_US = np.iinfo(np.int64).max
+_MISSING = {"first_us": NEVER_US, "last_us": -1}
+
+
+def dense(rows: Rows) -> dict[str, npt.NDArray[np.int64]]:
+    """Every column of `life` by EventType [E, 7]; without a row first_us is NEVER_US, last_us -1, all others 0."""
+    names = rows.table.columns[1:]
+    out = np.empty((len(names), len(rows.offsets) - 1, NUM_TYPES), np.int64)
+    for c, name in enumerate(names):
+        out[c] = _MISSING.get(name, 0)
+    out[:, rows.owner, rows.words[:, 0]] = rows.words.T[1:]
+    return dict(zip(names, out, strict=True))

@@ -22,8 +22,12 @@ def user_features(user_id: str, blob: bytes | memoryview, as_of_us: int) -> User
         return UserFeatures.not_found(user_id, as_of_us, USER_FEATURE_NAMES)
     number = USER.read(state, as_of_us).number[0]
     recent = state["recent"]
-    recent = recent.where(recent["time_us"] < as_of_us)
-    order = np.lexsort((recent["event_key"], recent["time_us"]))
+    if int(recent["time_us"].max(initial=0)) >= as_of_us:
+        recent = recent.where(recent["time_us"] < as_of_us)
+    order = np.argsort(recent["time_us"], kind="stable")
+    time_us = recent["time_us"][order]
+    if (time_us[1:] == time_us[:-1]).any():
+        order = np.lexsort((recent["event_key"], recent["time_us"]))
     pairs = pairs_of(state["pairs"], as_of_us)
     return UserFeatures(
         user_id=user_id,
@@ -31,7 +35,7 @@ def user_features(user_id: str, blob: bytes | memoryview, as_of_us: int) -> User
         status=FeatureStatus.PRESENT,
         recent_item_key=recent["item_key"][order],
         recent_event_type=recent["event_type"][order].astype(np.int8),
-        recent_time_us=recent["time_us"][order],
+        recent_time_us=time_us,
         pair_item_key=pairs.item_key,
         pair_count=pairs.count,
         pair_first_us=pairs.first_us,

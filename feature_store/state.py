@@ -5,6 +5,9 @@ unique. Every reducer is one operation, `feature_store.fold.merge`: rows with an
 column (add, max, min), then only the greatest keys of each group are kept. As addition, maximum and minimum commute,
 and a key once pushed out by greater keys could never come back, the state is a function of the set of events.
 
+In memory a table is kept by column. In its packed form every column has the bytes that its table declares
+(`feature_store.narrow`); an entity of which one value does not fit is packed wide, all its words as they are.
+
 Shape legend: E entities, T tables, R rows of all entities, C columns, W words.
 """
 
@@ -13,16 +16,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from itertools import accumulate
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from feature_store.narrow import Words, pack, unpack, words_of
 from recsys.core import CorruptData
 
-Words = npt.NDArray[np.int64]
-_MAGIC = 0x0D11  # upper half of a blob's first word; the lower half is the blob's length in words
-_ROWS_MAX = (1 << 16) - 1  # row counts are packed as 16-bit lanes
+__all__ = ["FORMAT", "Op", "Rows", "State", "Table", "Words", "decode", "encode", "spread"]
+
+FORMAT = 2  # raise it when blobs change in another way than by their tables' declarations
+# A blob's first word: these 16 bits, 16 of its form, its length in words; then its row counts as 16-bit lanes.
+_MAGIC = 0x0D12
+_NARROW, _WIDE = 0, 1
+_ROWS_MAX = (1 << 16) - 1
 
 
 class Op(Enum):
@@ -33,31 +41,39 @@ class Op(Enum):
     MIN = "min"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Table:
     """One declared table.
 
     key: names of the leading columns, ascending; all values are non-negative.
     values: the other columns and how they combine. A word may carry two 31-bit counts (ADD only).
     keep: most rows per group, by group number; None = as many as there are keys (a declared, small set).
+    span: how far a first key column may be behind the greatest of its group, by group number; None = any distance.
     group_shift: group number = first key column >> group_shift; 63 makes the whole entity one group.
+    codes: bytes of each column in the packed form (`feature_store.narrow`); () = 8 each.
     """
 
     name: str
     key: tuple[str, ...]
     values: tuple[tuple[str, Op], ...] = ()
     keep: tuple[int, ...] | None = None
+    span: tuple[int, ...] | None = None
     group_shift: int = 0
+    codes: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def columns(self) -> tuple[str, ...]:
         """Names of all columns."""
         return (*self.key, *(name for name, _ in self.values))
 
-    @property
+    @cached_property
     def width(self) -> int:
         """C, the number of columns."""
         return len(self.key) + len(self.values)
+
+    def packing(self, form: int) -> tuple[str, ...]:
+        """Codes of all columns in a form."""
+        return self.codes if self.codes and form == _NARROW else ("u8",) * self.width
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +87,12 @@ class Rows:
     @classmethod
     def empty(cls, table: Table, num_entities: int) -> Rows:
         """No rows."""
-        return cls(table, np.zeros(num_entities + 1, np.int64), np.empty((0, table.width), np.int64))
+        return cls(table, np.zeros(num_entities + 1, np.int64), np.empty((table.width, 0), np.int64).T)
 
     @property
     def counts(self) -> Words:
         """Rows per entity [E]."""
-        return np.diff(self.offsets)
+        return self.offsets[1:] - self.offsets[:-1]
 
     @property
     def owner(self) -> Words:
@@ -89,8 +105,15 @@ class Rows:
 
     def where(self, keep: npt.NDArray[np.bool_]) -> Rows:
         """The rows where keep [R] is true."""
-        before = np.concatenate(([0], np.cumsum(keep)))
-        return Rows(self.table, before[self.offsets], self.words[keep])
+        before = np.zeros(len(keep) + 1, np.int64)
+        np.cumsum(keep, out=before[1:])
+        return Rows(self.table, before[self.offsets], self.words.T[:, keep].T)
+
+    def of(self, entities: Words) -> Rows:
+        """The rows of some entities, in that order."""
+        counts = self.counts[entities]
+        at = spread(self.offsets[entities], counts)
+        return Rows(self.table, np.append(0, np.cumsum(counts)), self.words.T[:, at].T)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,29 +135,44 @@ class State:
 
 
 def encode(state: State) -> list[bytes]:
-    """One blob per entity: a word of magic and length, row counts as 16-bit lanes, then each table's rows.
+    """One blob per entity; an entity without rows becomes b""."""
+    packed, is_wide = [], np.zeros(len(state), np.bool_)
+    for rows in state.rows.values():
+        narrow, fits = pack(rows.table.packing(_NARROW), rows.words)
+        packed.append(narrow)
+        if fits is not None:
+            is_wide[rows.owner[~fits]] = True
+    if not is_wide.any():
+        return _assembled(state, packed, _NARROW)
+    out = [b""] * len(state)
+    for form, which in ((_NARROW, np.flatnonzero(~is_wide)), (_WIDE, np.flatnonzero(is_wide))):
+        part = State({name: rows.of(which) for name, rows in state.rows.items()})
+        words = [pack(r.table.packing(form), r.words)[0] for r in part.rows.values()]
+        for e, blob in zip(which.tolist(), _assembled(part, words, form), strict=True):
+            out[e] = blob
+    return out
 
-    An entity without rows becomes b"". Little-endian int64 words throughout.
-    """
+
+def _assembled(state: State, packed: Sequence[Words], form: int) -> list[bytes]:
+    """Blobs of entities that are all packed in one form; packed: per table [R, W]."""
     tables = list(state.rows.values())
     counts_ET = np.stack([r.counts for r in tables], axis=1)
     assert int(counts_ET.max(initial=0)) <= _ROWS_MAX
-    head = 1 + -(-len(tables) // 4)
-    widths = np.array([r.table.width for r in tables])
-    sizes_ET = counts_ET * widths
+    head = _head(len(tables))
+    sizes_ET = counts_ET * np.array([p.shape[1] for p in packed])
     total_E = head + sizes_ET.sum(axis=1)
     start_E = np.cumsum(total_E) - total_E
     out = np.empty(int(total_E.sum()), np.int64)
-    out[start_E] = (_MAGIC << 32) | total_E
+    out[start_E] = (_MAGIC << 48) | (form << 32) | total_E
     lanes = np.zeros((len(counts_ET), (head - 1) * 4), np.uint16)
     lanes[:, : len(tables)] = counts_ET
     out[start_E[:, None] + np.arange(1, head)] = lanes.view(np.int64)
     at_E = start_E + head
-    for i, rows in enumerate(tables):
-        out[spread(at_E, sizes_ET[:, i])] = rows.words.reshape(-1)
+    for i, words in enumerate(packed):
+        out[spread(at_E, sizes_ET[:, i])] = words.reshape(-1)
         at_E = at_E + sizes_ET[:, i]
     data = out.astype("<i8", copy=False).tobytes()
-    known: Words = counts_ET.sum(axis=1)
+    known = np.asarray(counts_ET.any(axis=1))
     ends = ((start_E + total_E) * 8).tolist()
     return [data[a:b] if k else b"" for a, b, k in zip((start_E * 8).tolist(), ends, known.tolist(), strict=True)]
 
@@ -144,30 +182,60 @@ def decode(tables: Sequence[Table], blobs: Sequence[bytes | memoryview]) -> Stat
 
     Raises: CorruptData for a blob that this set of tables did not write.
     """
-    head = 1 + -(-len(tables) // 4)
-    sizes = np.fromiter((len(b) for b in blobs), np.int64, len(blobs))
-    words = np.frombuffer(b"".join(blobs), "<i8") if not (sizes % 8).any() else None
-    total_E = sizes // 8
-    known = total_E > 0
+    sizes = np.fromiter(map(len, blobs), np.int64, len(blobs))
+    if (sizes & 7).any():
+        raise _corrupt("a blob of broken words")
+    words, total_E = np.frombuffer(b"".join(blobs), "<i8"), sizes >> 3
+    head = _head(len(tables))
+    known = np.flatnonzero(total_E)
     start_E = (np.cumsum(total_E) - total_E)[known]
-    counts_ET = np.zeros((len(blobs), len(tables)), np.int64)
-    widths = np.array([t.width for t in tables])
-    if words is None or (total_E[known] < head).any() or (words[start_E] != (_MAGIC << 32) | total_E[known]).any():
+    first = words[start_E]
+    form = first >> 32 & 0xFFFF
+    if (total_E[known] < head).any() or (first & ~(1 << 32) != (_MAGIC << 48) | total_E[known]).any():
         raise _corrupt("a blob without our header")
+    if not form.any():
+        return _decoded(tables, words, _NARROW, len(blobs), known, start_E, total_E[known])
+    parts = [
+        _decoded(tables, words, f, len(blobs), known[form == f], start_E[form == f], total_E[known[form == f]])
+        for f in (_NARROW, _WIDE)
+    ]
+    return State({t.name: _beside(parts[0][t.name], parts[1][t.name]) for t in tables})
+
+
+def _decoded(
+    tables: Sequence[Table], words: Words, form: int, num_entities: int, known: Words, start_E: Words, total_E: Words
+) -> State:
+    """State of `num_entities`, of which `known` have blobs of one form in `words`, from start_E on."""
+    head = _head(len(tables))
     lanes = words[start_E[:, None] + np.arange(1, head)].view(np.uint16)
+    counts_ET = np.zeros((num_entities, len(tables)), np.int64)
     counts_ET[known] = lanes[:, : len(tables)]
-    sizes_ET = counts_ET * widths
-    if (sizes_ET.sum(axis=1)[known] + head != total_E[known]).any():
+    packing = [t.packing(form) for t in tables]
+    sizes_ET = counts_ET * np.array([words_of(codes) for codes in packing])
+    if (sizes_ET.sum(axis=1)[known] + head != total_E).any():
         raise _corrupt("row counts that do not add up to the blob's length")
-    at_E = np.zeros(len(blobs), np.int64)
+    at_E = np.zeros(num_entities, np.int64)
     at_E[known] = start_E + head
+    offsets_TE = np.zeros((len(tables), num_entities + 1), np.int64)
+    np.cumsum(counts_ET.T, axis=1, out=offsets_TE[:, 1:])
     rows = {}
-    for i, table in enumerate(tables):
-        offsets = np.fromiter(accumulate(counts_ET[:, i].tolist(), initial=0), np.int64, len(blobs) + 1)
-        taken = words[spread(at_E, sizes_ET[:, i])].reshape(-1, table.width)
-        rows[table.name] = Rows(table, offsets, taken)
+    for i, (table, codes) in enumerate(zip(tables, packing, strict=True)):
+        taken = words[spread(at_E, sizes_ET[:, i])].reshape(-1, words_of(codes))
+        rows[table.name] = Rows(table, offsets_TE[i], unpack(codes, taken))
         at_E = at_E + sizes_ET[:, i]
     return State(rows)
+
+
+def _beside(one: Rows, other: Rows) -> Rows:
+    """Rows of the same entities, each of which has rows in one of them at most."""
+    order = np.argsort(np.concatenate([one.owner, other.owner]), kind="stable")
+    words = np.concatenate([one.words.T, other.words.T], axis=1)[:, order].T
+    return Rows(one.table, one.offsets + other.offsets, words)
+
+
+def _head(num_tables: int) -> int:
+    """Words before the rows."""
+    return 1 + -(-num_tables // 4)
 
 
 def spread(start_E: Words, length_E: Words) -> slice | Words:

@@ -6,36 +6,24 @@ Shape legend: E entities, F features.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from feature_store.base import FeatureStatus
 from feature_store.columns import EntityKind, EventColumns, NewRows
-from feature_store.state import State, Table, Words
+from feature_store.state import FORMAT, State, Table, Words
 
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """Scalar features of E entities. number: float64 [E, F], NaN unless PRESENT; status int8 [E, F]; time_us [E, F]:
-    event time of the newest event behind the value, 0 = none.
-    """
+    """Scalar features of E entities. number: float64 [E, F], NaN unless PRESENT; status int8 [E, F]."""
 
     number: npt.NDArray[np.float64]
     status: npt.NDArray[np.int8]
-    time_us: Words
-
-    @classmethod
-    def concat(cls, parts: Iterable[Values]) -> Values:
-        """Features side by side."""
-        parts = list(parts)
-        return cls(
-            np.concatenate([p.number for p in parts], axis=1),
-            np.concatenate([p.status for p in parts], axis=1),
-            np.concatenate([p.time_us for p in parts], axis=1),
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +32,8 @@ class FeatureView:
 
     version: raise it when the meaning of a table or value changes without its declaration changing.
     tables: the state. rows(events): what a batch adds, by table name.
-    features: names of the scalar values; values(state, as_of_us): number and time [E, F], NaN = NULL.
+    features: names of the scalar values; values(state, as_of_us): numbers [E, F], NaN = NULL; times(state): event time
+    of the newest event behind each [E, F], 0 = none.
     max_age_us: values whose newest event is older at the time of reading are OUTSIDE_MAX_AGE; None = never.
     """
 
@@ -53,39 +42,36 @@ class FeatureView:
     kind: EntityKind
     tables: tuple[Table, ...]
     rows: Callable[[EventColumns], dict[str, NewRows]]
-    features: tuple[str, ...] = ()
-    values: Callable[[State, int], tuple[npt.NDArray[np.float64], Words]] | None = None
+    features: tuple[str, ...]
+    values: Callable[[State, int], npt.NDArray[np.float64]]
+    times: Callable[[State], Words]
     max_age_us: int | None = None
 
     def read(self, state: State, as_of_us: int, known: npt.NDArray[np.bool_]) -> Values:
         """Values and statuses of E entities as of a time; known [E] tells entities that exist."""
-        shape = (len(known), len(self.features))
-        if self.values is None:
-            return Values(np.empty(shape), np.empty(shape, np.int8), np.empty(shape, np.int64))
-        number, time_us = self.values(state, as_of_us)
-        status = np.full(shape, FeatureStatus.PRESENT, np.int8)
-        status[np.isnan(number)] = FeatureStatus.NULL
+        number = self.values(state, as_of_us)
+        status = np.where(np.isnan(number), np.int8(FeatureStatus.NULL), np.int8(FeatureStatus.PRESENT))
         if self.max_age_us is not None:
-            old = (status == FeatureStatus.PRESENT) & (time_us < as_of_us - self.max_age_us)
-            status[old] = FeatureStatus.OUTSIDE_MAX_AGE
-        status[~known] = FeatureStatus.NOT_FOUND
-        number[status != FeatureStatus.PRESENT] = np.nan
-        return Values(number, status, time_us)
+            old = (status == FeatureStatus.PRESENT) & (self.times(state) < as_of_us - self.max_age_us)
+            status[old], number[old] = FeatureStatus.OUTSIDE_MAX_AGE, np.nan
+        if not known.all():
+            status[~known], number[~known] = FeatureStatus.NOT_FOUND, np.nan
+        return Values(number, status)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Views:
     """All views of one kind of entity; their tables together are its state."""
 
     kind: EntityKind
     views: tuple[FeatureView, ...]
 
-    @property
+    @cached_property
     def tables(self) -> tuple[Table, ...]:
         """Every table, in the order of the packed form."""
         return tuple(t for v in self.views for t in v.tables)
 
-    @property
+    @cached_property
     def feature_names(self) -> tuple[str, ...]:
         """Every scalar feature."""
         return tuple(f for v in self.views for f in v.features)
@@ -97,7 +83,15 @@ class Views:
     def read(self, state: State, as_of_us: int) -> Values:
         """Scalar values of E entities in the order of `feature_names`. An entity without a `life` row is NOT_FOUND."""
         known = state["life"].counts > 0
-        return Values.concat(v.read(state, as_of_us, known) for v in self.views)
+        read = [v.read(state, as_of_us, known) for v in self.views]
+        if len(read) == 1:
+            return read[0]
+        number, status = ([getattr(r, name) for r in read] for name in ("number", "status"))
+        return Values(np.concatenate(number, axis=1), np.concatenate(status, axis=1))
+
+    def times(self, state: State) -> Words:
+        """Event time of the newest event behind each scalar value [E, F], 0 = none."""
+        return np.concatenate([v.times(state) for v in self.views], axis=1)
 
     def declaration(self) -> str:
         """Text that changes when the meaning of stored state or of a value changes."""
@@ -105,5 +99,6 @@ class Views:
 
 
 def version_of(*kinds: Views) -> str:
-    """Version of a view set: 12 hex digits of the SHA-256 of all declarations."""
-    return hashlib.sha256("\n".join(k.declaration() for k in kinds).encode()).hexdigest()[:12]
+    """Version of a view set: 12 hex digits of the SHA-256 of the blobs' format and all declarations."""
+    text = "\n".join([str(FORMAT), *(k.declaration() for k in kinds)])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

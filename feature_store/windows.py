@@ -1,14 +1,15 @@
 """Counts by behaviour in fixed UTC time buckets, summed into windows and decayed at read.
 
-One table, `buckets`, holds four kinds of buckets per entity: ten minutes, hours, days (each with as many of the
-newest as its longest window needs) and hour of day (all events). A window of length w read as of t is the sum of
-the whole buckets that overlap [t - w, t). Six counts of 31 bits ride in three words.
+One table, `buckets`, holds up to four kinds of buckets per entity: ten minutes, hours, days (each as far back from the
+entity's newest as its longest window reaches, and one more) and hour of day (all events). A window of length w read as
+of t is the sum of the whole buckets that overlap [t - w, t). Six counts of 31 bits ride in three words.
 
 Shape legend: N events, E entities, R rows, B behaviours (EventType 1 to 6).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_store.columns import EventColumns, NewRows
-from feature_store.state import Op, Rows, Table, Words, spread
+from feature_store.state import Op, Rows, Table, Words
 from recsys.core import EventType
 
 SECOND_US = 1_000_000
@@ -25,15 +26,18 @@ DAY_US = 24 * HOUR_US
 BEHAVIOURS = tuple(t for t in EventType if t is not EventType.NONE)
 COUNT_WORDS = (("c12", Op.ADD), ("c34", Op.ADD), ("c56", Op.ADD))
 
-_KIND_SHIFT = 40
+_KIND_SHIFT = 29
+_ENTITY_SHIFT = 32
 _TEN_MINUTES, _HOUR, _DAY, _HOUR_OF_DAY = 1, 2, 3, 4
+_AGES, _WEIGHT_UNIT = 64, 1 << 24
 _WIDTH_US = {_TEN_MINUTES: HOUR_US // 6, _HOUR: HOUR_US, _DAY: DAY_US}
 BUCKETS = Table(
     name="buckets",
     key=("kind_index",),
     values=COUNT_WORDS,
-    keep=(0, 8, 26, 32, 24),
+    span=(0, 8, 26, 32, 24),
     group_shift=_KIND_SHIFT,
+    codes=("u4", "2u2", "2u2", "2u2"),
 )
 
 
@@ -56,14 +60,14 @@ WINDOWS = (
 
 @dataclass(frozen=True, slots=True)
 class Decay:
-    """A declared decayed count: its name, the kind of bucket it sums, its half-life."""
+    """A declared decayed count: its name, which window (a place in WINDOWS) it weighs, its half-life."""
 
     name: str
-    bucket: int
+    window: int
     half_life_us: int
 
 
-DECAYS = (Decay("6h", _HOUR, 6 * HOUR_US), Decay("7d", _DAY, 7 * DAY_US))
+DECAYS = (Decay("6h", 1, 6 * HOUR_US), Decay("7d", 3, 7 * DAY_US))
 
 
 def counted(event_type: Words) -> tuple[Words, Words, Words]:
@@ -79,14 +83,14 @@ def counts(rows: Rows) -> npt.NDArray[np.int32]:
     return lanes
 
 
-def bucket_rows(code: Words, events: EventColumns) -> NewRows:
+def bucket_rows(code: Words, events: EventColumns, *, hour_of_day: bool) -> NewRows:
     """What N actions add to `buckets`."""
     words = counted(events.event_type)
-    parts = [
-        NewRows.of(code, (kind << _KIND_SHIFT) | (events.time_us // width), *words) for kind, width in _WIDTH_US.items()
-    ]
-    hour = events.time_us // HOUR_US % 24
-    return NewRows.concat([*parts, NewRows.of(code, (_HOUR_OF_DAY << _KIND_SHIFT) | hour, *words)])
+    hour = events.time_us // HOUR_US
+    index = {_TEN_MINUTES: events.time_us // _WIDTH_US[_TEN_MINUTES], _HOUR: hour, _DAY: hour // 24}
+    if hour_of_day:
+        index[_HOUR_OF_DAY] = hour % 24
+    return NewRows.concat(NewRows.of(code, (kind << _KIND_SHIFT) | i, *words) for kind, i in index.items())
 
 
 def ratio(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -97,62 +101,68 @@ def ratio(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> npt.NDArray[np.flo
 
 
 class BucketReader:
-    """Window sums of E entities as of a time, from running totals: two look-ups per entity and window."""
+    """Window sums of E entities as of a time, from running totals: two look-ups per entity and window.
+
+    Everything is summed as integers, decayed counts too, so a value does not depend, to the last bit, on the entities
+    that are read beside it.
+    """
 
     def __init__(self, rows: Rows, as_of_us: int) -> None:
-        self._as_of_us = as_of_us
-        self._num_entities = len(rows.offsets) - 1
-        self._key = rows["kind_index"]
-        self._order = (rows.owner << 44) | self._key
-        self._rows = rows
+        self._as_of_us, self._rows, self._num_entities = as_of_us, rows, len(rows.offsets) - 1
+        self._packed = rows.words.T[-len(COUNT_WORDS) :]
+        # The bucket that holds as_of - 1 is the last one.
+        self._end = {kind: -(-as_of_us // width) for kind, width in _WIDTH_US.items()}
+        first = [(w.bucket << _KIND_SHIFT) | max((as_of_us - w.length_us) // _WIDTH_US[w.bucket], 0) for w in WINDOWS]
+        end = [(w.bucket << _KIND_SHIFT) | max(self._end[w.bucket], 0) for w in WINDOWS]
+        edges = sorted({*first, *end})
+        wanted = (np.arange(self._num_entities) << _ENTITY_SHIFT)[:, None] + np.array(edges)
+        at = np.searchsorted((rows.owner << _ENTITY_SHIFT) | rows.words[:, 0], wanted)
+        # First row and end row [E, windows]; none for a time before everything.
+        self._low = at[:, [edges.index(f) for f in first]]
+        self._high = np.maximum(self._low, at[:, [edges.index(e) for e in end]])
+
+    def windows(self) -> npt.NDArray[np.float64]:
+        """Counts [E, len(WINDOWS) * B], window by window."""
         # Of the packed words: a difference of two totals is exact whatever wraps around in between.
-        self._total = np.zeros((len(COUNT_WORDS), len(self._key) + 1), np.int64)
-        np.cumsum(np.ascontiguousarray(rows.words[:, -len(COUNT_WORDS) :].T), axis=1, out=self._total[:, 1:])
+        total = _running(self._packed)
+        packed = np.moveaxis(total[:, self._high] - total[:, self._low], 0, 2)
+        lanes: npt.NDArray[np.int32] = np.ascontiguousarray(packed).view(np.int32)
+        return lanes.reshape(self._num_entities, len(WINDOWS) * len(BEHAVIOURS)).astype(np.float64)
 
-    def window(self, window: Window) -> npt.NDArray[np.float64]:
-        """Counts [E, B] in a window."""
-        first = (self._as_of_us - window.length_us) // _WIDTH_US[window.bucket]
-        return self._sums(*self._span(window.bucket, first))
-
-    def decayed(self, decay: Decay, behaviours: tuple[EventType, ...]) -> npt.NDArray[np.float64]:
-        """Counts [E, len(behaviours)], each bucket weighted by 2 ** -(age of its middle / half-life)."""
-        width = _WIDTH_US[decay.bucket]
-        low, high = self._span(decay.bucket, 0)
-        at = spread(low, high - low)
-        middle = (self._key[at] & ((1 << _KIND_SHIFT) - 1)) * width + width // 2
-        weight = np.exp2(-np.maximum(self._as_of_us - middle, 0) / decay.half_life_us)
-        lanes = np.ascontiguousarray(self._rows.words[at, -len(COUNT_WORDS) :]).view(np.int32)
-        weighted = lanes[:, [b - 1 for b in behaviours]] * weight[:, None]
-        # Not from running totals: a value must not depend, to the last bit, on the entities read beside it.
-        sums, some = np.zeros((self._num_entities, len(behaviours))), high > low
-        if some.any():
-            starts = np.cumsum(high - low) - (high - low)
-            sums[some] = np.add.reduceat(weighted, starts[some], axis=0)
-        return sums
+    def decayed(self, behaviours: Sequence[EventType]) -> npt.NDArray[np.float64]:
+        """Counts [E, len(DECAYS) * len(behaviours)]: of a decay's window, each bucket weighted by
+        2 ** -(age of its middle / half-life), to 2 ** -24.
+        """
+        weight_KA = np.zeros((max(_WIDTH_US) + 2, _AGES), np.int64)  # by kind of bucket and age in buckets
+        for decay in DECAYS:
+            kind = WINDOWS[decay.window].bucket
+            middle = (self._end[kind] - 1 - np.arange(_AGES)) * _WIDTH_US[kind] + _WIDTH_US[kind] // 2
+            age_us = np.maximum(self._as_of_us - middle, 0)
+            weight_KA[kind] = np.rint(np.exp2(-age_us / decay.half_life_us) * _WEIGHT_UNIT)
+        last = np.array([(k << _KIND_SHIFT) + self._end.get(k, 0) - 1 for k in range(len(weight_KA))])
+        of_row = self._rows.words[:, 0] >> _KIND_SHIFT
+        age = np.minimum((last[of_row] - self._rows.words[:, 0]).view(np.uint64), _AGES - 1).view(np.int64)
+        weight = weight_KA.ravel()[of_row * _AGES + age]
+        lanes = [self._packed[(b - 1) >> 1] >> 32 * ((b - 1) & 1) & 0xFFFFFFFF for b in behaviours]
+        total = _running(np.stack(lanes) * weight)
+        chosen = [d.window for d in DECAYS]
+        sums = np.moveaxis(total[:, self._high[:, chosen]] - total[:, self._low[:, chosen]], 0, 2)
+        return sums.reshape(self._num_entities, len(DECAYS) * len(behaviours)) / _WEIGHT_UNIT
 
     def hour_of_day(self) -> npt.NDArray[np.float64]:
         """Share [E] of all actions (impressions left out) within an hour of the time of day; NaN without any."""
-        everything = self._sums(*self._span(_HOUR_OF_DAY, 0))[:, 1:].sum(axis=1)
-        near = np.zeros(self._num_entities)
+        key = self._rows.words[:, 0]
+        at = np.flatnonzero(key >> _KIND_SHIFT == _HOUR_OF_DAY)
+        owner, hour = self._rows.owner[at], key[at] & ((1 << _KIND_SHIFT) - 1)
+        acted = np.ascontiguousarray(self._packed[:, at].T).view(np.int32)[:, 1:].sum(axis=1)
         now = self._as_of_us // HOUR_US
-        entity = np.arange(self._num_entities) << 44
-        for hour in ((now - 1) % 24, now % 24, (now + 1) % 24):
-            key = entity | (_HOUR_OF_DAY << _KIND_SHIFT) | hour
-            first, last = np.searchsorted(self._order, key), np.searchsorted(self._order, key, side="right")
-            near += self._sums(first, last)[:, 1:].sum(axis=1)
-        return ratio(near, everything)
+        near = (hour - now + 1) % 24 < 3
+        everything = np.bincount(owner, weights=acted, minlength=self._num_entities)
+        return ratio(np.bincount(owner[near], weights=acted[near], minlength=self._num_entities), everything)
 
-    def _sums(self, low: Words, high: Words) -> npt.NDArray[np.float64]:
-        """Counts [E, B] of rows low to high of each entity."""
-        packed = np.ascontiguousarray((self._total[:, high] - self._total[:, low]).T)
-        return packed.view(np.int32).astype(np.float64)
 
-    def _span(self, kind: int, first_index: int) -> tuple[Words, Words]:
-        """First row and end row [E] of the buckets of a kind from an index on, none that starts at or after as_of."""
-        entity = np.arange(self._num_entities) << 44
-        end_index = (
-            (1 << _KIND_SHIFT) - 1 if kind == _HOUR_OF_DAY else -(-self._as_of_us // _WIDTH_US[kind])
-        )  # the bucket that holds as_of - 1 is the last one
-        low = np.searchsorted(self._order, entity | (kind << _KIND_SHIFT) | max(first_index, 0))
-        high = np.searchsorted(self._order, entity | (kind << _KIND_SHIFT) | max(end_index, 0))
-        return low, np.maximum(low, high)
+def _running(rows: Words) -> Words:
+    """Totals [C, R + 1] of all rows [C, R] before each."""
+    total = np.zeros((len(rows), rows.shape[1] + 1), np.int64)
+    np.cumsum(rows, axis=1, out=total[:, 1:])
+    return total

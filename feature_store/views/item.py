@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from feature_store.columns import EventColumns, NewRows
 from feature_store.life import LIFE, dense, life_rows
-from feature_store.state import Op, State, Table, Words
+from feature_store.state import Op, Rows, State, Table, Words
 from feature_store.view import FeatureView
 from feature_store.windows import BEHAVIOURS, BUCKETS, DAY_US, DECAYS, WINDOWS, BucketReader, bucket_rows, ratio
 from recsys.core import EventKind, EventType
@@ -18,15 +18,16 @@ from recsys.core import EventKind, EventType
 # Fields of `latest`. FIRST_PRICE runs on reversed time, so that the earliest wins.
 _PRICE, _FIRST_PRICE, _STOCK, _LISTED, _SEEN_PRICE = range(5)
 _NUM_FIELDS = 5
-_TIME_END_US = 1 << 62
+_TIME_END_US = 1 << 55
 LATEST = Table(
     name="latest",
     key=("field", "time_us", "event_key"),
     values=(("value", Op.MAX),),
     keep=(1,) * _NUM_FIELDS,
+    codes=("u1", "u7", "u8", "u8"),
 )
 
-_TRENDED = (EventType.VIEW, EventType.CART, EventType.PURCHASE)
+_TRENDED = [EventType.VIEW, EventType.CART, EventType.PURCHASE]
 _COUNTS = tuple(f"{b.label}_count_{w}" for w in (*(w.name for w in WINDOWS), "all") for b in BEHAVIOURS)
 _TRENDS = tuple(f"{b.label}_trend_{d.name}" for d in DECAYS for b in _TRENDED)
 _RECENCY = tuple(f"days_since_{b.label}" for b in _TRENDED)
@@ -48,7 +49,7 @@ def _rows(events: EventColumns) -> dict[str, NewRows]:
     known = NewRows.of(catalog.item_code, 0, 0, catalog.time_us, catalog.time_us, 0, 0, 0)
     return {
         "life": NewRows.concat([life_rows(actions.item_code, actions), known]),
-        "buckets": bucket_rows(actions.item_code, actions),
+        "buckets": bucket_rows(actions.item_code, actions, hour_of_day=False),
         "latest": NewRows.concat(latest),
     }
 
@@ -60,27 +61,19 @@ def _latest(events: EventColumns, field: int, value: Words) -> NewRows:
     return NewRows.of(events.item_code, field, time, events.event_key, value[said])
 
 
-def _values(state: State, as_of_us: int) -> tuple[npt.NDArray[np.float64], Words]:
-    life, latest = state["life"], state["latest"]
+def _values(state: State, as_of_us: int) -> npt.NDArray[np.float64]:
+    life = dense(state["life"])
+    field, _ = _fields(state["latest"])
     reader = BucketReader(state["buckets"], as_of_us)
-    count, last = dense(life, "count"), dense(life, "last_us", -1)
-    windows = {w.name: reader.window(w) for w in WINDOWS}
-    trends = [reader.decayed(d, _TRENDED) for d in DECAYS]
-    last_T = last[:, list(_TRENDED)]
-    recency = np.where(last_T >= 0, np.maximum(as_of_us - last_T, 0) / DAY_US, np.nan)
-    shown, viewed, bought = (
-        windows["30d"][:, t - 1] for t in (EventType.IMPRESSION, EventType.VIEW, EventType.PURCHASE)
-    )
-    rates = [ratio(viewed, shown), ratio(bought, viewed)]
-    field = np.full((len(count), _NUM_FIELDS), np.nan)
-    field_us = np.zeros((len(count), _NUM_FIELDS), np.int64)
-    field[latest.owner, latest["field"]] = latest["value"]
-    field_us[latest.owner, latest["field"]] = latest["time_us"]
+    windows, last_T = reader.windows(), life["last_us"][:, _TRENDED]
     price = np.where(np.isnan(field[:, _PRICE]), field[:, _SEEN_PRICE], field[:, _PRICE])
-    price_us = np.where(np.isnan(field[:, _PRICE]), field_us[:, _SEEN_PRICE], field_us[:, _PRICE])
-    usual = ratio(dense(life, "price_sum").sum(axis=1), dense(life, "priced").sum(axis=1))
-    first_us = dense(life, "first_us", np.iinfo(np.int64).max).min(axis=1)
-    catalog = (
+    usual = ratio(life["price_sum"].sum(axis=1), life["priced"].sum(axis=1))
+    first_us = life["first_us"].min(axis=1)
+    month = windows[:, -len(BEHAVIOURS) :]  # the longest window
+    shown, viewed, bought = (month[:, t - 1] for t in (EventType.IMPRESSION, EventType.VIEW, EventType.PURCHASE))
+    single = (
+        ratio(viewed, shown),
+        ratio(bought, viewed),
         price,
         usual,
         _discount(price, field[:, _FIRST_PRICE]),
@@ -89,14 +82,28 @@ def _values(state: State, as_of_us: int) -> tuple[npt.NDArray[np.float64], Words
         field[:, _LISTED],
         np.maximum(as_of_us - first_us, 0) / DAY_US,
     )
-    number = np.concatenate(
-        [*windows.values(), count[:, 1:], *trends, recency, np.stack([*rates, *catalog], axis=1)], axis=1
-    )
-    time = np.maximum(last, 0)
-    newest = time.max(axis=1)
-    other = [newest, newest, price_us, newest, price_us, price_us, field_us[:, _STOCK], field_us[:, _LISTED], newest]
-    times = [*[time[:, 1:]] * (len(WINDOWS) + 1), *[time[:, list(_TRENDED)]] * 3, np.stack(other, axis=1)]
-    return number, np.concatenate(times, axis=1)
+    recency = np.where(last_T >= 0, np.maximum(as_of_us - last_T, 0) / DAY_US, np.nan)
+    parts = (windows, life["count"][:, 1:], reader.decayed(_TRENDED), recency, np.stack(single, axis=1))
+    return np.concatenate(parts, axis=1)
+
+
+def _times(state: State) -> Words:
+    field, field_us = _fields(state["latest"])
+    last = np.maximum(dense(state["life"])["last_us"], 0)
+    newest = last.max(axis=1)
+    price = np.where(np.isnan(field[:, _PRICE]), field_us[:, _SEEN_PRICE], field_us[:, _PRICE])
+    single = (newest, newest, price, newest, price, price, field_us[:, _STOCK], field_us[:, _LISTED], newest)
+    times = [*[last[:, 1:]] * (len(WINDOWS) + 1), *[last[:, _TRENDED]] * (len(DECAYS) + 1), np.stack(single, axis=1)]
+    return np.concatenate(times, axis=1)
+
+
+def _fields(latest: Rows) -> tuple[npt.NDArray[np.float64], Words]:
+    """Value, NaN = none, and time [E, fields] of what the catalogue says."""
+    shape = (len(latest.offsets) - 1, _NUM_FIELDS)
+    value, time_us = np.full(shape, np.nan), np.zeros(shape, np.int64)
+    at = (latest.owner, latest["field"])
+    value[at], time_us[at] = latest["value"], latest["time_us"]
+    return value, time_us
 
 
 def _discount(price: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -106,10 +113,11 @@ def _discount(price: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]
 
 ITEM_VIEW = FeatureView(
     name="item",
-    version=1,
+    version=2,
     kind="item",
     tables=(LIFE, BUCKETS, LATEST),
     rows=_rows,
     features=(*_COUNTS, *_TRENDS, *_RECENCY, *_RATES, *_CATALOG),
     values=_values,
+    times=_times,
 )

@@ -35,6 +35,7 @@ RECENT = Table(
     values=(("item_key", Op.MAX),),
     # none, impression, view, favorite, cart, purchase, return
     keep=(0, 0, 200, 64, 100, 200, 32),
+    codes=("u1", "u7", "u8", "u8"),
 )
 AFFINITY = Table(
     name="affinity",
@@ -42,6 +43,7 @@ AFFINITY = Table(
     values=COUNT_WORDS,
     keep=(128,),
     group_shift=63,
+    codes=("u2", "u8", "2u2", "2u2", "2u2"),
 )
 
 _COUNTS = tuple(f"{b.label}_count_{w}" for w in (*(w.name for w in WINDOWS), "all") for b in BEHAVIOURS)
@@ -64,7 +66,7 @@ def _rows(events: EventColumns) -> dict[str, NewRows]:
     acted = events.where(events.event_type != EventType.IMPRESSION)
     return {
         "life": life_rows(events.user_code, events),
-        "buckets": bucket_rows(events.user_code, events),
+        "buckets": bucket_rows(events.user_code, events, hour_of_day=True),
         "recent": NewRows.of(acted.user_code, acted.event_type, acted.time_us, acted.event_key, acted.item_key),
         "affinity": NewRows.concat(
             _affinity(acted, kind, ids) for kind, ids in ((_CATEGORY, acted.category), (_BRAND, acted.brand))
@@ -79,59 +81,56 @@ def _affinity(events: EventColumns, kind: int, ids: Words) -> NewRows:
     return NewRows.of(events.user_code, 2 * month + kind, ids[said], *counted(events.event_type))
 
 
-def _values(state: State, as_of_us: int) -> tuple[npt.NDArray[np.float64], Words]:
-    life = state["life"]
+def _values(state: State, as_of_us: int) -> npt.NDArray[np.float64]:
+    life = dense(state["life"])
     reader = BucketReader(state["buckets"], as_of_us)
-    count, last = dense(life, "count"), dense(life, "last_us", -1)
-    first = dense(life, "first_us", np.iinfo(np.int64).max)[:, 1:].min(axis=1)
-    any_last = last[:, 2:].max(axis=1)
+    last, priced, bought = life["last_us"], life["priced"], int(EventType.PURCHASE)
+    first = life["first_us"][:, 1:].min(axis=1)
     recency = np.where(last[:, 2:] >= 0, np.maximum(as_of_us - last[:, 2:], 0) / DAY_US, np.nan)
-    priced = dense(life, "priced")
-    bought = int(EventType.PURCHASE)
-    mean_log2 = ratio(dense(life, "log_price_sum").sum(axis=1), priced.sum(axis=1)) / LOG_PRICE_UNIT
+    mean_log2 = ratio(life["log_price_sum"].sum(axis=1), priced.sum(axis=1)) / LOG_PRICE_UNIT
     other = (
-        np.where(any_last >= 0, np.maximum(as_of_us - any_last, 0) / DAY_US, np.nan),
+        np.fmin.reduce(recency, axis=1),
         np.maximum(as_of_us - first, 0) / DAY_US,
         mean_log2 * np.log(2.0),  # price_level: mean natural logarithm of the prices of all actions
-        ratio(dense(life, "price_sum")[:, bought], priced[:, bought]),
+        ratio(life["price_sum"][:, bought], priced[:, bought]),
         reader.hour_of_day(),
-        *_shares(state["affinity"], _CATEGORY),
-        *_shares(state["affinity"], _BRAND),
     )
-    windows = [reader.window(w) for w in WINDOWS]
-    number = np.concatenate([*windows, count[:, 1:], recency, np.stack(other, axis=1)], axis=1)
-    time = np.maximum(last, 0)
-    newest = np.maximum(time.max(axis=1), 0)
-    times = [*[time[:, 1:]] * (len(WINDOWS) + 1), time[:, 2:], np.repeat(newest[:, None], len(_OTHER), axis=1)]
-    return number, np.concatenate(times, axis=1)
+    parts = (reader.windows(), life["count"][:, 1:], recency, np.stack(other, axis=1), _shares(state["affinity"]))
+    return np.concatenate(parts, axis=1)
 
 
-def _shares(affinity: Rows, kind: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Number of distinct categories (or brands) and the share of the most frequent one, per user; NaN without any."""
-    num_entities = len(affinity.offsets) - 1
-    number, share = np.full(num_entities, np.nan), np.full(num_entities, np.nan)
-    chosen = affinity.where(affinity["month_kind"] % 2 == kind)
-    if not len(chosen.words):
-        return number, share
-    acted = counts(chosen)[:, 1:].sum(axis=1).astype(np.int64)
-    owner = chosen.owner
-    order = np.lexsort((chosen["key"], owner))
-    owner, key, acted = owner[order], chosen["key"][order], acted[order]
-    starts = np.flatnonzero(np.append(True, (owner[1:] != owner[:-1]) | (key[1:] != key[:-1])))
-    per_key, who = np.add.reduceat(acted, starts), owner[starts]
-    present = np.unique(who)
-    first = np.searchsorted(who, present)
-    number[present] = np.diff(np.append(first, len(who)))
-    share[present] = np.maximum.reduceat(per_key, first) / np.add.reduceat(per_key, first)
-    return number, share
+def _times(state: State) -> Words:
+    last = np.maximum(dense(state["life"])["last_us"], 0)
+    newest = np.repeat(last.max(axis=1)[:, None], len(_OTHER), axis=1)
+    return np.concatenate([*[last[:, 1:]] * (len(WINDOWS) + 1), last[:, 2:], newest], axis=1)
+
+
+def _shares(affinity: Rows) -> npt.NDArray[np.float64]:
+    """Per user [E, 4]: number of distinct categories, share of the most frequent one, the same of brands; NaN without
+    any.
+    """
+    out = np.full((2 * (len(affinity.offsets) - 1), 2), np.nan)  # by user and kind
+    if not len(affinity.words):
+        return out.reshape(-1, 4)
+    acted = counts(affinity)[:, 1:].sum(axis=1)
+    group, key = 2 * affinity.owner + affinity["month_kind"] % 2, affinity["key"]
+    order = np.lexsort((key, group))
+    group, key = group[order], key[order]
+    starts = np.flatnonzero(np.append(True, (group[1:] != group[:-1]) | (key[1:] != key[:-1])))
+    per_key, who = np.add.reduceat(acted[order], starts), group[starts]
+    first = np.flatnonzero(np.append(True, who[1:] != who[:-1]))
+    out[who[first], 0] = np.diff(np.append(first, len(who)))
+    out[who[first], 1] = np.maximum.reduceat(per_key, first) / np.add.reduceat(per_key, first)
+    return out.reshape(-1, 4)
 
 
 USER_VIEW = FeatureView(
     name="user",
-    version=1,
+    version=2,
     kind="user",
     tables=(LIFE, BUCKETS, RECENT, AFFINITY),
     rows=_rows,
     features=(*_COUNTS, *_RECENCY, *_OTHER),
     values=_values,
+    times=_times,
 )

@@ -16,23 +16,26 @@ import numpy.typing as npt
 from feature_store.columns import EventColumns, NewRows
 from feature_store.state import Op, Rows, State, Table, Words
 from feature_store.view import FeatureView
-from feature_store.windows import COUNT_WORDS, DAY_US, counted, counts
+from feature_store.windows import COUNT_WORDS, DAY_US, counted
 from recsys.core import EventType
 
 PAIRS = Table(
     name="pairs",
     key=("day", "item_key"),
-    values=(("first_us", Op.MIN), ("last_us", Op.MAX), ("last_purchase_us", Op.MAX), *COUNT_WORDS),
+    # Microseconds into the day; the purchase's plus one, 0 = none.
+    values=(("first", Op.MIN), ("last", Op.MAX), ("last_purchase", Op.MAX), *COUNT_WORDS),
     keep=(1024,),
     group_shift=63,
+    codes=("u2", "u8", "u5", "u5", "u5", "2u1", "2u1", "2u1"),
 )
 
 
 def _rows(events: EventColumns) -> dict[str, NewRows]:
     acted = events.where(events.is_action & (events.event_type != EventType.IMPRESSION))
-    time = acted.time_us
-    bought = np.where(acted.event_type == EventType.PURCHASE, time, 0)
-    rows = NewRows.of(acted.user_code, time // DAY_US, acted.item_key, time, time, bought, *counted(acted.event_type))
+    day = acted.time_us // DAY_US
+    time = acted.time_us - day * DAY_US
+    bought = np.where(acted.event_type == EventType.PURCHASE, time + 1, 0)
+    rows = NewRows.of(acted.user_code, day, acted.item_key, time, time, bought, *counted(acted.event_type))
     return {"pairs": rows}
 
 
@@ -50,54 +53,60 @@ class Pairs:
 
 def pairs_of(rows: Rows, as_of_us: int) -> Pairs:
     """The rows of one user grouped by item; days that begin at or after as_of are left out."""
-    rows = rows.where(rows["first_us"] < as_of_us)
-    order = np.argsort(rows["item_key"], kind="stable")
-    words, item_key = rows.words[order], rows["item_key"][order]
-    if not len(words):
+    if int((rows["day"] * DAY_US + rows["first"]).max(initial=0)) >= as_of_us:
+        rows = rows.where(rows["day"] * DAY_US + rows["first"] < as_of_us)
+    if not len(rows.words):
         empty = np.empty(0, np.int64)
         return Pairs(empty, np.empty((0, 7), np.int32), empty, empty, empty, np.empty(0, np.int32))
+    order = np.argsort(rows["item_key"], kind="stable")
+    item_key, day_us = rows["item_key"][order], rows["day"][order] * DAY_US
     starts = np.flatnonzero(np.append(True, item_key[1:] != item_key[:-1]))
-    count_R6 = counts(rows)[order]
+    bought = rows["last_purchase"][order]
     count = np.zeros((len(starts), 7), np.int32)
-    count[:, 1:] = np.add.reduceat(count_R6, starts, axis=0)
-    bought = (count_R6[:, EventType.PURCHASE - 1] > 0).astype(np.int32)
-    columns = {name: words[:, c] for c, name in enumerate(rows.table.columns)}
+    packed = np.add.reduceat(rows.words.T[-len(COUNT_WORDS) :, order], starts, axis=1)
+    count[:, 1:] = np.ascontiguousarray(packed.T).view(np.int32)
     return Pairs(
         item_key[starts],
         count,
-        np.minimum.reduceat(columns["first_us"], starts),
-        np.maximum.reduceat(columns["last_us"], starts),
-        np.maximum.reduceat(columns["last_purchase_us"], starts),
-        np.add.reduceat(bought, starts),
+        np.minimum.reduceat(day_us + rows["first"][order], starts),
+        np.maximum.reduceat(day_us + rows["last"][order], starts),
+        np.maximum.reduceat(np.where(bought > 0, day_us + bought - 1, 0), starts),
+        np.add.reduceat((bought > 0).astype(np.int32), starts),
     )
 
 
-def _values(state: State, _as_of_us: int) -> tuple[npt.NDArray[np.float64], Words]:
+def _values(state: State, _as_of_us: int) -> npt.NDArray[np.float64]:
     rows = state["pairs"]
     num_users = len(rows.offsets) - 1
-    owner, item_key = rows.owner, rows["item_key"]
     distinct = np.zeros((num_users, 2))
-    if len(owner):
+    if len(rows.words):
+        owner, item_key = rows.owner, rows["item_key"]
         order = np.lexsort((item_key, owner))
-        first = np.append(True, (owner[order][1:] != owner[order][:-1]) | (np.diff(item_key[order]) != 0))
-        distinct[:, 0] = np.bincount(owner[order][first], minlength=num_users)
-        bought = counts(rows)[:, EventType.PURCHASE - 1] > 0
-        new_day = np.append(True, (owner[1:] != owner[:-1]) | (np.diff(rows["day"]) != 0))
+        owner_O, item_O = owner[order], item_key[order]
+        first = np.append(True, (owner_O[1:] != owner_O[:-1]) | (item_O[1:] != item_O[:-1]))
+        distinct[:, 0] = np.bincount(owner_O[first], minlength=num_users)
         # Rows are sorted by day: a day counts once, if any of its rows was bought.
-        day = np.cumsum(new_day) - 1
-        bought_day = np.bincount(day, weights=bought) > 0
-        distinct[:, 1] = np.bincount(owner[new_day], weights=bought_day, minlength=num_users)
-    newest = np.zeros(num_users, np.int64)
-    np.maximum.at(newest, owner, rows["last_us"])
-    return distinct, np.repeat(newest[:, None], 2, axis=1)
+        bought = np.flatnonzero(rows["last_purchase"])
+        owner, day = owner[bought], rows["day"][bought]
+        first = np.append(True, (owner[1:] != owner[:-1]) | (day[1:] != day[:-1]))[: len(bought)]
+        distinct[:, 1] = np.bincount(owner[first], minlength=num_users)
+    return distinct
+
+
+def _times(state: State) -> Words:
+    rows = state["pairs"]
+    newest = np.zeros(len(rows.offsets) - 1, np.int64)
+    np.maximum.at(newest, rows.owner, rows["day"] * DAY_US + rows["last"])
+    return np.repeat(newest[:, None], 2, axis=1)
 
 
 USER_ITEM_VIEW = FeatureView(
     name="user_item",
-    version=1,
+    version=2,
     kind="user",
     tables=(PAIRS,),
     rows=_rows,
     features=("num_items_touched", "num_purchase_days"),
     values=_values,
+    times=_times,
 )
