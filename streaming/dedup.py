@@ -9,6 +9,7 @@ Shape legend: N units (events, or slates), E users, R ids kept.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from enum import IntEnum
 
 import numpy as np
@@ -36,7 +37,8 @@ def classify(
 ) -> tuple[npt.NDArray[np.int8], Rows]:
     """Outcome [N] of units in arrival order, and the ids to keep afterwards. user [N] are rows of `seen`.
 
-    The horizon moves with each user's latest event so far, so the outcome does not depend on how records are batched.
+    The horizon moves with each user's latest event so far, and so does the oldest id of a full list: the outcome does
+    not depend on how records are batched.
     """
     outcome = np.zeros(len(user), np.int8)
     if not len(user):
@@ -45,18 +47,42 @@ def classify(
     some = seen.counts > 0
     stored[some] = seen["time_us"][seen.offsets[1:][some] - 1]
     late = time_us < _running_max(user, np.maximum(time_us, stored[user])) - horizon_us
-    full = np.flatnonzero(seen.counts == SEEN_MAX)
-    if len(full):
-        floor_us, floor_key = (np.full(len(stored), -1, np.int64) for _ in range(2))
-        floor_us[full], floor_key[full] = seen.words[seen.offsets[full]].T
-        before = (time_us == floor_us[user]) & (event_key < floor_key[user])
-        late |= (time_us < floor_us[user]) | before
     outcome[_repeated(user, event_key, seen)] = Outcome.DUPLICATE
     outcome[late] = Outcome.LATE  # also what is still kept: by the rules it was dropped before this unit came
-    new = outcome == Outcome.APPLIED
-    seen = merge(seen, NewRows.of(user[new], time_us[new], event_key[new]))
+    crowded = seen.counts + np.bincount(user, minlength=len(stored)) > SEEN_MAX
+    new = (outcome == Outcome.APPLIED) & ~crowded[user]
+    rows = [NewRows.of(user[new], time_us[new], event_key[new])]
+    for one in np.flatnonzero(crowded).tolist():  # rare: nobody shops a thousand times a day, but robots do
+        at = np.flatnonzero(user == one)
+        kept = seen.words[seen.offsets[one] : seen.offsets[one + 1]].tolist()
+        outcome[at] = _one_by_one(time_us[at].tolist(), event_key[at].tolist(), kept, horizon_us)
+        rows.append(NewRows(np.full(len(kept), one), np.array(kept, np.int64)))
+    if crowded.any():
+        seen = seen.where(~crowded[seen.owner])
+    seen = merge(seen, NewRows.concat(rows))
     latest = np.maximum.reduceat(np.append(seen["time_us"], -1), np.minimum(seen.offsets[:-1], len(seen.words)))
     return outcome, seen.where(seen["time_us"] >= latest[seen.owner] - horizon_us)
+
+
+def _one_by_one(time_us: list[int], event_key: list[int], kept: list[list[int]], horizon_us: int) -> list[Outcome]:
+    """Outcomes of one user's units whose list may get full; `kept`, [time, key] ascending, is changed in place."""
+    ids, outcomes = {key for _, key in kept}, []
+    for at, key in zip(time_us, event_key, strict=True):
+        latest = max(at, kept[-1][0]) if kept else at
+        gone = bisect_left(kept, [latest - horizon_us])
+        ids.difference_update(key for _, key in kept[:gone])
+        del kept[:gone]
+        if at < latest - horizon_us or (len(kept) == SEEN_MAX and [at, key] < kept[0]):
+            outcomes.append(Outcome.LATE)
+        elif key in ids:
+            outcomes.append(Outcome.DUPLICATE)
+        else:
+            outcomes.append(Outcome.APPLIED)
+            insort(kept, [at, key])
+            ids.add(key)
+            if len(kept) > SEEN_MAX:
+                ids.discard(kept.pop(0)[1])
+    return outcomes
 
 
 def _running_max(user: Words, value: Words) -> Words:

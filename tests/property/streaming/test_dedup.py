@@ -14,28 +14,30 @@ _UNIT = st.tuples(st.integers(0, 2), st.integers(0, 60), st.integers(0, 25))
 HORIZON = 10
 
 
-def plain(units):
+def plain(units, horizon=HORIZON):
     seen, latest, outcomes = {}, {}, []
     for user, time, key in units:
         ids = seen.setdefault(user, {})
         newest = max(latest.get(user, -1), time)
         latest[user] = newest
-        ids = seen[user] = {k: t for k, t in ids.items() if t >= newest - HORIZON}
+        ids = seen[user] = {k: t for k, t in ids.items() if t >= newest - horizon}
         if key in ids:
             outcomes.append(Outcome.DUPLICATE)
-        elif time < newest - HORIZON:
+        elif time < newest - horizon or (len(ids) == SEEN_MAX and (time, key) < min((t, k) for k, t in ids.items())):
             outcomes.append(Outcome.LATE)
         else:
             ids[key] = time
             outcomes.append(Outcome.APPLIED)
+            if len(ids) > SEEN_MAX:
+                del ids[min((t, k) for k, t in ids.items())[1]]
     return outcomes
 
 
-def in_batches(units, cuts):
+def in_batches(units, cuts, horizon=HORIZON):
     edges, seen, outcomes = [0, *sorted(cuts), len(units)], Rows.empty(SEEN, 3), []
     for a, b in itertools.pairwise(edges):
         part = np.array(units[a:b], np.int64).reshape(-1, 3)
-        found, seen = classify(part[:, 0], part[:, 1], part[:, 2], seen, HORIZON)
+        found, seen = classify(part[:, 0], part[:, 1], part[:, 2], seen, horizon)
         outcomes += found.tolist()
     return outcomes
 
@@ -65,3 +67,14 @@ def test_what_the_cap_dropped_is_late_not_applied_twice():
     assert again[:10].tolist() == [Outcome.LATE] * 10
     assert again[10:].tolist() == [Outcome.DUPLICATE] * SEEN_MAX
     assert len(seen.words) == SEEN_MAX
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 1 << 32), st.lists(st.integers(0, 2_600), max_size=4))
+def test_a_robot_with_more_than_the_cap_is_judged_alike_in_any_batching(seed, cuts):
+    rng, day = np.random.default_rng(seed), 3_000
+    times = rng.integers(0, day, 2_000)
+    arrival = np.argsort(times + rng.integers(0, day // 2, 2_000))
+    keys = np.insert(arrival, rng.integers(0, 2_000, 600), rng.choice(arrival, 600))  # repeats, near and far
+    units = [(int(k % 7 == 0), int(times[k]), int(k)) for k in keys]
+    assert in_batches(units, cuts, day) == plain(units, day)
