@@ -6,7 +6,7 @@ from feature_store.commit import Commit, DurableReader, DurableStore, OffsetStep
 from feature_store.config import EmbeddedStoreConfig, FeatureStoreConfig, RedisStoreConfig
 from feature_store.online.embedded import EmbeddedReader, EmbeddedStore
 from feature_store.online.memory import MemoryStore
-from recsys.core import BadInput, Clock, DataClock, WallClock
+from recsys.core import BadInput, Clock, DataClock, NotFound, WallClock
 from recsys.core.config import Config
 from recsys.core.urls import embedded_path, scheme
 
@@ -18,6 +18,7 @@ __all__ = [
     "OffsetStep",
     "OnlineStore",
     "Update",
+    "check_exists",
     "feature_clock",
     "open_reader",
     "open_store",
@@ -49,6 +50,20 @@ def open_reader(url: str, config: Config | None = None) -> DurableReader:
 
         return RedisReader(url, config.get(RedisStoreConfig))
     return EmbeddedReader(embedded_path(url, "store URL"), config.get(EmbeddedStoreConfig))
+
+
+def check_exists(url: str) -> None:
+    """A reader makes the store it is opened on; whoever only looks should not.
+
+    Raises: NotFound for an embedded store that has never been opened.
+    """
+    if not _is_redis(url) and not (embedded_path(url, "store URL") / "store" / "data.mdb").exists():
+        raise NotFound(
+            f"store {url}",
+            came="no such folder, or none with a store in it",
+            expected="a store",
+            fix=f"Correct the path, or fill it: double11 ingest --source LOG --store {url}",
+        )
 
 
 def feature_clock(reader: DurableReader, config: Config) -> Clock:

@@ -36,13 +36,14 @@ def get(
 ) -> None:
     """Print the features that serving would read, with status, event time and age."""
     from feature_store.describe import describe, iso
-    from feature_store.online import feature_clock, open_reader
+    from feature_store.online import check_exists, feature_clock, open_reader
     from recsys.core.urls import default_url
 
     if user_id is None and not item_ids:
         raise BadInput("features get", came="neither --user nor --item", expected="one of them", fix="Name an entity.")
-    config = Config.load(config_path)
-    reader = open_reader(store or default_url(), config)
+    config, url = Config.load(config_path), store or default_url()
+    check_exists(url)
+    reader = open_reader(url, config)
     at_us = parse_time_us(as_of, "--as-of")
     at_us = feature_clock(reader, config).now_us() if at_us is None else at_us
     users = [user_id] if user_id is not None else []

@@ -103,16 +103,17 @@ def ingest(
     from feature_store.online import open_store
     from recsys.core import progress
     from streaming.archive import Archive
-    from streaming.config import JobConfig, StreamingConfig
+    from streaming.config import JobConfig
     from streaming.job import Job
     from streaming.log import open_log, topics_at
 
     config = Config.load(config_path)
     topics, settings = topics_at(source, config), config.get(JobConfig)
-    writer = open_store(store, config)
-    try:
-        with open_log(source, config) as log, progress.bar(what="ingest", unit="records") as bar:
-            log.create_topics(config.get(StreamingConfig).partitions_by_topic(topics))
+    with open_log(source, config) as log, progress.bar(what="ingest", unit="records") as bar:
+        for topic in (topics.events, topics.impressions, topics.catalog):
+            log.num_partitions(topic)  # a mistyped source ends here, and makes neither a log nor a store
+        writer = open_store(store, config)
+        try:
             kept = Archive(archive, source) if archive is not None else None
             job = Job(log, writer, settings, topics=topics, archive=kept, on_step=bar.update)
             if settings.metrics_port:
@@ -121,8 +122,8 @@ def ingest(
             job.close()
             if kept is not None:
                 kept.finish()
-    finally:
-        writer.close()
+        finally:
+            writer.close()
     document = {"source": source, "store": store, **report.as_json()}
     logging.get_logger(__name__).info("ingest_done", **document)
     summary = ", ".join(f"{n:,} {outcome}" for outcome, n in report.events.items()) or "no new events"
