@@ -63,8 +63,9 @@ test: setup ## The whole suite, fast tests first; PYTEST_ARGS="..." is passed on
 demo: setup ## Import, stream, train, distil, serve and replay real retail data
 	DOUBLE11_PROGRESS=$${DOUBLE11_PROGRESS:-1} double11 demo
 
-bench: setup ## Benchmarks against their peers; BENCH="..." chooses
+bench: setup ## Benchmarks against their peers, BENCH="..." chooses; then the tests that take minutes
 	for name in $(BENCH); do double11 bench $$name; done
+	pytest -m slow $(PYTEST_ARGS)
 
 protos: setup ## Regenerate the checked-in stubs
 	protos/stubs.sh protos
