@@ -39,6 +39,24 @@ def merge(found: Sequence[Candidates], quotas: Mapping[str, int]) -> Candidates:
     return Candidates(item_key=item_key, source_bits=bits, scores=scores, source_names=names, score_names=columns)
 
 
+def append(found: Candidates, more: Candidates) -> Candidates:
+    """The rows of `found`, then those of `more`, a list of one source; scores that only one side has are NaN beside."""
+    source = more.source_names[0]
+    sources = found.source_names if source in found.source_names else (*found.source_names, source)
+    columns = (*found.score_names, *(n for n in more.score_names if n not in found.score_names))
+    scores = np.full((len(found) + len(more), len(columns)), np.nan, np.float32)
+    scores[: len(found), : len(found.score_names)] = found.scores
+    scores[len(found) :, [columns.index(n) for n in more.score_names]] = more.scores
+    bits = np.full(len(more), 1 << sources.index(source), np.uint32)
+    return Candidates(
+        item_key=np.concatenate([found.item_key, more.item_key]),
+        source_bits=np.concatenate([found.source_bits, bits]),
+        scores=scores,
+        source_names=sources,
+        score_names=columns,
+    )
+
+
 def fuse(found: Candidates, weights: Mapping[str, float], absolute: Collection[str] = ()) -> npt.NDArray[np.float32]:
     """One score from the sources' own: sum of weight x score, 0 where a source is silent. Shape [N].
 

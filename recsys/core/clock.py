@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from recsys.core import metrics
+from recsys.core.errors import Unavailable
+
 
 class Clock(Protocol):
     """Gives "now" for feature reads and event times."""
@@ -35,7 +38,7 @@ class WallClock:
 class DataClock:
     """Time as the data knows it: the store's largest event time, plus one microsecond so that it is visible.
 
-    For demos, replays and historical imports (`clock = "data"`).
+    For demos, replays and historical imports (`clock = "data"`). It stands still while the store is away.
     """
 
     def __init__(self, max_event_time_us: Callable[[], int]) -> None:
@@ -43,8 +46,13 @@ class DataClock:
         self._last_us = 0
 
     def now_us(self) -> int:
-        """Microseconds since the epoch, UTC, monotone."""
-        self._last_us = max(self._last_us, self._max_event_time_us() + 1)
+        """Microseconds since the epoch, UTC, monotone. Raises: Unavailable when the store has never answered."""
+        try:
+            self._last_us = max(self._last_us, self._max_event_time_us() + 1)
+        except Unavailable:
+            if not self._last_us:
+                raise
+            metrics.FALLBACKS.labels("clock", "unavailable").inc()
         return self._last_us
 
 

@@ -21,6 +21,15 @@ EVENTS = Counter("double11_events_total", "Events by outcome of the streaming jo
 DEAD_LETTERS = Counter("double11_dead_letters_total", "Dead letters by cause", ["cause"])
 LAG_RECORDS = Gauge("double11_lag_records", "Records not applied yet", ["topic", "partition"])
 PUBLISHED = Counter("double11_published_events_total", "Events taken by EventService.Publish", ["outcome"])
+CATALOG_EVENTS = Counter("double11_catalog_events_total", "Catalogue events the gateway has read", ["outcome"])
+CATALOG_LAG_S = Gauge(
+    "double11_catalog_lag_seconds", "Since the gateway last knew that it had all of the catalogue topic"
+)
+CATALOG_LAG_RECORDS = Gauge("double11_catalog_lag_records", "Catalogue records the gateway has not read yet")
+CATALOG_DELAY_MS = Histogram(
+    "double11_catalog_delay_ms", "Append to in force, oldest of a batch, milliseconds", buckets=_MS_BUCKETS
+)
+CATALOG_RECONNECTS = Counter("double11_catalog_reconnects_total", "Times the gateway began to read the catalogue again")
 RERANK_BATCH_ITEMS = Histogram(
     "double11_rerank_batch_items", "Candidates per engine batch", buckets=(1, 8, 16, 32, 64, 128, 256, 512)
 )

@@ -16,7 +16,7 @@ from recsys.core.config import in_range
 class Feed:
     """How much one source may put into the union.
 
-    source: its name. quota: items at most; the popular source fills up to the request's limit beyond it.
+    source: its name. quota: items at most; where `popular` is a feed, slates are filled up with it beyond its quota.
     weight: its say in the order of the retrieval tier (recsys.candidates.merge.fuse). absolute: its score has a unit
     and counts as it is.
     """

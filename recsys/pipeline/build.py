@@ -29,7 +29,7 @@ from recsys.pipeline.recommend import Cascade
 from recsys.ranking import Scorer
 from recsys.ranking.catalogue import Catalogue
 from recsys.ranking.diversify import TopSelector
-from recsys.ranking.filter import Delisted, Excluded, SoldOut, Touched, Unlisted
+from recsys.ranking.filter import Available, Delisted, Excluded, SoldOut, Touched, Unlisted
 from recsys.ranking.hydrate import FeatureHydrator
 
 _log = get_logger(__name__)
@@ -86,7 +86,8 @@ def build(
         sources=[s for s in sources if s is not None],
         hydrator=FeatureHydrator(ports.features, catalogue),
         filters=(Unlisted(catalogue), Excluded(), Touched()),
-        stock_filters=(SoldOut(), Delisted()),
+        stock_filters=(SoldOut(ports.live), Delisted(ports.live)),
+        live_filters=() if ports.live is None else (Available(ports.live),),
         selector=TopSelector(catalogue, arm.category_items_max),
         popular=fallback,
         slates=LastSlates(config.cached_users_max),

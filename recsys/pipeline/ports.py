@@ -13,6 +13,7 @@ from recsys.candidates import CandidateSource
 from recsys.core import Clock
 from recsys.core.config import in_range, section
 from recsys.ranking import Scorer
+from recsys.ranking.live import LiveCatalogue
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,6 +21,7 @@ class Ports:
     """None for ann, scorer or reranker means: the in-process one of the run, imported only if the arm needs it.
 
     sources: by name, used instead of the run's; where replay hands in what no run has.
+    live: what the catalogue stream says now; None where there is none to follow, as in replay.
     """
 
     features: FeatureReader
@@ -29,6 +31,7 @@ class Ports:
     scorer: Scorer | None = None
     reranker: Reranker | None = None
     sources: Mapping[str, CandidateSource] = field(default_factory=dict)
+    live: LiveCatalogue | None = None
 
 
 @section("pipeline")
@@ -37,7 +40,7 @@ class PipelineConfig:
     """Bounds of one request.
 
     limit_max: longest slate. source_items_max: items asked of one source, so that its scores are known beyond its
-    quota. cached_users_max: users whose last slate is kept,
+    quota and what is sold out can be made up for. cached_users_max: users whose last slate is kept,
     0 = none. rerank_history_max: past actions sent to the reranker.
     """
 

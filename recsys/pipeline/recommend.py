@@ -13,8 +13,8 @@ import numpy.typing as npt
 from feature_store import FeatureReader, UserFeatures
 from llm_reranker import Reranker
 from llm_reranker.blend import blend
-from recsys.candidates import CandidateSource
-from recsys.candidates.merge import fuse, merge
+from recsys.candidates import CandidateSource, popular
+from recsys.candidates.merge import append, fuse, merge
 from recsys.candidates.ranked_list import RankedList
 from recsys.core import BadInput, Candidates, Deadline, Query, Slate, Tier, Unavailable, keys
 from recsys.pipeline.arms import Arm
@@ -29,6 +29,8 @@ from recsys.ranking.catalogue import Catalogue
 
 Scores = npt.NDArray[np.float32]
 RETRIEVAL = "retrieval"
+_ORDER = "order"  # the score a slate is ordered by, whatever stage gave it
+_NO_ITEMS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +53,7 @@ class Cascade:
     hydrator: Hydrator
     filters: Sequence[Filter]
     stock_filters: Sequence[Filter]
+    live_filters: Sequence[Filter] = ()  # asked of every source's list, and once more of every slate
     selector: Selector
     popular: RankedList
     slates: LastSlates
@@ -92,7 +95,8 @@ class Cascade:
                     if reranked is not None:
                         score = blend(ranked, reranked, self.rerank_weight) if self.rerank_weight else ranked
                         found, tier = found.with_score("rerank", reranked), Tier.FULL
-        return self._answer(query, user, found, score, tier, trace)
+        spare = await self._spare(query, user, found, deadline, trace)
+        return self._answer(query, user, found, score, tier, trace, spare)
 
     async def collect(self, query: Query, deadline: Deadline) -> Collected:
         """Everything before scoring, for training lists and labels.
@@ -125,19 +129,21 @@ class Cascade:
             )
 
     async def _retrieve(self, query: Query, user: UserFeatures, deadline: Deadline, trace: Trace) -> Candidates:
-        """Ask every source at once; what fails is left out. Then drop what must not be shown, and fuse."""
+        """Ask every source at once; what fails is left out. Then drop what must not be shown, and fuse.
+
+        Nothing here depends on the limit, so that a longer slate begins with the shorter one.
+        """
         stage = self.budget.stage("sources", deadline)
         banned = keys({*query.exclude, *query.cart, query.current_item} - {""})
-        ask = max(self.config.source_items_max, query.limit) + len(banned)
+        ask = self.config.source_items_max + len(banned)
         lists = await asyncio.gather(
             *(trace.attempt(s.name, stage, s.retrieve(query, user, ask, stage)) for s in self.sources)
         )
         start_s = time.monotonic()
         given = [c.take(~np.isin(c.item_key, banned)) if len(banned) else c for c in lists if c is not None]
-        quotas = {f.source: f.quota for f in self.arm.feeds}
-        if "popular" in quotas:
-            quotas["popular"] = max(quotas["popular"], query.limit)
-        union = merge(given, quotas)
+        # What is sold out must not use up a source's quota.
+        given = [self._filtered(self.live_filters, query, user, c, None) for c in given]
+        union = merge(given, {f.source: f.quota for f in self.arm.feeds})
         found = self._filtered(self.filters, query, user, union, None)
         weights = {f.source: f.weight for f in self.arm.feeds}
         found = found.with_score(RETRIEVAL, fuse(found, weights, [f.source for f in self.arm.feeds if f.absolute]))
@@ -158,6 +164,21 @@ class Cascade:
         if keep.all():
             return found, features
         return found.take(keep), FeatureMatrix(names=features.names, values=features.values[keep])
+
+    async def _spare(
+        self, query: Query, user: UserFeatures, found: Candidates, deadline: Deadline, trace: Trace
+    ) -> Candidates | None:
+        """Popular items to fill a short slate with, below what was ordered and without a say in it.
+
+        None for an arm without the popular source: it is to show what its own find.
+        """
+        short = query.limit - len(found)
+        if short <= 0 or all(f.source != popular.NAME for f in self.arm.feeds):
+            return None
+        more = self._most_popular(query, user, 2 * short, found.item_key)
+        if len(more):
+            more, _ = await self._hydrate(query, user, more, deadline, trace)
+        return more
 
     async def _rank(
         self,
@@ -202,12 +223,24 @@ class Cascade:
         nobody = UserFeatures.not_found(query.user_id, query.as_of_us)
         cached = self.slates.get(query)
         if cached is not None:
-            found = self._filtered(self.filters, query, nobody, cached, None)
+            found = self._filtered((*self.filters, *self.live_filters), query, nobody, cached, None)
             if len(found):
                 return self._answer(query, nobody, found, found.score("slate"), Tier.CACHED, trace)
-        head = self.popular.head(query, nobody, query.limit + len(query.exclude) + len(query.cart) + 1)
-        found = self._filtered(self.filters, query, nobody, head, None)
+        found = self._most_popular(query, nobody, query.limit)
         return self._answer(query, nobody, found, found.score("popular"), Tier.POPULAR, trace)
+
+    def _most_popular(
+        self, query: Query, user: UserFeatures, wanted: int, besides: npt.NDArray[np.int64] = _NO_ITEMS
+    ) -> Candidates:
+        """The first `wanted` popular items that may be shown and are not in `besides`; fewer where the list ends."""
+        ask = wanted + len(besides) + len(query.exclude) + len(query.cart) + 1
+        while True:
+            head = self.popular.head(query, user, ask)
+            found = self._filtered((*self.filters, *self.live_filters), query, user, head, None)
+            found = found.take(~np.isin(found.item_key, besides))
+            if len(found) >= wanted or len(head) < ask:
+                return found.take(np.arange(min(wanted, len(found))))
+            ask *= 4
 
     def _filtered(
         self,
@@ -223,12 +256,30 @@ class Cascade:
         return found if keep.all() else found.take(keep)
 
     def _answer(
-        self, query: Query, user: UserFeatures, found: Candidates, score: Scores, tier: Tier, trace: Trace
+        self,
+        query: Query,
+        user: UserFeatures,
+        found: Candidates,
+        score: Scores,
+        tier: Tier,
+        trace: Trace,
+        spare: Candidates | None = None,
     ) -> Slate:
+        """Look once more at what may be sold, order and cut; `spare` fills up what is missing."""
         start_s = time.monotonic()
-        selection = self.selector.select(query, found, score, query.limit)
-        shown, shown_score = found.take(selection.rows), score[selection.rows]
-        items = slate_items(user, shown, shown_score, selection.propensity, self.catalogue)
+        now = self._filtered(self.live_filters, query, user, found.with_score(_ORDER, score), None)
+        selection = self.selector.select(query, now, now.score(_ORDER), query.limit)
+        shown, propensity = now.take(selection.rows), selection.propensity
+        if spare is None and tier >= Tier.CACHED and len(shown) < query.limit:
+            spare = self._most_popular(query, user, query.limit - len(shown), shown.item_key)
+        if spare is not None:
+            more = self._filtered(self.live_filters, query, user, spare, None)
+            more = more.take(np.arange(min(query.limit - len(shown), len(more))))
+            order = shown.score(_ORDER)
+            lowest = order[np.isfinite(order)].min(initial=np.float32(0))
+            shown = append(shown, more.with_score(_ORDER, lowest - np.arange(1, len(more) + 1, dtype=np.float32)))
+            propensity = np.append(propensity, np.ones(len(more), np.float32))
+        items = slate_items(user, shown, shown.score(_ORDER), propensity, self.catalogue)
         if tier < Tier.CACHED:
             places = -np.arange(len(shown), dtype=np.float32)
             self.slates.put(query, shown.with_score("slate", places))

@@ -19,6 +19,7 @@ REASONS = {
     "new_arrivals": "new",
     "popular": "popular",
 }
+_OWN = {"slate", "order"}  # columns of the pipeline itself: what no stage said about an item
 BOUGHT_BEFORE = "bought-before"
 
 
@@ -31,7 +32,7 @@ def slate_items(
 ) -> tuple[SlateItem, ...]:
     """One SlateItem per row of `shown` [K], in its order. Every key must be known to the run."""
     bought = np.isin(shown.item_key, user.pair_item_key[user.pair_count[:, EventType.PURCHASE] > 0])
-    columns = [n for n in shown.score_names if n != "slate"]
+    columns = [n for n in shown.score_names if n not in _OWN]
     table = shown.scores[:, [shown.score_names.index(n) for n in columns]].tolist()
     items = []
     for row, item_id in enumerate(catalogue.items.ids(shown.item_key)):

@@ -7,8 +7,9 @@ import numpy.typing as npt
 
 from feature_store import UserFeatures
 from recsys.core import Candidates, EventType, Query, keys
-from recsys.ranking.base import FeatureMatrix, Filter
+from recsys.ranking.base import FeatureMatrix
 from recsys.ranking.catalogue import Catalogue
+from recsys.ranking.live import LiveCatalogue
 
 Mask = npt.NDArray[np.bool_]
 
@@ -50,26 +51,46 @@ class Touched:
         return ~np.isin(found.item_key, user.pair_item_key[acted])
 
 
+class Available:
+    """Removes what the catalogue stream says is sold out or delisted: on every tier, whatever the store says."""
+
+    name = "available"
+
+    def __init__(self, live: LiveCatalogue) -> None:
+        self._live = live
+
+    def keep(self, query: Query, user: UserFeatures, found: Candidates, features: FeatureMatrix | None) -> Mask:
+        """True [N] for what may be sold now."""
+        return self._live.available(found.item_key)
+
+
 class SoldOut:
-    """Removes items whose known stock is 0."""
+    """Removes items whose known stock is 0; where a trusted catalogue stream names the stock, that is `Available`'s."""
 
     name = "sold_out"
 
+    def __init__(self, live: LiveCatalogue | None = None) -> None:
+        self._live = live
+
     def keep(self, query: Query, user: UserFeatures, found: Candidates, features: FeatureMatrix | None) -> Mask:
         """True [N] for items in stock or of unknown stock."""
-        return np.ones(len(found), np.bool_) if features is None else ~(features.column("item_stock") <= 0)
+        keep = np.ones(len(found), np.bool_) if features is None else ~(features.column("item_stock") <= 0)
+        if self._live is not None and self._live.trusted:
+            keep |= self._live.says_stock(found.item_key)
+        return keep
 
 
 class Delisted:
-    """Removes items taken out of the catalogue."""
+    """Removes items taken out of the catalogue; a trusted catalogue stream has the say, as for `SoldOut`."""
 
     name = "delisted"
 
+    def __init__(self, live: LiveCatalogue | None = None) -> None:
+        self._live = live
+
     def keep(self, query: Query, user: UserFeatures, found: Candidates, features: FeatureMatrix | None) -> Mask:
         """True [N] for items listed or never said to be delisted."""
-        return np.ones(len(found), np.bool_) if features is None else features.column("item_listed") != 0
-
-
-def standard(catalogue: Catalogue) -> tuple[Filter, ...]:
-    """Every filter, cheapest and most telling first."""
-    return (Unlisted(catalogue), Excluded(), Touched(), SoldOut(), Delisted())
+        keep = np.ones(len(found), np.bool_) if features is None else features.column("item_listed") != 0
+        if self._live is not None and self._live.trusted:
+            keep |= self._live.says_listed(found.item_key)
+        return keep

@@ -1,4 +1,4 @@
-"""Configuration of serving: `[serving]`, `[serving.admission]`, `[serving.peak]`, `[serving.client]`."""
+"""Configuration of serving: `[serving]` and its parts: catalog, admission, peak, worker, client."""
 
 from __future__ import annotations
 
@@ -48,6 +48,37 @@ class ServingConfig:
         in_range("serving.restart_backoff_s_min", self.restart_backoff_s_min, 0.01, 60)
         in_range("serving.restart_backoff_s_max", self.restart_backoff_s_max, self.restart_backoff_s_min, 600)
         in_range("serving.log_queue_bytes_max", self.log_queue_bytes_max, 1 << 21, 1 << 34)
+
+
+@section("serving.catalog")
+@dataclass(frozen=True, kw_only=True)
+class CatalogConfig:
+    """The gateway's own reader of the catalogue topic.
+
+    catch_up_s_max: how long the start waits for what is on the topic already. lag_s_max: from then on slates say
+    catalog:behind. watch_s: pause between looks at the log's end. poll_ms: pause between reads; longer ones cost less
+    and delay more. poll_records_max, poll_bytes_max: bounds of one read.
+    backoff_s_min, backoff_s_max: pause before the log is tried again, doubled each time.
+    """
+
+    catch_up_s_max: float = 30.0
+    lag_s_max: float = 5.0
+    watch_s: float = 1.0
+    poll_ms: float = 50.0
+    poll_records_max: int = 8_192
+    poll_bytes_max: int = 8 << 20
+    backoff_s_min: float = 0.2
+    backoff_s_max: float = 10.0
+
+    def __post_init__(self) -> None:
+        in_range("serving.catalog.catch_up_s_max", self.catch_up_s_max, 0, 3_600)
+        in_range("serving.catalog.watch_s", self.watch_s, 0.01, 60)
+        in_range("serving.catalog.lag_s_max", self.lag_s_max, 2 * self.watch_s, 3_600)
+        in_range("serving.catalog.poll_ms", self.poll_ms, 1, 1_000)
+        in_range("serving.catalog.poll_records_max", self.poll_records_max, 1, 1 << 20)
+        in_range("serving.catalog.poll_bytes_max", self.poll_bytes_max, 1 << 10, 1 << 30)
+        in_range("serving.catalog.backoff_s_min", self.backoff_s_min, 0.01, 60)
+        in_range("serving.catalog.backoff_s_max", self.backoff_s_max, self.backoff_s_min, 600)
 
 
 @section("serving.admission")

@@ -4,8 +4,8 @@
                                                            -> LogWriter -> impressions
 
 It starts what the run and the flags ask for (scoring workers, rerank worker, on `embedded:` the streaming writer),
-says SERVING once they are ready or `start_s_max` is over, and drains on SIGTERM: NOT_SERVING, calls in flight finished,
-impressions flushed, children stopped. A worker that dies costs its tier, not the answer.
+reads the catalogue topic, says SERVING once all is there or its time is over, and drains on SIGTERM: NOT_SERVING, calls
+in flight finished, impressions flushed, children stopped. A worker that dies costs its tier, not the answer.
 """
 
 from __future__ import annotations
@@ -32,14 +32,16 @@ from prometheus_client import start_http_server
 
 from feature_store.online import feature_clock, open_reader
 from llm_reranker.client import RemoteReranker
-from recsys.core import RunDirectory, logging
+from recsys.core import RunDirectory, WallClock, logging
 from recsys.core.config import Config
 from recsys.core.items import ItemTable
 from recsys.pipeline import Budget, PipelineConfig, Ports, build
+from recsys.ranking.live import LiveCatalogue
 from recsys.serving.admin_service import AdminService
 from recsys.serving.admission import Admission
 from recsys.serving.arms import limited, served_arm
-from recsys.serving.config import AdmissionConfig, PeakConfig, PeakPlan, ServingConfig
+from recsys.serving.catalog import CatalogFollower
+from recsys.serving.config import AdmissionConfig, CatalogConfig, PeakConfig, PeakPlan, ServingConfig
 from recsys.serving.event_service import EventService
 from recsys.serving.impressions import Impressions
 from recsys.serving.log_writer import LogWriter
@@ -48,7 +50,8 @@ from recsys.serving.recommend_service import InForce, RecommendService
 from recsys.serving.remote import RemoteAnnSource, RemoteScorer, open_channel
 from recsys.serving.server import Server, on_loopback
 from recsys.serving.supervisor import Backoff, ChildSpec, Supervisor
-from streaming.log import open_log, topics_at
+from streaming.config import JobConfig
+from streaming.log import Log, open_log, topics_at
 from streaming.topics import StreamingConfig
 
 _log = logging.get_logger(__name__)
@@ -110,10 +113,16 @@ class Gateway:
             self._supervisor.start(_writer(options))
         reader = open_reader(options.store, self._config)
         clock = feature_clock(reader, self._config)
-        self._ports = Ports(
-            features=reader, clock=clock, rng=np.random.default_rng(), ann=ann, scorer=scorer, reranker=reranker
-        )
         items = await asyncio.to_thread(ItemTable.read, self.run.path("items.parquet"))
+        self._ports = Ports(
+            features=reader,
+            clock=clock,
+            rng=np.random.default_rng(),
+            ann=ann,
+            scorer=scorer,
+            reranker=reranker,
+            live=self._follow(log, topics.catalog, items),
+        )
         await self._use(NO_PLAN)
         writer = LogWriter(log.producer(), serving.log_queue_bytes_max)
         self._stack.push_async_callback(asyncio.to_thread, writer.close, serving.drain_s_max)
@@ -126,8 +135,13 @@ class Gateway:
             self._stack.callback(server.shutdown)
 
     async def wait_ready(self) -> None:
-        """Wait for the workers, at most `start_s_max`, then say SERVING: without a worker its tier is missing."""
-        late = await self._supervisor.wait_ready(self._serving.start_s_max)
+        """Wait for workers and catalogue, each up to its bound, then say SERVING.
+
+        Without a worker its tier is missing; without the whole catalogue, slates say catalog:behind.
+        """
+        late, _ = await asyncio.gather(
+            self._supervisor.wait_ready(self._serving.start_s_max), self._catalog.wait_caught_up()
+        )
         if late:
             _log.error("serving_without_workers", missing=",".join(late), waited_s=self._serving.start_s_max)
         gc.collect()
@@ -154,13 +168,22 @@ class Gateway:
             parts=[
                 admin_pb2.PartStatus(name=c.spec.name, state="ok" if c.ready.is_set() else "down", detail=c.detail)
                 for c in self._supervisor.children
-            ],
+            ]
+            + [self._catalog.status()],
             peak_plan=self._peak.active.name,
         )
 
     def _current(self) -> InForce:
         assert self._in_force is not None, "the server listens after `_use`"
-        return self._in_force
+        return replace(self._in_force, behind=self._catalog.behind())
+
+    def _follow(self, log: Log, topic: str, items: ItemTable) -> LiveCatalogue:
+        live = LiveCatalogue(items)
+        config = self._config
+        self._catalog = CatalogFollower(log, topic, live, WallClock(), config.get(CatalogConfig), config.get(JobConfig))
+        self._catalog.start()
+        self._stack.push_async_callback(asyncio.to_thread, self._catalog.close)
+        return live
 
     async def _use(self, plan: PeakPlan) -> None:
         """Build the cascade of the arm under a plan and put it in force; users keep their cached slates."""

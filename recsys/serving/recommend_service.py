@@ -25,10 +25,15 @@ from recsys.serving.wire import deadline_of
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InForce:
-    """The cascade that answers now. lowered_by: the peak plan that keeps it below the arm's best tier, or ""."""
+    """The cascade that answers now.
+
+    lowered_by: the peak plan that keeps it below the arm's best tier, or "". behind: whether its view of the catalogue
+    is too old.
+    """
 
     cascade: Cascade
     lowered_by: str = ""
+    behind: bool = False
 
 
 class RecommendService(pb_grpc.RecommendationServiceServicer):
@@ -78,7 +83,8 @@ class RecommendService(pb_grpc.RecommendationServiceServicer):
     async def _answer(self, query: Query, deadline: Deadline) -> Slate:
         in_force = self._in_force()
         slate = await in_force.cascade.recommend(query, deadline)
-        if not in_force.lowered_by:
-            return slate
-        metrics.FALLBACKS.labels("peak", in_force.lowered_by).inc()
-        return replace(slate, fallbacks=(*slate.fallbacks, f"peak:{in_force.lowered_by}"))
+        reasons = [("peak", in_force.lowered_by)] if in_force.lowered_by else []
+        reasons += [("catalog", "behind")] if in_force.behind else []
+        for stage, reason in reasons:
+            metrics.FALLBACKS.labels(stage, reason).inc()
+        return replace(slate, fallbacks=(*slate.fallbacks, *map(":".join, reasons))) if reasons else slate

@@ -265,7 +265,11 @@ def test_commands_for_people(gateway, shoppers):
     assert len(document["items"]) == 10
     status = json.loads(double11("status", "--target", gateway.target, "--json").stdout)
     assert status["state"] == "serving"
-    assert {p["name"]: p["state"] for p in status["parts"]} == {"scoring-0": "ok", "rerank": "ok"}
+    assert {p["name"]: p["state"] for p in status["parts"]} == {
+        "scoring-0": "ok",
+        "rerank": "ok",
+        "catalog": "ok",
+    }
     refused = double11("recommend", "--target", gateway.target, "--user", "u", "--limit", "501", "--json")
     assert refused.returncode == 2
     assert json.loads(refused.stdout)["error"]["code"] == "BAD_INPUT"

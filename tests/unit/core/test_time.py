@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from recsys.core import DataClock, Deadline, DeadlineExceeded, ManualClock, WallClock
+from recsys.core import DataClock, Deadline, DeadlineExceeded, ManualClock, Unavailable, WallClock
 
 
 def test_wall_clock_holds_its_value_while_the_machine_steps_back() -> None:
@@ -54,3 +54,18 @@ def test_capped_is_the_earlier_of_both() -> None:
     assert Deadline.after_ms(10_000).capped(50).remaining_ms() <= 50
     assert Deadline.after_ms(50).capped(10_000).remaining_ms() <= 50
     assert Deadline.never().capped(50).timeout_s() is not None
+
+
+def test_data_clock_stands_still_while_the_store_is_away():
+    answers = [41, None, 43]
+
+    def newest():
+        if (found := answers.pop(0)) is None:
+            raise Unavailable("store", came="nothing", expected="an answer", fix="Start it.")
+        return found
+
+    clock = DataClock(newest)
+    assert [clock.now_us() for _ in range(3)] == [42, 42, 44]
+    answers.append(None)
+    with pytest.raises(Unavailable):
+        DataClock(newest).now_us()
