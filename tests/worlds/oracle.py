@@ -17,7 +17,8 @@ BEHAVIOURS = ("impression", "view", "favorite", "cart", "purchase", "return")  #
 IMPRESSION, VIEW, FAVORITE, CART, PURCHASE, RETURN = range(1, 7)
 HORIZON, SEEN_MAX = DAY, 1_024
 WINDOWS = {"1h": (10 * MINUTE, HOUR), "1d": (HOUR, DAY), "7d": (DAY, 7 * DAY), "30d": (DAY, 30 * DAY)}
-DECAYS = {"6h": (HOUR, 26, 6 * HOUR), "7d": (DAY, 32, 7 * DAY)}  # bucket, newest buckets kept, half-life
+DECAYS = {"6h": ("1d", 6 * HOUR), "7d": ("30d", 7 * DAY)}  # the window that is weighed, half-life
+WEIGHT = 1 << 24  # what weights are whole multiples of one of
 RECENT_MAX = {VIEW: 200, FAVORITE: 64, CART: 100, PURCHASE: 200, RETURN: 32}
 PAIRS_MAX = 1_024
 NULL = None
@@ -191,12 +192,13 @@ class Oracle:
         """Every scalar feature of an item at `now`."""
         state = self.items[item_id]
         found = _counted(state.actions, now)
-        for name, (width, kept, half_life) in DECAYS.items():
-            newest = sorted({a[0] // width for a in state.actions})[-kept:]
+        for name, (window, half_life) in DECAYS.items():
+            width, length = WINDOWS[window]
+            inside = [a for a in state.actions if a[0] // width >= (now - length) // width]
             for kind in (VIEW, CART, PURCHASE):
-                middles = [a[0] // width * width + width // 2 for a in state.actions if a[2] == kind]
-                weights = [2.0 ** -(max(now - m, 0) / half_life) for m in middles if m // width in newest]
-                found[f"{BEHAVIOURS[kind - 1]}_trend_{name}"] = math.fsum(weights)
+                middles = [a[0] // width * width + width // 2 for a in inside if a[2] == kind]
+                weights = [round(2.0 ** -(max(now - m, 0) / half_life) * WEIGHT) for m in middles]
+                found[f"{BEHAVIOURS[kind - 1]}_trend_{name}"] = sum(weights) / WEIGHT
         for kind in (VIEW, CART, PURCHASE):
             at = [a for a in state.actions if a[2] == kind]
             found[f"days_since_{BEHAVIOURS[kind - 1]}"] = _days_since(at, now)

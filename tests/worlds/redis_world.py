@@ -51,7 +51,8 @@ class Server:
     def client(self) -> redis.Redis:
         return redis.Redis(port=self.port)
 
-    def start(self) -> None:
+    def start(self, *more: str) -> None:
+        """Until it answers; options are added for this time."""
         argv = [
             executable()[0],
             "--port",
@@ -63,7 +64,7 @@ class Server:
             "--save",
             "",
         ]
-        argv += ["--appendonly", "yes", "--appendfsync", "everysec", *self._options]
+        argv += ["--appendonly", "yes", "--appendfsync", "everysec", *self._options, *more]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(argv, stdout=log, stderr=log)
         self.until(lambda: self.client.ping())

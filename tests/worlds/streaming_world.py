@@ -5,12 +5,14 @@ Everything goes through the command line, a broker's own client and public reade
 
 import contextlib
 import io
+import itertools
 import json
 import math
 import os
 import random
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections import Counter
@@ -312,6 +314,55 @@ class Ingest:
         out, error = self.process.communicate(timeout=240)
         assert self.process.returncode == 0, error[-3_000:]
         return json.loads(out.splitlines()[-1])
+
+
+class Supervised:
+    """Consumers that are started again when they end, as a supervisor would; a context manager."""
+
+    def __init__(self, world: World, workers: int = 1, more: Sequence[object] = (), **settings: object) -> None:
+        self.codes: list[int] = []  # of consumers that ended by themselves
+        self.errors: list[str] = []
+        self.running: dict[int, Ingest] = {}
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._keep, args=(n, world, more, settings)) for n in range(workers)]
+
+    def __enter__(self) -> "Supervised":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stopping.set()
+        for process in list(self.running.values()):
+            process.process.terminate()
+        for thread in self._threads:
+            thread.join()
+
+    def _keep(self, number: int, world: World, more: Sequence[object], settings: dict[str, object]) -> None:
+        while not self._stopping.is_set():
+            with world.ingest(*more, **settings) as process:
+                self.running[number] = process
+                if self._stopping.is_set():
+                    process.process.terminate()
+                _, error = process.process.communicate()
+            if not self._stopping.is_set():
+                self.codes.append(process.process.returncode)
+                self.errors.append(error[-500:])
+                self._stopping.wait(0.2)
+
+
+def trickle(world: World, sent: Sequence[Sent], num_slices: int, pause_s: float) -> threading.Thread:
+    """Send slice after slice in a thread; the caller joins it."""
+
+    def run() -> None:
+        edges = [len(sent) * i // num_slices for i in range(num_slices + 1)]
+        for a, b in itertools.pairwise(edges):
+            world.send(sent[a:b])
+            time.sleep(pause_s)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
 
 
 def same(want: float | None, got: float, digits: float = 1e-12) -> bool:
