@@ -46,8 +46,8 @@ def train_tower(
 ) -> Tower:
     """Towers trained on `events`, by all `ranks` or this process alone; whole on rank 0, untrained on the others.
 
-    work: where a batch with a broken loss is left, and checkpoints, from which the same call goes on. guard: watches the
-    loss of every step.
+    work: where a batch with a broken loss is left, and checkpoints, from which the same call goes on.
+    guard: watches the loss of every step.
     """
     with nullcontext(ranks) if ranks is not None else alone(config.device) as group:
         guard = guard or LossGuard("tower", work, group.rank)
