@@ -107,6 +107,10 @@ class Log(Protocol):
         """
         ...
 
+    def log_id(self) -> str:
+        """Tells this log from others, at whatever address: offsets are of one log. Raises: Unavailable, NotFound."""
+        ...
+
     def num_partitions(self, topic: str) -> int:
         """Partitions of a topic. Raises: NotFound."""
         ...

@@ -6,9 +6,12 @@ one transaction, fsynced before it returns; threads that flush together share on
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
+import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -45,6 +48,7 @@ class EmbeddedLog:
 
     def create_topics(self, partitions: Mapping[str, int]) -> None:
         """Create the topics that are missing. Raises: VersionMismatch for another number of partitions."""
+        self._make_id()
         for topic, number in partitions.items():
             env = embedded.acquire(self.path / topic, self.config.map_bytes_max)
             try:
@@ -75,6 +79,13 @@ class EmbeddedLog:
                     raise self._missing(topic)
                 self._topics[topic] = (env, int(stored))
             return self._topics[topic]
+
+    def log_id(self) -> str:
+        """Made with the first topic. Raises: NotFound."""
+        path = self.path / "log_id"
+        if not path.is_file():
+            raise self._missing("events")
+        return f"embedded:{path.read_text('utf-8')}"
 
     def num_partitions(self, topic: str) -> int:
         """Partitions of a topic. Raises: NotFound."""
@@ -116,6 +127,20 @@ class EmbeddedLog:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _make_id(self) -> None:
+        """Whole or absent, and the first one stays, however many processes come at once."""
+        path = self.path / "log_id"
+        if not path.is_file():
+            self.path.mkdir(parents=True, exist_ok=True)
+            temporary = self.path / f".log_id.{uuid.uuid4().hex}"
+            with temporary.open("x", encoding="utf-8") as file:
+                file.write(uuid.uuid4().hex)
+                file.flush()
+                os.fsync(file.fileno())
+            with suppress(FileExistsError):
+                path.hardlink_to(temporary)
+            temporary.unlink()
 
     def _missing(self, topic: str) -> NotFound:
         return NotFound(

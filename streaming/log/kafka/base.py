@@ -56,6 +56,10 @@ class KafkaLog(ABC):
                     fix="Set [streaming] partitions to that, or rename the topics: P never changes in place.",
                 )
 
+    def log_id(self) -> str:
+        """The cluster's id. Raises: Unavailable."""
+        return f"kafka:{self._cluster_id()}"
+
     def num_partitions(self, topic: str) -> int:
         """Partitions of a topic. Raises: NotFound, Unavailable."""
         if topic not in self._partitions:
@@ -93,6 +97,10 @@ class KafkaLog(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of the connections of the log itself."""
+
+    @abstractmethod
+    def _cluster_id(self) -> str:
+        """What the brokers call their cluster. Raises: Unavailable."""
 
     @abstractmethod
     def _present(self) -> dict[str, int]:
