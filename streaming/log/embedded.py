@@ -22,9 +22,8 @@ import lmdb
 import numpy as np
 
 from recsys.core import Clock, CorruptData, NotFound, VersionMismatch, WallClock, embedded
-from recsys.core.murmur2 import partition_of
 from streaming.config import EmbeddedLogConfig
-from streaming.log.base import Consumer, Producer, RecordBatch, check_size
+from streaming.log.base import Consumer, Producer, RecordBatch, check_size, partition_for
 
 _KEY = struct.Struct(">HQ")
 _HEAD = struct.Struct("<qHHH")
@@ -161,10 +160,17 @@ class EmbeddedProducer:
         self._buffer_lock = threading.Lock()
         self._write_lock = threading.Lock()
 
-    def send(self, topic: str, key: bytes, value: bytes, headers: Mapping[str, bytes] | None = None) -> None:
-        """Buffer one record. Raises: BadInput for a value that is too large; NotFound for a topic."""
+    def send(
+        self,
+        topic: str,
+        key: bytes,
+        value: bytes,
+        headers: Mapping[str, bytes] | None = None,
+        partition: int | None = None,
+    ) -> None:
+        """Buffer one record. Raises: BadInput for a value that is too large, or the partition; NotFound for a topic."""
         check_size(topic, value)
-        partition = partition_of(key, self._log.num_partitions(topic))
+        partition = partition_for(topic, key, self._log.num_partitions(topic), partition)
         with self._buffer_lock:
             self._buffer.setdefault(topic, []).append((partition, key, value, headers or _NO_HEADERS))
             self._records += 1
