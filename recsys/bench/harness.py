@@ -7,10 +7,12 @@ gives none of them the place after the slowest one. Source: design, house rule 1
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+import numpy as np
 
 from recsys.core.hardware import commit, describe
 from recsys.core.progress import bar
@@ -18,6 +20,7 @@ from recsys.core.progress import bar
 Unit = Literal["per_s", "ms"]
 # does a batch of work, returns how many units of it
 Work = Callable[[], float]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +70,48 @@ def measure(contests: Sequence[Contest], *, repeats: int, warmups: int = 1) -> l
                         samples[role].append(value)
                 progress.update(1)
             rows.append(_row(contest, roles, samples))
+    return rows
+
+
+async def duel(
+    what: str,
+    ours: tuple[str, Callable[[T], Awaitable[object]]],
+    peer: tuple[str, Callable[[T], Awaitable[object]]],
+    requests: Sequence[T],
+    repeats: int,
+) -> list[Row]:
+    """Latency of single requests that take turns: rows of median and 99th percentile, wall time and this thread's CPU.
+
+    The first of `repeats + 1` rounds over the requests warms up. spread: of the rounds' own percentiles.
+    """
+    took: dict[tuple[str, str], list[list[float]]] = {}
+    with bar(total=repeats + 1, what="bench", unit="round") as progress:
+        for round_ in range(repeats + 1):
+            for turn, request in enumerate(requests):
+                for role, (_, read) in sorted({"ours": ours, "peer": peer}.items(), reverse=bool(turn % 2)):
+                    wall_s, cpu_s = time.perf_counter(), time.thread_time()
+                    await read(request)
+                    spent = {"CPU": time.thread_time() - cpu_s, "wall": time.perf_counter() - wall_s}
+                    for clock, seconds in spent.items():
+                        took.setdefault((clock, role), [[] for _ in range(repeats + 1)])[round_].append(seconds * 1e3)
+            progress.update(1)
+    rows = []
+    for clock in ("wall", "CPU"):
+        for percentile in (50, 99):
+            rounds = {r: [float(np.percentile(v, percentile)) for v in took[clock, r][1:]] for r in ("ours", "peer")}
+            all_of = {r: float(np.percentile(np.concatenate(took[clock, r][1:]), percentile)) for r in ("ours", "peer")}
+            rows.append(
+                Row(
+                    what=f"{what}, {clock} p{percentile}",
+                    unit="ms",
+                    ours=all_of["ours"],
+                    peer=all_of["peer"],
+                    limit=None,
+                    median={ours[0]: all_of["ours"], peer[0]: all_of["peer"]},
+                    spread={r: (max(v) - min(v)) / all_of[r] for r, v in rounds.items()},
+                    ratio=all_of["peer"] / all_of["ours"],
+                )
+            )
     return rows
 
 
