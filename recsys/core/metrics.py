@@ -40,3 +40,12 @@ RERANK_PREFIX_CACHE = Counter("double11_rerank_prefix_cache_total", "Prefix cach
 WORKER_RESTARTS = Counter(
     "double11_worker_restarts_total", "Supervised processes that died and were restarted", ["worker"]
 )
+INDEX_ITEMS = Gauge("double11_index_items", "Items of the live index: base and delta alive, dead rows", ["part"])
+INDEX_REBUILDS = Counter("double11_index_rebuilds_total", "Rebuilds of the live index by outcome", ["outcome"])
+INDEX_UPDATES = Counter("double11_index_updates_total", "Catalogue events by what the live index did", ["outcome"])
+INDEX_RECALL = Histogram(
+    "double11_index_recall",
+    "Share of the exact neighbours that a sampled query found",
+    buckets=(0.5, 0.8, 0.9, 0.95, 0.96, 0.97, 0.98, 0.99, 1.0),
+)
+INDEX_RECALL_SAMPLES = Counter("double11_index_recall_samples_total", "Sampled queries by outcome", ["outcome"])

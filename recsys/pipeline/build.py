@@ -142,7 +142,8 @@ def _covisit_config(run: RunDirectory) -> CovisitConfig:
 
 
 def _local_ann(run: RunDirectory) -> CandidateSource:
-    from recsys.candidates.ann import AnnIndex, LocalAnnSource  # heavy
+    from recsys.candidates.ann import LocalAnnSource  # heavy
+    from recsys.candidates.nearest.static import AnnIndex  # heavy
     from recsys.models.tower import Tower  # heavy
 
     return LocalAnnSource(Tower.load(run), AnnIndex.load(run))

@@ -11,7 +11,7 @@ import torch
 from double11.v1 import scoring_pb2 as pb
 from double11.v1 import scoring_pb2_grpc as pb_grpc
 
-from recsys.candidates.ann import AnnIndex
+from recsys.candidates.nearest.static import AnnIndex
 from recsys.core import BadInput, Deadline, RunDirectory
 from recsys.models.ranker import Ranker
 from recsys.models.tower import Tower

@@ -13,8 +13,8 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from feature_store.views import VIEW_SET
-from recsys.candidates.ann import AnnIndex
 from recsys.candidates.indexes import build_all
+from recsys.candidates.nearest.static import AnnIndex
 from recsys.core import BadInput, CorruptData, NotFound, RunDirectory, RunWriter, VersionMismatch
 from recsys.core.hardware import commit, versions
 from recsys.core.items import ItemTable

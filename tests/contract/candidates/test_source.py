@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from recsys.candidates.ann import AnnIndex, LocalAnnSource
+from recsys.candidates.ann import LocalAnnSource
 from recsys.candidates.covisit import Covisit
+from recsys.candidates.nearest.static import AnnIndex
 from recsys.candidates.own_history import OwnHistory
 from recsys.candidates.own_history_popular import OwnHistoryPopular
 from recsys.candidates.ranked_list import RankedList

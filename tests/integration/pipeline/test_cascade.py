@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.candidates.ann import AnnIndex, LocalAnnSource
+from recsys.candidates.ann import LocalAnnSource
+from recsys.candidates.nearest.static import AnnIndex
 from recsys.core import BadInput, Deadline, DeadlineExceeded, NotFound, RunDirectory, Tier, VersionMismatch, key
 from recsys.models.config import RankerConfig, TowerConfig
 from recsys.models.embeddings import Vocabulary

@@ -13,7 +13,8 @@ from double11.v1 import scoring_pb2, scoring_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from feature_store.online.memory import MemoryStore
-from recsys.candidates.ann import AnnIndex, LocalAnnSource
+from recsys.candidates.ann import LocalAnnSource
+from recsys.candidates.nearest.static import AnnIndex
 from recsys.core import Deadline, DeadlineExceeded, ManualClock, Query, Unavailable
 from recsys.models.ranker import Ranker
 from recsys.models.tower import Tower

@@ -5,13 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from recsys.candidates import ann
-from recsys.candidates.ann import AnnIndex, LocalAnnSource
-from recsys.core import BadInput, CorruptData, RunDirectory, RunWriter, VersionMismatch
+from recsys.candidates.ann import LocalAnnSource
+from recsys.candidates.nearest import static as ann
+from recsys.candidates.nearest.gpu import num_devices
+from recsys.candidates.nearest.static import AnnIndex
+from recsys.core import BadInput, CorruptData, RunDirectory, RunWriter, Unavailable, VersionMismatch
+from recsys.models.config import IndexConfig
 
 
-def vectors(n: int, dim: int = 16):
-    x = np.random.default_rng(0).normal(size=(n, dim)).astype(np.float32)
+def vectors(n: int, dim: int = 16, seed: int = 0):
+    x = np.random.default_rng(seed).normal(size=(n, dim)).astype(np.float32)
     return np.arange(n, dtype=np.int64) * 7 + 1, x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
@@ -35,13 +38,41 @@ def test_round_trip_finds_the_same(tmp_path):
     assert (len(loaded), loaded.dim) == (200, 16)
 
 
-def test_the_graph_agrees_with_the_exact_scan(monkeypatch):
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+def test_approximate_kinds_reach_the_recall_they_are_tuned_to(kind):
+    keys, x = vectors(3_000)
+    held_out = vectors(200, seed=1)[1]
+    exact, _ = AnnIndex.build(keys, x, IndexConfig(kind="flat")).search(held_out, 10)
+    index = AnnIndex.build(keys, x, IndexConfig(kind=kind, recall_k=10, recall_target=0.95))
+    hits = [len(set(a) & set(b)) for a, b in zip(exact.tolist(), index.search(held_out, 10)[0].tolist(), strict=True)]
+    assert sum(hits) >= 0.93 * 10 * len(held_out)
+    assert index.facts("x")["tuned"]["recall"] >= 0.95
+
+
+def test_the_kind_follows_the_size():
+    keys, x = vectors(500)
+    assert AnnIndex.build(keys, x).engine.kind == "flat"
+    assert AnnIndex.build(keys, x, IndexConfig(exact_items_max=100)).engine.kind == "ivf"
+
+
+def test_the_same_vectors_give_the_same_index(tmp_path):
     keys, x = vectors(2_000)
-    exact, _ = AnnIndex.build(keys, x).search(x[:50], 10)
-    monkeypatch.setattr(ann, "EXACT_ITEMS_MAX", 100)
-    graph, _ = AnnIndex.build(keys, x).search(x[:50], 10)
-    hits = [len(set(a) & set(b)) for a, b in zip(exact.tolist(), graph.tolist(), strict=True)]
-    assert sum(hits) >= 0.98 * 500
+    first, second = [AnnIndex.build(keys, x, IndexConfig(kind="ivf")) for _ in range(2)]
+    assert first.facts("x") == second.facts("x")
+    np.testing.assert_array_equal(first.search(x[:50], 20)[0], second.search(x[:50], 20)[0])
+
+
+def test_a_device_that_is_not_there_is_refused():
+    if num_devices():
+        assert AnnIndex.build(*vectors(10), IndexConfig(device="cuda")).engine.kind == "flat"
+        return
+    with pytest.raises(Unavailable, match=r"faiss-gpu"):
+        AnnIndex.build(*vectors(10), IndexConfig(device="cuda"))
+
+
+def test_the_same_key_twice_is_refused():
+    with pytest.raises(BadInput, match="the same key twice"):
+        AnnIndex.build(np.zeros(3, np.int64), vectors(3)[1])
 
 
 def test_another_dimension_is_refused_with_the_fix(tmp_path):

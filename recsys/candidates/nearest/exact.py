@@ -1,0 +1,76 @@
+"""The exact scan in blocks: what approximate answers are judged by, and what scans filters that leave few rows.
+
+Shape legend: M rows, R allowed rows, B queries, D dimension, K neighbours.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from recsys.candidates.nearest.base import Vectors
+from recsys.candidates.nearest.rows import Rows
+
+_ROWS_PER_BLOCK, _QUERIES_PER_BLOCK = 65_536, 64
+Found = tuple[Rows, Vectors]
+
+
+def exact_search(vectors_MD: Vectors, queries_BD: Vectors, k: int, rows: Rows | None = None) -> Found:
+    """Rows [B, K] and inner products [B, K] of the nearest, best first; K = k, row -1 and -inf where there are fewer.
+
+    rows: [R] the rows to look at, or None for all. Memory: a block of scores, whatever M and B are.
+    """
+    blocks = [
+        _search_block(vectors_MD, queries_BD[at : at + _QUERIES_PER_BLOCK], k, rows)
+        for at in range(0, len(queries_BD), _QUERIES_PER_BLOCK)
+    ]
+    if not blocks:
+        return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
+    return np.concatenate([b[0] for b in blocks]), np.concatenate([b[1] for b in blocks])
+
+
+def merge(parts: list[Found], k: int) -> Found:
+    """The best k [B, K] of several answers to the same queries, ids -1 last; ties keep the order of the parts."""
+    ids = np.concatenate([p[0] for p in parts], axis=1)
+    scores = np.where(ids < 0, -np.inf, np.concatenate([p[1] for p in parts], axis=1)).astype(np.float32)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+
+def best(scores_BR: Vectors, k: int) -> Found:
+    """Columns [B, min(k, R)] of the greatest scores, best first, and those scores."""
+    columns = scores_BR.shape[1]
+    if k < columns:
+        top = np.argpartition(scores_BR, columns - k, axis=1)[:, columns - k :]
+    else:
+        top = np.broadcast_to(np.arange(columns), scores_BR.shape)
+    value = np.take_along_axis(scores_BR, top, axis=1)
+    order = np.argsort(-value, axis=1, kind="stable")
+    return np.take_along_axis(top, order, axis=1), np.take_along_axis(value, order, axis=1)
+
+
+def padded(found: Found, k: int) -> Found:
+    """The same with exactly k columns."""
+    short = k - found[0].shape[1]
+    if short <= 0:
+        return found[0][:, :k], found[1][:, :k]
+    width: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, short))
+    return np.pad(found[0], width, constant_values=-1), np.pad(found[1], width, constant_values=-np.inf)
+
+
+def _search_block(vectors_MD: Vectors, queries_BD: Vectors, k: int, rows: Rows | None) -> Found:
+    total = len(vectors_MD) if rows is None else len(rows)
+    parts: list[Found] = []
+    for at in range(0, total, _ROWS_PER_BLOCK):
+        some: npt.NDArray[np.int64] | slice = (
+            slice(at, at + _ROWS_PER_BLOCK) if rows is None else rows[at : at + _ROWS_PER_BLOCK]
+        )
+        block = vectors_MD[some] if isinstance(some, slice) else vectors_MD.take(some, axis=0)
+        place, score = best(queries_BD @ block.T, k)
+        parts.append((place + at if rows is None else rows[at + place], score))
+        parts = [merge(parts, k)]
+    return (
+        padded(parts[0], k)
+        if parts
+        else padded((np.empty((len(queries_BD), 0), np.int64), np.empty((len(queries_BD), 0), np.float32)), k)
+    )

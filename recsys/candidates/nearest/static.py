@@ -1,0 +1,220 @@
+"""[heavy] AnnIndex: item vectors under their keys, built once: a run's index, and the base of a live one.
+
+Shape legend: M items, D dimension, B queries, Q sample queries, K neighbours.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from recsys.candidates.nearest.base import Keys, Vectors
+from recsys.candidates.nearest.engine import Engine
+from recsys.candidates.nearest.exact import Found, exact_search, padded
+from recsys.candidates.nearest.flat import KIND as FLAT
+from recsys.candidates.nearest.flat import FlatEngine
+from recsys.candidates.nearest.gpu import GpuEngine
+from recsys.candidates.nearest.hnsw import KIND as HNSW
+from recsys.candidates.nearest.hnsw import HnswEngine
+from recsys.candidates.nearest.ivf import KIND as IVF
+from recsys.candidates.nearest.ivf import IvfEngine
+from recsys.candidates.nearest.rows import Rows, RowSet
+from recsys.candidates.nearest.tuning import Sample
+from recsys.core import BadInput, CorruptData, RunDirectory, VersionMismatch
+from recsys.models.config import IndexConfig
+
+INDEX_FILE, FACTS_FILE = "index/ann.faiss", "index/ann.json"
+METRIC = "inner_product"
+DEFAULT = IndexConfig()
+
+
+class AnnIndex:
+    """Searched by inner product: exact for small catalogues, approximate beyond. Never changes once built."""
+
+    def __init__(self, engine: Engine, row_key: Keys, config: IndexConfig) -> None:
+        """row_key: key of each of the engine's rows [M]. Use `build` or `load`.
+
+        Raises: Unavailable when the configuration names a device that is not there.
+        """
+        self._host, self.engine = engine, engine if config.device == "cpu" else GpuEngine(engine)
+        self.row_key, self._config = row_key, config
+        self.dim = int(engine.vectors.shape[1])
+        self._row_by_place = np.argsort(row_key, kind="stable")
+        self._sorted_key = row_key[self._row_by_place]
+
+    def __len__(self) -> int:
+        return len(self.row_key)
+
+    @classmethod
+    def build(
+        cls,
+        item_key: Keys,
+        vectors: Vectors,
+        config: IndexConfig = DEFAULT,
+        *,
+        queries: Vectors | None = None,
+        like: AnnIndex | None = None,
+    ) -> AnnIndex:
+        """From keys [M], distinct, and vectors [M, D].
+
+        queries: [Q, D] what will be asked, held out of training; None = some of the items' own vectors. like: an index
+        whose trained quantizers and tuning are used again where its kind allows it.
+        Raises: BadInput for shapes that do not fit, repeated keys or vectors that are not finite.
+        """
+        _check(item_key, vectors)
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        kind = config.kind
+        if kind == "auto":
+            kind = FLAT if len(item_key) <= config.exact_items_max else IVF
+        if kind == FLAT or not len(item_key):
+            return cls(FlatEngine.build(vectors), np.array(item_key, np.int64), config)
+        sample = Sample.draw(vectors, queries, config.tuning_queries)
+        engine: Engine
+        if kind == HNSW:
+            engine, order = HnswEngine.build(vectors, sample, config)
+        else:
+            base = like._host if like is not None and isinstance(like._host, IvfEngine) else None
+            engine, order = IvfEngine.build(vectors, sample, config, base)
+        return cls(engine, item_key[order], config)
+
+    def save(self, folder: Path, run_id: str) -> None:
+        """Write ann.faiss and ann.json into `folder` (a run's index/)."""
+        with_keys = faiss.IndexIDMap(faiss.IndexFlatIP(self.dim))  # it wants an empty one at first
+        with_keys.index, with_keys.ntotal = self.engine.index, len(self)
+        faiss.copy_array_to_vector(self.row_key, with_keys.id_map)
+        faiss.write_index(with_keys, str(folder / Path(INDEX_FILE).name))
+        (folder / Path(FACTS_FILE).name).write_text(json.dumps(self.facts(run_id)), "utf-8")
+
+    def facts(self, run_id: str) -> dict[str, Any]:
+        """What ann.json says."""
+        kind, tuned = self.engine.kind, dict(self.engine.tuned)
+        return {
+            "dim": self.dim, "metric": METRIC, "num_items": len(self), "run_id": run_id, "kind": kind, "tuned": tuned
+        }  # fmt: skip
+
+    @classmethod
+    def load(cls, run: RunDirectory, config: IndexConfig = DEFAULT) -> AnnIndex:
+        """The index of a run.
+
+        Raises: NotFound when the run has none; CorruptData when FAISS cannot read it or it is not what ann.json says;
+        VersionMismatch when another release wrote it.
+        """
+        return cls.read(run.path(INDEX_FILE), run.path(FACTS_FILE), config)
+
+    @classmethod
+    def read(cls, path: Path, facts_path: Path, config: IndexConfig = DEFAULT) -> AnnIndex:
+        """The index of two files that `save` wrote. Raises: CorruptData, VersionMismatch."""
+        try:
+            facts = json.loads(facts_path.read_text("utf-8"))
+            with_keys: Any = faiss.read_index(str(path))
+        except (RuntimeError, ValueError) as error:
+            raise _corrupt(path, str(error).splitlines()[0]) from error
+        if (with_keys.d, with_keys.ntotal) != (facts["dim"], facts["num_items"]):
+            raise _corrupt(path, f"{with_keys.ntotal} items of dimension {with_keys.d}, ann.json says {facts}")
+        if "kind" not in facts:
+            raise VersionMismatch(
+                str(facts_path),
+                came="no kind of index",
+                expected="facts of this release",
+                fix="Train again, or use the double11 release that wrote the run.",
+            )
+        index: Any = faiss.downcast_index(with_keys.index)
+        index.referenced_objects = [with_keys]
+        return cls(_engine(facts, index, path), faiss.vector_to_array(with_keys.id_map), config)
+
+    def search(self, vectors: Vectors, k: int, allowed: RowSet | None = None) -> tuple[Keys, npt.NDArray[np.float32]]:
+        """Keys [B, K] and inner products [B, K] of the nearest items, K = min(k, M), best first; key -1 = none found.
+
+        Raises: VersionMismatch for vectors of another dimension; BadInput for what is not finite.
+        """
+        rows, scores = self.search_rows(checked(vectors, self.dim), max(min(k, len(self)), 1), allowed)
+        return self.keys_of(rows), scores
+
+    def search_rows(self, queries_BD: Vectors, k: int, allowed: RowSet | None) -> Found:
+        """The same by row number. Fewer than k rows are found only where fewer are allowed."""
+        vectors = self.engine.vectors
+        there = len(self) if allowed is None else len(allowed)
+        if not there or not len(queries_BD):
+            return padded((np.empty((len(queries_BD), 0), np.int64), np.empty((len(queries_BD), 0), np.float32)), k)
+        if allowed is not None and there <= self._config.exact_rows_max and there < len(self):
+            return exact_search(vectors, queries_BD, k, allowed.rows())
+        rows, scores = padded(self.engine.search(queries_BD, min(k, len(self)), allowed, there), k)
+        short = rows[:, min(k, there) - 1] < 0
+        if short.any():  # the lists or the part of the graph that was seen holds fewer
+            some = None if allowed is None else allowed.rows()
+            rows[short], scores[short] = exact_search(vectors, queries_BD[short], k, some)
+        return rows, scores
+
+    def rows_of(self, item_key: Keys) -> Rows:
+        """Row of each key [N]; -1 for a key that is not here."""
+        if not len(self):
+            return np.full(len(item_key), -1, np.int64)
+        at = np.minimum(np.searchsorted(self._sorted_key, item_key), len(self) - 1)
+        return np.where(self._sorted_key[at] == item_key, self._row_by_place[at], -1)
+
+    def keys_of(self, rows: Rows) -> Keys:
+        """Key of each row, -1 for row -1; the shape is that of `rows`."""
+        if not len(self):
+            return np.full(rows.shape, -1, np.int64)
+        return np.where(rows >= 0, self.row_key[rows], -1)
+
+
+def checked(vectors: Vectors, dim: int) -> Vectors:
+    """Queries as FAISS wants them.
+
+    Raises: VersionMismatch for another dimension; BadInput for what is not finite.
+    """
+    if vectors.ndim != 2 or vectors.shape[1] != dim:
+        raise other_dimension(f"queries of shape {vectors.shape}", dim)
+    if not np.isfinite(vectors).all():
+        raise BadInput("ann queries", came="NaN or infinity", expected="finite vectors", fix="Look at the tower.")
+    return np.ascontiguousarray(vectors, np.float32)
+
+
+def other_dimension(came: str, dim: int) -> VersionMismatch:
+    """Vectors and index do not belong together."""
+    return VersionMismatch(
+        "ann index",
+        came=came,
+        expected=f"dimension {dim}, that of the index",
+        fix="Use the tower and the index of one run; after changing the tower, train again so that both are written.",
+    )
+
+
+def _engine(facts: dict[str, Any], index: Any, path: Path) -> Engine:
+    readers: dict[str, tuple[type, Any]] = {
+        FLAT: (faiss.IndexFlat, lambda: FlatEngine(index)),
+        HNSW: (faiss.IndexHNSWFlat, lambda: HnswEngine(index, facts["tuned"])),
+        IVF: (faiss.IndexRefine, lambda: IvfEngine(index, facts["tuned"])),
+    }
+    kind = facts["kind"]
+    if kind not in readers or not isinstance(index, readers[kind][0]):
+        raise _corrupt(path, f"{type(index).__name__}, ann.json says {kind}")
+    engine: Engine = readers[kind][1]()
+    return engine
+
+
+def _check(item_key: Keys, vectors: Vectors) -> None:
+    fits = vectors.ndim == 2 and len(vectors) == len(item_key)
+    if not fits or not np.isfinite(vectors).all():
+        raise BadInput(
+            "ann vectors",
+            came=f"shape {vectors.shape} for {len(item_key)} keys, finite: {bool(np.isfinite(vectors).all())}",
+            expected="one finite vector per key",
+            fix="Look for NaN in the tower's training.",
+        )
+    if len(np.unique(item_key)) != len(item_key):
+        raise BadInput(
+            "ann keys", came="the same key twice", expected="distinct keys", fix="Keep one vector of each item."
+        )
+
+
+def _corrupt(path: Path, came: str) -> CorruptData:
+    return CorruptData(
+        str(path), came=came, expected="the index that training wrote", fix="Train again, or copy the run whole."
+    )
