@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from recsys.candidates.nearest.base import EVERYTHING, Attributes, Keys, Vectors, Where
 from recsys.candidates.nearest.exact import merge
@@ -142,30 +143,32 @@ class LiveIndex:
         self._rebuild_if_due()
         return len(base) + len(delta)
 
-    def update(self, item_key: Keys, change: Callable[[Attributes], None]) -> int:
-        """Change what is known of items in place. `change` gets the attributes of those that are there.
+    def update(
+        self,
+        item_key: Keys,
+        *,
+        price_minor: npt.NDArray[np.int64] | None = None,
+        stock_units: npt.NDArray[np.int64] | None = None,
+    ) -> int:
+        """Prices and units in stock [N] of distinct items, in place; None = as they were. Gives how many were there.
 
-        Gives how many were there; a sold-out item leaves at once and comes back when it has stock again.
+        A sold-out item leaves at once and comes back when it has stock again.
         """
         with self._write:
             state, total = self._state, 0
             for segment in (state.base, state.delta):
-                rows = _present(segment.find(np.unique(item_key)))
-                values = segment.attributes.take(rows)
-                change(values)
-                segment.update(rows, values)
-                total += len(rows)
+                rows = segment.find(item_key)
+                here = rows >= 0
+                values = segment.attributes.take(rows[here])
+                if price_minor is not None:
+                    values.price_minor[:] = price_minor[here]
+                if stock_units is not None:
+                    values.stock_units[:] = stock_units[here]
+                segment.update(rows[here], values)
+                total += len(values)
             if self._touched is not None:
                 self._touched.update(item_key.tolist())
         return total
-
-    def set_stock(self, item_key: int, units: int) -> bool:
-        """Units in stock of one item; False when it is not there."""
-        return bool(self.update(np.array([item_key], np.int64), lambda a: a.stock_units.fill(units)))
-
-    def set_price(self, item_key: int, minor: int) -> bool:
-        """Price of one item in minor units; False when it is not there."""
-        return bool(self.update(np.array([item_key], np.int64), lambda a: a.price_minor.fill(minor)))
 
     def capture(self) -> tuple[AnnIndex, Attributes, RowSet, Keys, Vectors, Attributes]:
         """One moment of the index: base, its attributes, its living rows; keys, vectors, attributes of the delta."""

@@ -28,7 +28,7 @@ def live():
     made.upsert(world.keys(30, start=M), world.vectors(30, seed=9), Attributes.of(30, category=["tea"] * 30))
     made.upsert(world.keys(10), world.vectors(10, seed=10))
     made.delete(world.keys(20)[10:])
-    made.set_stock(int(world.keys(M)[50]), 0)
+    made.update(world.keys(M)[50:51], stock_units=np.array([0]))
     return made
 
 

@@ -52,7 +52,8 @@ def apply(index, oracle, what):
         index.rebuild(retrain=args[0])
     else:
         key = int(KEYS[args[0]])
-        known = (index.set_stock if name == "stock" else index.set_price)(key, args[1])
+        column = "stock_units" if name == "stock" else "price_minor"
+        known = index.update(np.array([key]), **{column: np.array([args[1]])})
         assert known == (key in oracle.items)
         if known:
             vector, category, price, stock = oracle.items[key]

@@ -48,22 +48,22 @@ def test_of_a_repeated_key_the_last_counts():
 def test_a_sold_out_item_leaves_at_once_and_comes_back():
     live, item_key, vector = index(), int(world.keys(M)[10]), world.vectors(M)[10]
     assert nearest(live, vector) == item_key
-    assert live.set_stock(item_key, 0)
+    assert live.update(np.array([item_key]), stock_units=np.array([0]))
     assert nearest(live, vector) != item_key
     assert nearest(live, vector, Where(sold_out=True)) == item_key
-    assert live.set_stock(item_key, 3)
+    assert live.update(np.array([item_key]), stock_units=np.array([3]))
     assert nearest(live, vector) == item_key
-    assert not live.set_stock(-5, 3)
+    assert not live.update(np.array([-5]), stock_units=np.array([3]))
 
 
 def test_a_compiled_filter_follows_the_prices():
     live, item_key, vector = index(filters_max=1), int(world.keys(M)[10]), world.vectors(M)[10]
     cheap = Where(price_max_minor=100)
     assert nearest(live, vector, cheap) == -1
-    live.set_price(item_key, 50)
+    live.update(np.array([item_key]), price_minor=np.array([50]))
     assert nearest(live, vector, cheap) == item_key
     assert nearest(live, vector, Where(price_max_minor=60)) == item_key  # pushes the other filter out
-    live.set_price(item_key, 500)
+    live.update(np.array([item_key]), price_minor=np.array([500]))
     assert nearest(live, vector, cheap) == -1
 
 
@@ -123,8 +123,8 @@ def test_writes_during_a_rebuild_are_in_the_new_base(monkeypatch):
         live.upsert(np.array([4_242]), new[2:])  # new
         live.delete(keys[3:4])
         live.upsert(keys[3:4], vectors[3:4])  # deleted and back
-        live.set_stock(int(keys[4]), 0)
-        live.set_price(int(world.keys(1, start=M + 1)[0]), 5)
+        live.update(np.array([int(keys[4])]), stock_units=np.array([0]))
+        live.update(np.array([int(world.keys(1, start=M + 1)[0])]), price_minor=np.array([5]))
         live.delete(world.keys(1, start=M + 2))
         return built
 
