@@ -11,6 +11,7 @@ import numpy as np
 from feature_store.base import FeatureReader
 from feature_store.forget import FORGOTTEN
 from feature_store.state import Table, Words
+from recsys.core import VersionMismatch
 from recsys.core.murmur2 import partitions_of
 
 EntryKind = Literal["user", "item", "seen", "shown"]
@@ -97,6 +98,13 @@ class OnlineStore(FeatureReader, Protocol):
         """
         ...
 
+    def bind(self, log_id: str) -> None:
+        """Say which log the offsets are of: kept by the first who says it, until a rebuild.
+
+        Raises: VersionMismatch when they are of another log; Unavailable.
+        """
+        ...
+
     def load(self, kind: EntryKind, ids: Sequence[str], *, shadow: bool = False) -> list[bytes]:
         """Packed state of entities, b"" for unknown ones. Raises: Unavailable."""
         ...
@@ -113,6 +121,17 @@ class OnlineStore(FeatureReader, Protocol):
         ...
 
 
+def other_log(what: str, came: str, expected: str) -> VersionMismatch:
+    """The error of `bind`."""
+    return VersionMismatch(
+        what,
+        came=f"log {came}",
+        expected=f"log {expected}, which its offsets are of",
+        fix="Ingest that log, write to another store, or rebuild from an archive of this log: "
+        "double11 features materialize ARCHIVE --store URL.",
+    )
+
+
 class Rebuild(Protocol):
     """A new, empty namespace beside the live one; readers see it after `switch`."""
 
@@ -124,17 +143,32 @@ class Rebuild(Protocol):
         """Write into the new namespace. Raises: Overloaded, Unavailable."""
         ...
 
-    def switch(self) -> None:
-        """Make the new namespace the live one in one write, then drop the old one."""
+    def switch(self, log_id: str = "") -> None:
+        """Make the new namespace the live one in one write, then drop the old one. log_id: as `OnlineStore.bind`.
+
+        Raises: Conflict when another rebuild began after this one.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give up what was not switched to; another rebuild may begin."""
         ...
 
 
-class DurableStore(OnlineStore, Protocol):
-    """A store that outlives its process."""
+class Rebuildable(Protocol):
+    """Where a rebuild begins, also beside a writer at work: its next step after the switch is a Conflict."""
 
     def rebuild(self) -> Rebuild:
-        """Begin a rebuild; what an earlier one has left is dropped."""
+        """Begin a rebuild; what an earlier one has left is dropped. Raises: Conflict while another is at work."""
         ...
+
+    def close(self) -> None:
+        """Let go of the store."""
+        ...
+
+
+class DurableStore(OnlineStore, Rebuildable, Protocol):
+    """A store that outlives its process."""
 
 
 class DurableReader(FeatureReader, Protocol):

@@ -161,10 +161,9 @@ class Engine:
         starts = [torch.full((len(p.suffix_TD),), len(p.prefix)) for p in live]
         steps = [torch.cat([torch.arange(n) for n in p.lengths]) for p in live]
         suffix_TD = torch.cat([p.suffix_TD for p in live])
-        attention = SharedPrefix(prefixes, [p.lengths for p in live])
-        hidden_TD = model.hidden(suffix_TD, torch.cat(starts) + torch.cat(steps), attention)
-        last_N = torch.tensor([n for p in live for n in p.lengths]).cumsum(0) - 1
-        raw_N = hidden_TD[last_N] @ self._direction_D
+        attention = SharedPrefix(prefixes, [p.lengths for p in live], last_only=True)
+        hidden_ND = model.hidden(suffix_TD, torch.cat(starts) + torch.cat(steps), attention)
+        raw_N = hidden_ND @ self._direction_D
         if (extras := self._loaded.extras) and (card := self._loaded.card):
             signals_NX = torch.cat([p.signals_NX for p in live if p.signals_NX is not None])
             raw_N = card.calibration_scale * (raw_N + extras.score(signals_NX)[:, 0]) + card.calibration_bias
@@ -178,7 +177,7 @@ class Engine:
         missing = [ids for ids, kv in found.items() if kv is None]
         lengths = [len(ids) for ids in missing]
         if missing:
-            attention = PackedCausal(lengths)
+            attention = PackedCausal(lengths, states=False)
             ids_T = torch.tensor([i for ids in missing for i in ids])
             self._loaded.model.hidden(
                 self._loaded.model.embed(ids_T), torch.cat([torch.arange(n) for n in lengths]), attention

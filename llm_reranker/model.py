@@ -5,16 +5,16 @@ softmax over all experts in fp32, top-k, renormalised if `norm_topk_prob`; exper
 Tokens of all requests lie in one flat axis; who sees whom is the business of an `Attention`.
 
 Shape legend: T tokens of all sequences, D hidden, H query heads, G key/value heads, R = H/G, d head_dim, E experts,
-K experts per token, W expert width, P prefix tokens, N candidates, S suffix tokens of one candidate, V vocabulary.
+K experts per token, W expert width, P prefix tokens, N candidates, S suffix tokens of one candidate, V vocabulary,
+L tokens whose final states are wanted.
 Source: arXiv 2505.09388 (Qwen3); transformers/models/qwen3_moe/modeling_qwen3_moe.py, which tests compare with.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +22,22 @@ from torch import Tensor
 
 from recsys.core.errors import CorruptData
 
-# (layer, q_THd, k_TGd, v_TGd) -> o_THd
-Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 # keys and values of one sequence: per layer k_GPd and v_GPd
 KeyValues = list[tuple[Tensor, Tensor]]
+
+
+class Attention(Protocol):
+    """Who sees whom among T tokens.
+
+    wanted_L: the tokens whose final states are wanted, None for all; the others go as far as the last layer's keys and
+    values.
+    """
+
+    wanted_L: Tensor | None
+
+    def __call__(self, layer: int, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor) -> Tensor:
+        """What each token takes from those it sees, [T, H, d]; in the last layer q and answer are of the wanted L."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,7 +193,10 @@ class Model:
         return self.head_VD[yes] - self.head_VD[no]
 
     def hidden(self, x_TD: Tensor, position_T: Tensor, attention: Attention) -> Tensor:
-        """Final hidden states [T, D] (after the last norm) of input vectors at their positions in their sequences."""
+        """Final states (after the last norm) of T input vectors at their positions in their sequences.
+
+        [L, D] of the tokens that the attention wants, [T, D] where it wants all.
+        """
         c = self.config
         angle = position_T[:, None].float() * self._inverse_frequency
         cos, sin = torch.cat([angle.cos()] * 2, -1)[:, None], torch.cat([angle.sin()] * 2, -1)[:, None]  # [T, 1, d]
@@ -191,6 +206,8 @@ class Model:
             q_THd, k_TGd, v_TGd = torch.split(qkv.view(len(x_TD), -1, c.head_dim), heads, dim=1)
             q_THd = _rotate(rms_norm(q_THd, layer.q_norm_d, c.rms_norm_eps), cos, sin)
             k_TGd = _rotate(rms_norm(k_TGd, layer.k_norm_d, c.rms_norm_eps), cos, sin)
+            if layer is self._layers[-1] and attention.wanted_L is not None:
+                x_TD, q_THd = x_TD[attention.wanted_L], q_THd[attention.wanted_L]
             x_TD = x_TD + F.linear(attention(index, q_THd, k_TGd, v_TGd).flatten(1), layer.o_DQ)
             x_TD = x_TD + self._mlp(layer, rms_norm(x_TD, layer.mlp_norm_D, c.rms_norm_eps))
         return rms_norm(x_TD, self._norm_D, c.rms_norm_eps)
@@ -206,81 +223,114 @@ class Model:
         # Sorted by expert, the tokens of one expert are neighbours: one GEMM per expert, whoever asked.
         order = expert_TK.flatten().argsort(stable=True)
         counts = torch.bincount(expert_TK.flatten(), minlength=c.num_experts).tolist()
-        sorted_x = x_TD[order // c.num_experts_per_tok]
-        parts = [
-            _swiglu(part, layer.gate_up[e], layer.down[e])
-            for e, part in enumerate(torch.split(sorted_x, counts))
-            if len(part)
-        ]
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order))
-        y_TKD = torch.cat(parts)[back].view(*expert_TK.shape, -1)
-        return (y_TKD * weight_TK[..., None].to(x_TD.dtype)).sum(1)
+        tokens = torch.split(order // c.num_experts_per_tok, counts)
+        weights = torch.split(weight_TK.flatten()[order, None].to(x_TD.dtype), counts)
+        y_TD = torch.zeros_like(x_TD)
+        for gate_up, down, rows, weight in zip(layer.gate_up, layer.down, tokens, weights, strict=True):
+            if len(rows):
+                y_TD.index_add_(0, rows, _swiglu(x_TD[rows], gate_up, down) * weight)
+        return y_TD
 
 
 class PackedCausal:
-    """Attention inside each of several sequences that lie one after another; keeps keys and values by sequence."""
+    """Attention inside each of several sequences that lie one after another; keeps keys and values by sequence.
 
-    def __init__(self, lengths: Sequence[int]) -> None:
+    states: False where only the kept keys and values are wanted, as of a prefix.
+    """
+
+    def __init__(self, lengths: Sequence[int], *, states: bool = True) -> None:
         self._lengths = list(lengths)
+        self.wanted_L: Tensor | None = None if states else torch.empty(0, dtype=torch.long)
         self.kept: list[KeyValues] = [[] for _ in lengths]
 
     def __call__(self, layer: int, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor) -> Tensor:
-        """Returns o [T, H, d]."""
+        """See Attention."""
+        k_parts, v_parts = (torch.split(x.transpose(0, 1), self._lengths, dim=1) for x in (k_TGd, v_TGd))
+        for kept, k, v in zip(self.kept, k_parts, v_parts, strict=True):
+            kept.append((k.contiguous(), v.contiguous()))
+        if not len(q_THd):
+            return q_THd
         out = []
-        parts = (torch.split(x.transpose(0, 1), self._lengths, dim=1) for x in (q_THd, k_TGd, v_TGd))
-        for sequence, (q, k, v) in enumerate(zip(*parts, strict=True)):
+        for q, k, v in zip(torch.split(q_THd.transpose(0, 1), self._lengths, dim=1), k_parts, v_parts, strict=True):
             o = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, enable_gqa=True)
             out.append(o[0].transpose(0, 1))
-            self.kept[sequence].append((k.contiguous(), v.contiguous()))
         return torch.cat(out)
 
 
 class SharedPrefix:
     """Attention of candidates that see one prefix and themselves, never each other.
 
-    Tokens of one request's candidates lie one after another, requests one after another. Cost is linear in N.
+    Tokens of one request's candidates lie one after another, requests one after another. Cost is linear in N. What a
+    token takes from the prefix and what it takes from its own candidate are computed apart by the fused kernel and
+    joined by their log sums of exponentials (arXiv 2205.14135, section 3.1), so no [T, P] weights are ever in memory.
     """
 
-    def __init__(self, prefixes: Sequence[KeyValues], suffix_lengths: Sequence[Sequence[int]]) -> None:
-        """prefixes: per request. suffix_lengths: per request, tokens of each candidate (ragged is fine)."""
-        self._prefixes = prefixes
+    def __init__(
+        self, prefixes: Sequence[KeyValues], suffix_lengths: Sequence[Sequence[int]], *, last_only: bool = False
+    ) -> None:
+        """prefixes: per request. suffix_lengths: per request, tokens of each candidate (ragged is fine).
+
+        last_only: the state of each candidate's last token is all that is wanted.
+        """
+        self._prefixes, self._lengths = prefixes, [torch.tensor(lengths) for lengths in suffix_lengths]
         self._tokens = [sum(lengths) for lengths in suffix_lengths]
-        self._layouts = [_layout(lengths) for lengths in suffix_lengths]
+        self.wanted_L = torch.cat(self._lengths).cumsum(0) - 1 if last_only else None
 
     def __call__(self, layer: int, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor) -> Tensor:
-        """Returns o [T, H, d]."""
-        parts = zip(*(torch.split(x, self._tokens) for x in (q_THd, k_TGd, v_TGd)), strict=True)
-        pairs = zip(self._prefixes, self._layouts, parts, strict=True)
-        return torch.cat([_with_prefix(*kv[layer], *layout, *part) for kv, layout, part in pairs])
+        """See Attention."""
+        of_last = len(q_THd) != len(k_TGd)
+        queries = torch.split(q_THd, [len(n) for n in self._lengths] if of_last else self._tokens)
+        parts = zip(queries, *(torch.split(x, self._tokens) for x in (k_TGd, v_TGd)), strict=True)
+        out = []
+        for kv, lengths_N, (q, k, v) in zip(self._prefixes, self._lengths, parts, strict=True):
+            o_prefix, lse_prefix = _to_prefix(q, *kv[layer])
+            o_own, lse_own = _to_own(q, k, v, lengths_N)
+            out.append(torch.lerp(o_prefix, o_own, torch.sigmoid(lse_own - lse_prefix)[..., None]))
+        return torch.cat(out)
 
 
-def _layout(lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _to_prefix(q_THd: Tensor, k_GPd: Tensor, v_GPd: Tensor) -> tuple[Tensor, Tensor]:
+    """What each token takes from the whole prefix [T, H, d], and the log sum of exponentials of its scores [T, H]."""
+    (t, h, d), g = q_THd.shape, len(k_GPd)
+    q_GXd = q_THd.view(t, g, -1, d).transpose(0, 1).reshape(g, -1, d)  # X = T x R: no copy of keys and values
+    o_GXd, lse_GX = (x[0] for x in _attend(q_GXd[None], k_GPd[None], v_GPd[None]))
+    return (
+        o_GXd.view(g, t, -1, d).transpose(0, 1).reshape(t, h, d),
+        lse_GX.reshape(g, t, -1).transpose(0, 1).reshape(t, h),
+    )
+
+
+def _to_own(q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, lengths_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for a candidate's own tokens up to itself; with N queries, of each candidate's last token."""
+    rows_NS, real_NS = _layout(lengths_N)
+    r = q_THd.shape[1] // k_TGd.shape[1]
+    k_NHSd, v_NHSd = (x[rows_NS].transpose(1, 2).repeat_interleave(r, 1) for x in (k_TGd, v_TGd))
+    if len(q_THd) == len(k_TGd):
+        # A padded place comes after every real one of its candidate, so causality alone hides it from real tokens.
+        o_NHSd, lse_NHS = _attend(q_THd[rows_NS].transpose(1, 2), k_NHSd, v_NHSd, causal=True)
+        return o_NHSd.transpose(1, 2)[real_NS], lse_NHS.transpose(1, 2)[real_NS]
+    hidden_NS = torch.zeros(real_NS.shape).masked_fill_(~real_NS, -torch.inf)
+    o_NH1d, lse_NH1 = _attend(q_THd[:, :, None], k_NHSd, v_NHSd, mask=hidden_NS[:, None, None])
+    return o_NH1d[:, :, 0], lse_NH1[:, :, 0]
+
+
+def _attend(
+    q_BHTd: Tensor, k_BHPd: Tensor, v_BHPd: Tensor, *, causal: bool = False, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The fused kernel behind scaled_dot_product_attention, which also gives the log sums of exponentials [B, H, T]."""
+    o_BHTd, lse_BHT = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q_BHTd, k_BHPd, v_BHPd, 0.0, causal, attn_mask=mask
+    )
+    return o_BHTd, lse_BHT
+
+
+def _layout(lengths_N: Tensor) -> tuple[Tensor, Tensor]:
     """Token row [N, S] of each padded place (0 where padded), and which places are real."""
-    lengths_N1 = torch.tensor(lengths)[:, None]
+    lengths_N1 = lengths_N[:, None]
     start_N1 = lengths_N1.cumsum(0) - lengths_N1
     step_S = torch.arange(int(lengths_N1.max()))
     real_NS = step_S < lengths_N1
     return torch.where(real_NS, start_N1 + step_S, 0), real_NS
-
-
-def _with_prefix(
-    pk_GPd: Tensor, pv_GPd: Tensor, rows_NS: Tensor, real_NS: Tensor, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor
-) -> Tensor:
-    (n, s), g, d = rows_NS.shape, pk_GPd.shape[0], q_THd.shape[-1]
-    q_GNRSd = q_THd[rows_NS].view(n, s, g, -1, d).permute(2, 0, 3, 1, 4) / math.sqrt(d)
-    k_GNSd, v_GNSd = (x[rows_NS].permute(2, 0, 1, 3) for x in (k_TGd, v_TGd))
-    r = q_GNRSd.shape[2]
-    to_prefix = (q_GNRSd.reshape(g, -1, d) @ pk_GPd.transpose(1, 2)).view(g, n, r, s, -1)
-    to_self = (q_GNRSd.reshape(g, n, r * s, d) @ k_GNSd.transpose(2, 3)).view(g, n, r, s, s)
-    later_SS = torch.ones(s, s, dtype=torch.bool).triu(1)
-    # A padded place comes after every real one of its candidate, so causality alone hides it from real tokens.
-    weights = torch.cat([to_prefix, to_self.masked_fill(later_SS, -torch.inf)], -1).softmax(-1)
-    w_prefix, w_self = torch.split(weights, [to_prefix.shape[-1], s], dim=-1)
-    o_GNRSd = (w_prefix.reshape(g, n * r * s, -1) @ pv_GPd).view(g, n, r, s, d)
-    o_GNRSd = o_GNRSd + (w_self.reshape(g, n, r * s, s) @ v_GNSd).view(g, n, r, s, d)
-    o_NSHd: Tensor = o_GNRSd.permute(1, 3, 0, 2, 4).reshape(n, s, g * r, d)
-    return o_NSHd[real_NS]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -89,7 +89,7 @@ def validate(message: Event) -> str | None:
 
 
 def encode_events(batch: EventBatch) -> Iterator[tuple[EventKind, bytes, bytes]]:
-    """Each event's kind, its record key (the user, or the item of a catalogue change) and its protobuf value."""
+    """Each event's kind, its `record_key` and its protobuf value."""
     columns = {name: batch.table.column(name).to_pylist() for name in EVENT_SCHEMA.names}
     for values in zip(*columns.values(), strict=True):
         row = dict(zip(columns, values, strict=True))
@@ -102,8 +102,22 @@ def encode_events(batch: EventBatch) -> Iterator[tuple[EventKind, bytes, bytes]]
             stress=row["stress"],
             **_BODY[kind](row),
         )
-        key = row["user_id"] if kind in (EventKind.ACTION, EventKind.FORGET) else row["item_id"]
-        yield kind, (key or "").encode(), message.SerializeToString()
+        yield kind, record_key(message), message.SerializeToString()
+
+
+def record_key(event: Event) -> bytes:
+    """The user; of a catalogue change the item, NUL and what the change says, as it replaces nothing else (ADR 9)."""
+    kind = event.WhichOneof("body") or ""
+    body = getattr(event, kind)
+    if kind in ("action", "forget"):
+        return str(body.user_id).encode()
+    said = [f.name for f, _ in body.ListFields() if f.name not in ("item_id", "listed")] if kind == "item" else []
+    return b"\0".join((body.item_id.encode(), ",".join((kind, *said)).encode()))
+
+
+def owner_of(catalog_key: bytes) -> bytes:
+    """The item of a key on `catalog`: its murmur2 gives the partition, so that an item's changes keep their order."""
+    return catalog_key.rpartition(b"\0")[0] or catalog_key
 
 
 _BODY: Mapping[EventKind, Callable[[dict[str, Any]], dict[str, Any]]] = {

@@ -10,7 +10,7 @@ from recsys.core.config import in_range, section
 from recsys.core.errors import BadInput
 from streaming.topics import StreamingConfig, Topics
 
-__all__ = ["EmbeddedLogConfig", "JobConfig", "KafkaConfig", "StreamingConfig", "Topics"]
+__all__ = ["ArchiveConfig", "EmbeddedLogConfig", "JobConfig", "KafkaConfig", "StreamingConfig", "Topics"]
 
 
 @section("streaming.embedded")
@@ -38,6 +38,7 @@ class KafkaConfig:
     sasl_password_file: a file with nothing but the password. ssl_*_file: PEM; without a CA, the system's.
     prefetch_bytes_max: records a consumer holds before they are asked for. buffer_bytes_max, linger_ms, compression:
     of producers. replication_factor, min_insync_replicas: of topics that `streaming init` creates.
+    catalog_history_s: of `catalog`, likewise: how long every record can be read; after that the newest of each key.
     request_timeout_ms: how long a broker may be silent; delivery_timeout_ms: how long a record may take to be durable,
     so how long a broker may be away before `flush` gives up.
     """
@@ -56,6 +57,7 @@ class KafkaConfig:
     compression: Literal["none", "lz4", "zstd", "gzip"] = "lz4"
     replication_factor: int = 3
     min_insync_replicas: int = 2
+    catalog_history_s: int = 86_400
     request_timeout_ms: int = 30_000
     delivery_timeout_ms: int = 120_000
 
@@ -65,6 +67,7 @@ class KafkaConfig:
         in_range("streaming.kafka.linger_ms", self.linger_ms, 0, 1_000)
         in_range("streaming.kafka.replication_factor", self.replication_factor, 1, 100)
         in_range("streaming.kafka.min_insync_replicas", self.min_insync_replicas, 1, self.replication_factor)
+        in_range("streaming.kafka.catalog_history_s", self.catalog_history_s, 1, 365 * 86_400)
         in_range("streaming.kafka.request_timeout_ms", self.request_timeout_ms, 1_000, 300_000)
         low = self.request_timeout_ms + self.linger_ms
         in_range("streaming.kafka.delivery_timeout_ms", self.delivery_timeout_ms, low, 3_600_000)
@@ -113,3 +116,29 @@ class JobConfig:
         in_range("streaming.job.future_skew_max_s", self.future_skew_max_s, 0, 86_400)
         in_range("streaming.job.idle_ms", self.idle_ms, 1, 10_000)
         in_range("streaming.job.metrics_port", self.metrics_port, 0, 65_535)
+
+
+@section("streaming.archive")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArchiveConfig:
+    """flush_*: the journal becomes day files when it has so many rows or is so old. tidy_s: how often small files are
+    merged and forgotten users' rows erased. Files below small_bytes_max are merged when a day is over, or has
+    merge_files_min of them, up to merged_bytes_max; what was merged is deleted after merged_keep_s.
+    """
+
+    flush_rows_max: int = 1 << 18
+    flush_s: float = 60.0
+    tidy_s: float = 60.0
+    small_bytes_max: int = 32 << 20
+    merge_files_min: int = 16
+    merged_bytes_max: int = 256 << 20
+    merged_keep_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        in_range("streaming.archive.flush_rows_max", self.flush_rows_max, 1, 1 << 24)
+        in_range("streaming.archive.flush_s", self.flush_s, 0.01, 3_600)
+        in_range("streaming.archive.tidy_s", self.tidy_s, 0.01, 86_400)
+        in_range("streaming.archive.small_bytes_max", self.small_bytes_max, 1 << 10, 1 << 30)
+        in_range("streaming.archive.merge_files_min", self.merge_files_min, 2, 10_000)
+        in_range("streaming.archive.merged_bytes_max", self.merged_bytes_max, self.small_bytes_max, 1 << 32)
+        in_range("streaming.archive.merged_keep_s", self.merged_keep_s, 0, 86_400)

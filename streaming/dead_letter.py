@@ -58,14 +58,14 @@ def requeue(log: Log, topic: str, cause: str | None) -> tuple[int, int]:
             sources[letter.topic, letter.partition, letter.offset] = letter.payload
     for (source, partition, offset), payload in sources.items():
         key = _key_of(log, source, partition, offset)
-        producer.send(source, key, payload, {SCHEMA_HEADER: SCHEMA_VERSION})
+        producer.send(source, key, payload, {SCHEMA_HEADER: SCHEMA_VERSION}, partition)
         done += 1
     producer.close()
     return done, cut
 
 
 def _key_of(log: Log, topic: str, partition: int, offset: int) -> bytes:
-    """The key of the record at some coordinates, so that it goes back to its partition; b"" when it is gone."""
+    """The key of the record at some coordinates, b"" when it is gone."""
     consumer = log.consumer(topic, {partition: offset})
     batches = consumer.poll(records_max=1, bytes_max=1)
     consumer.close()

@@ -19,6 +19,7 @@ from feature_store.columns import NewRows
 from feature_store.commit import SEEN_MAX
 from feature_store.fold import merge
 from feature_store.state import Rows, Words
+from feature_store.update import kept_ids
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # spreads user numbers over 64 bits: 2 ** 64 / golden ratio
 
@@ -60,8 +61,7 @@ def classify(
     if crowded.any():
         seen = seen.where(~crowded[seen.owner])
     seen = merge(seen, NewRows.concat(rows))
-    latest = np.maximum.reduceat(np.append(seen["time_us"], -1), np.minimum(seen.offsets[:-1], len(seen.words)))
-    return outcome, seen.where(seen["time_us"] >= latest[seen.owner] - horizon_us)
+    return outcome, kept_ids(seen, horizon_us)
 
 
 def _one_by_one(time_us: list[int], event_key: list[int], kept: list[list[int]], horizon_us: int) -> list[Outcome]:

@@ -25,7 +25,7 @@ from feature_store.forget import clear, screen
 from feature_store.state import State, Words, decode, encode
 from feature_store.update import folded
 from recsys.core import Clock, EventBatch, EventKind, VersionMismatch, WallClock, logging, metrics
-from streaming.archive import Archive
+from streaming.archive import Archive, Part
 from streaming.codec import FUTURE, Decoded, Rejected, decode_events, decode_impressions
 from streaming.config import JobConfig
 from streaming.dead_letter import put_aside
@@ -119,16 +119,20 @@ class Job:
         self.report = JobReport()
         self._idle_next_s = 0.0
         self._unfinished = store.unfinished()
-        prefixes = {self._topics.catalog: "c", self._topics.events: "", self._topics.impressions: "i"}
-        for topic, prefix in prefixes.items():
+        self._prefixes = {self._topics.catalog: "c", self._topics.events: "", self._topics.impressions: "i"}
+        store.bind(log.log_id())
+        for topic in self._prefixes:
             stored = store.offsets(topic)
             self._offsets[topic] = {p: stored.get(p, 0) for p in range(log.num_partitions(topic))}
             _check_begin(topic, self._offsets[topic], log.begin_offsets(topic))
             self._consumers[topic] = log.consumer(topic, self._offsets[topic])
-            if archive is not None:
-                # What is below an offset of any bucket was archived before that bucket was written.
-                archive.truncate(prefix, {p: max(o, self._end(topic, p)) for p, o in self._offsets[topic].items()})
-        self._prefixes = prefixes
+        if archive is not None:
+            # What is below an offset of any bucket was archived before that bucket was written.
+            taken = {
+                (prefix, t): {p: max(o, self._end(t, p)) for p, o in self._offsets[t].items()}
+                for t, prefix in self._prefixes.items()
+            }
+            archive.take(log.log_id(), taken)
 
     def run(self, *, until_caught_up: bool = False, stop: StopEvent | None = None) -> JobReport:
         """Step until stopped, or until what was in the log at the start is applied. The step under way is finished.
@@ -229,15 +233,24 @@ class Job:
         table = merged.batch.table.set_column(
             late, merged.batch.table.schema.field(late), pa.array(outcome == Outcome.LATE)
         )
-        for i, part in enumerate(parts):
-            source, prefix = part.source, self._prefixes[part.source.topic]
-            first = max(int(source.offset[0]), self._end(source.topic, source.partition))
-            rows = EventBatch(table).filter(kept & (merged.part == i) & (merged.offset >= first))
-            if len(rows):
-                archive.write(prefix, source.partition, first, int(source.offset[-1]), rows)
+        archive.write(
+            [
+                Part(
+                    self._prefixes[part.source.topic],
+                    part.source.partition,
+                    self._offsets[part.source.topic][part.source.partition],
+                    part.source.next_offset,
+                    EventBatch(table).filter(kept & (merged.part == i)),
+                    merged.offset[kept & (merged.part == i)],
+                )
+                for i, part in enumerate(parts)
+            ]
+        )
 
     def _when_idle(self) -> None:
         """Caught up: publish the archive's catalogue, so that it can be read while it grows, and measure the lag."""
+        if self._archive is not None:
+            self._archive.idle()
         now_s = time.monotonic()
         if now_s < self._idle_next_s:
             return

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from recsys.core import BadInput, Clock, EventBatch, EventKind, WallClock
-from streaming.codec import encode_events
+from recsys.core.murmur2 import partition_of
+from streaming.codec import encode_events, owner_of
 from streaming.log.base import SCHEMA_HEADER, SCHEMA_VERSION, Log
 from streaming.topics import Topics
 
@@ -66,6 +67,7 @@ def produce(
     """
     topics, clock, stop = topics or Topics(), clock or WallClock(), stop or StopEvent()
     producer, started, sent, first_us = log.producer(), time.perf_counter(), 0, None
+    num_partitions = log.num_partitions(topics.catalog)
     for batch in batches:
         batch = shifted(batch, shift_us)
         if not len(batch):
@@ -82,8 +84,11 @@ def produce(
             if upto > done:
                 part = batch.slice(done, upto - done)
                 for kind, key, value in encode_events(part):
-                    shopper = kind in (EventKind.ACTION, EventKind.FORGET)
-                    producer.send(topics.events if shopper else topics.catalog, key, value, _HEADERS)
+                    if kind in (EventKind.ACTION, EventKind.FORGET):
+                        producer.send(topics.events, key, value, _HEADERS)
+                    else:
+                        partition = partition_of(owner_of(key), num_partitions)
+                        producer.send(topics.catalog, key, value, _HEADERS, partition)
                 done = upto
                 if on_sent is not None:
                     on_sent(len(part))

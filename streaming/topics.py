@@ -14,7 +14,8 @@ class Topics:
     """Names of the topics; a section so that they can be renamed.
 
     events: actions and forgets, key user. impressions: one record per slate, key user, co-partitioned with events.
-    catalog: price, stock and item changes, key item. item_updates: user stage to item stage, key item.
+    catalog: price, stock and item changes, key item and kind, partition by item; compacted.
+    item_updates: user stage to item stage, key item.
     samples, deltas, dead_letter: what joins, trainers and the job put aside.
     """
 

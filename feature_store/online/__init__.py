@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from feature_store.commit import Commit, DurableReader, DurableStore, OffsetStep, OnlineStore, Update
+from feature_store.commit import Commit, DurableReader, DurableStore, OffsetStep, OnlineStore, Rebuildable, Update
 from feature_store.config import EmbeddedStoreConfig, FeatureStoreConfig, RedisStoreConfig
 from feature_store.online.embedded import EmbeddedReader, EmbeddedStore
 from feature_store.online.memory import MemoryStore
@@ -17,10 +17,12 @@ __all__ = [
     "MemoryStore",
     "OffsetStep",
     "OnlineStore",
+    "Rebuildable",
     "Update",
     "check_exists",
     "feature_clock",
     "open_reader",
+    "open_rebuildable",
     "open_store",
 ]
 
@@ -64,6 +66,17 @@ def check_exists(url: str) -> None:
             expected="a store",
             fix=f"Correct the path, or fill it: double11 ingest --source LOG --store {url}",
         )
+
+
+def open_rebuildable(url: str, config: Config | None = None) -> Rebuildable:
+    """The store at a URL for a rebuild, in any process: a writer may be at work on it.
+
+    Raises: BadInput for a URL without a driver; VersionMismatch, Unavailable.
+    """
+    config = config or Config()
+    if _is_redis(url):
+        return open_store(url, config)
+    return EmbeddedReader(embedded_path(url, "store URL"), config.get(EmbeddedStoreConfig))
 
 
 def feature_clock(reader: DurableReader, config: Config) -> Clock:

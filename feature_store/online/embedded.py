@@ -13,13 +13,14 @@ import os
 import struct
 import uuid
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
 import lmdb
 
 from feature_store.base import ItemFeatures, UserFeatures
-from feature_store.commit import Commit, EntryKind
+from feature_store.commit import Commit, EntryKind, other_log
 from feature_store.config import EmbeddedStoreConfig
 from feature_store.read import item_features, user_features
 from feature_store.views import VIEW_SET
@@ -30,6 +31,8 @@ _SHADOW = 1 << 15  # generation bit of the stress test's namespace
 _LETTER: Mapping[EntryKind, bytes] = {"user": b"u", "item": b"i", "seen": b"s", "shown": b"w"}
 _KEY_BYTES_MAX = 500
 _WRITER_LOCK = "writer.lock"
+_REBUILD_LOCK = "rebuild.lock"
+_DROP_KEYS_PER_STEP = 50_000
 
 
 class EmbeddedReader:
@@ -79,6 +82,10 @@ class EmbeddedReader:
             prefix, get = self._prefix(txn, _LETTER[kind], shadow), txn.get
             return [get(k, b"") if len(k := prefix + i.encode()) <= _KEY_BYTES_MAX else b"" for i in ids]
 
+    def rebuild(self) -> Rebuild:
+        """A new, empty generation beside the live one; readers see it after `Rebuild.switch`. Raises: Conflict."""
+        return Rebuild(self.path, self._env)
+
     def close(self) -> None:
         """Let go of the environment."""
         embedded.release(self.path)
@@ -111,7 +118,9 @@ class EmbeddedStore(EmbeddedReader):
 
     def __init__(self, path: Path, config: EmbeddedStoreConfig | None = None) -> None:
         """Raises: Conflict when another process writes this store; CorruptData, VersionMismatch as the reader."""
-        self._lock = _writer_lock(path / "store")
+        fix = "Stop that `double11 ingest` (or `serve`, which runs one), or write to another store."
+        self._lock = _held_lock(path / "store", _WRITER_LOCK, "a second writer", fix)
+        self._generation: int | None = None  # the one that this writer has read offsets of
         try:
             super().__init__(path, config)
         except BaseException:
@@ -122,6 +131,7 @@ class EmbeddedStore(EmbeddedReader):
         """Next offset to read, by partition."""
         found = {}
         with self._env.begin() as txn, txn.cursor() as cursor:
+            self._generation = self._meta(txn)["generation"]
             prefix = self._prefix(txn, b"o") + topic.encode() + b"\0"
             if cursor.set_range(prefix):
                 for key, value in cursor.iternext():
@@ -138,6 +148,7 @@ class EmbeddedStore(EmbeddedReader):
         try:
             with self._env.begin(write=True) as txn:
                 generation = self._meta(txn)["generation"]
+                self._check_generation(generation)
                 self._check_offsets(txn, generation, step)
                 write(txn, generation, step)
         except (lmdb.MapFullError, lmdb.DiskError) as error:
@@ -148,9 +159,26 @@ class EmbeddedStore(EmbeddedReader):
         super().close()
         self._lock.close()
 
-    def rebuild(self) -> Rebuild:
-        """A new, empty generation beside the live one; readers see it after `Rebuild.switch`."""
-        return Rebuild(self._env)
+    def bind(self, log_id: str) -> None:
+        """Say which log the offsets are of. Raises: VersionMismatch."""
+        with self._env.begin(write=True) as txn:
+            meta = self._meta(txn)
+            if meta.setdefault("log", log_id) != log_id:
+                raise other_log(f"feature store {self.path}", log_id, meta["log"])
+            txn.put(_META, json.dumps(meta).encode())
+
+    def _check_generation(self, generation: int) -> None:
+        """A step that was made from what a rebuild has replaced does not fit, even where the offsets do."""
+        if self._generation is None:
+            self._generation = generation
+        if generation != self._generation:
+            came, self._generation = self._generation, None
+            raise Conflict(
+                f"step for {self.path}",
+                came=f"made from generation {came}",
+                expected=f"from {generation}: the store was rebuilt",
+                fix="Start again; the offsets are those that the rebuild covers.",
+            )
 
     def _check_offsets(self, txn: lmdb.Transaction, generation: int, step: Commit) -> None:
         for o in step.offsets:
@@ -165,14 +193,15 @@ class EmbeddedStore(EmbeddedReader):
 
 
 class Rebuild:
-    """Fills a generation that nobody reads yet, then makes it the live one in one write."""
+    """Fills a generation that nobody reads yet, then makes it the live one in one write. One at a time."""
 
-    def __init__(self, env: lmdb.Environment) -> None:
+    def __init__(self, path: Path, env: lmdb.Environment) -> None:
         self._env = env
-        with env.begin(write=True) as txn:
-            self._old = json.loads(bytes(txn.get(_META) or b"{}"))["generation"]
-            self._generation = self._old % (_SHADOW - 1) + 1
-            _drop(txn, self._generation)  # what a rebuild that died has left
+        self._lock = _held_lock(path, _REBUILD_LOCK, "a second rebuild", "Let that one finish, or stop it.")
+        with env.begin() as txn:
+            live = json.loads(bytes(txn.get(_META) or b"{}"))["generation"]
+        self._generation = live % (_SHADOW - 1) + 1
+        _drop_others(env, live)  # what a rebuild that died has left
 
     def load(self, kind: EntryKind, ids: Sequence[str], *, shadow: bool = False) -> list[bytes]:
         """Packed state of entities in the new generation."""
@@ -185,14 +214,17 @@ class Rebuild:
         with self._env.begin(write=True) as txn:
             write(txn, self._generation, step)
 
-    def switch(self) -> None:
-        """Make the new generation live and drop the old one."""
+    def switch(self, log_id: str = "") -> None:
+        """Make the new generation live and drop the old one. A writer at work gets a Conflict at its next step."""
         with self._env.begin(write=True) as txn:
             meta = json.loads(bytes(txn.get(_META) or b"{}")) | {"views": VIEW_SET, "generation": self._generation}
-            txn.put(_META, json.dumps(meta).encode())
-        with self._env.begin(write=True) as txn:
-            _drop(txn, self._old)
-            _drop(txn, self._old | _SHADOW)
+            meta.pop("log", None)
+            txn.put(_META, json.dumps(meta | ({"log": log_id} if log_id else {})).encode())
+        _drop_others(self._env, self._generation)
+
+    def close(self) -> None:
+        """Let another rebuild begin; what was not switched to is dropped by it."""
+        self._lock.close()
 
 
 def write(txn: lmdb.Transaction, generation: int, step: Commit) -> None:
@@ -221,17 +253,26 @@ def _offset_key(generation: int, topic: str, partition: int) -> bytes:
     return _prefix(generation, b"o") + topic.encode() + b"\0" + partition.to_bytes(2, "big")
 
 
-def _drop(txn: lmdb.Transaction, generation: int) -> None:
-    prefix = struct.pack(">H", generation)
-    with txn.cursor() as cursor:
-        found = cursor.set_range(prefix)
-        while found and bytes(cursor.key()).startswith(prefix):
-            found = cursor.delete() and bool(cursor.key())
+def _drop_others(env: lmdb.Environment, live: int) -> None:
+    """Delete every generation but one and its shadow, a bounded number of keys at a time: others write meanwhile."""
+    keep = sorted(struct.pack(">H", g) for g in (0, live, live | _SHADOW))
+    for after, before in pairwise([*keep, b"\xff\xff\xff"]):
+        is_left = True
+        while is_left:
+            with env.begin(write=True) as txn, txn.cursor() as cursor:
+                is_left = cursor.set_range(after + b"\xff" * _KEY_BYTES_MAX)
+                for _ in range(_DROP_KEYS_PER_STEP):
+                    is_left = is_left and bytes(cursor.key()) < before
+                    if not is_left:
+                        break
+                    cursor.delete()
+                    is_left = bool(cursor.key())
 
 
-def _writer_lock(folder: Path) -> IO[str]:
+def _held_lock(folder: Path, name: str, came: str, fix: str) -> IO[str]:
+    """A lock that dies with its process. Raises: Conflict when another one holds it."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = open(folder / _WRITER_LOCK, "a+", encoding="utf-8")  # noqa: SIM115  held until close
+    lock = open(folder / name, "a+", encoding="utf-8")  # noqa: SIM115  held until close
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -240,9 +281,9 @@ def _writer_lock(folder: Path) -> IO[str]:
         lock.close()
         raise Conflict(
             f"feature store {folder}",
-            came=f"a second writer (process {holder or 'unknown'} holds the lock)",
-            expected="one writer",
-            fix="Stop that `double11 ingest` (or `serve`, which runs one), or write to another store.",
+            came=f"{came} (process {holder or 'unknown'} holds the lock)",
+            expected="one at a time",
+            fix=fix,
         ) from error
     lock.truncate(0)
     lock.write(str(os.getpid()))

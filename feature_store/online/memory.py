@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from feature_store.base import ItemFeatures, UserFeatures
-from feature_store.commit import Commit, EntryKind
+from feature_store.commit import Commit, EntryKind, other_log
 from feature_store.read import item_features, user_features
 from feature_store.update import archived_updates
 from feature_store.views import VIEW_SET
@@ -23,6 +23,7 @@ class MemoryStore:
         self._pending: list[EventBatch] = []
         self._pending_rows = 0
         self._max_event_time_us = 0
+        self._log_id = ""
 
     @property
     def view_set(self) -> str:
@@ -73,6 +74,12 @@ class MemoryStore:
 
     def unfinished(self) -> None:
         """A step is one transaction."""
+
+    def bind(self, log_id: str) -> None:
+        """Say which log the offsets are of. Raises: VersionMismatch."""
+        self._log_id = self._log_id or log_id
+        if self._log_id != log_id:
+            raise other_log("memory store", log_id, self._log_id)
 
     def commit(self, step: Commit) -> None:
         """Take the whole step. Raises: Conflict when a stored offset is not the expected one."""

@@ -93,11 +93,11 @@ def _tensors(theirs: Qwen3MoeForCausalLM, config: ModelConfig) -> dict[str, torc
 
 def _ours(model: Model, prefix_P: torch.Tensor, suffix_NS: torch.Tensor) -> torch.Tensor:
     (n, s), p = suffix_NS.shape, len(prefix_P)
-    packed = PackedCausal([p])
+    packed = PackedCausal([p], states=False)
     model.hidden(model.embed(prefix_P), torch.arange(p), packed)
     position_T = torch.arange(p, p + s).repeat(n)
-    hidden_TD = model.hidden(model.embed(suffix_NS.flatten()), position_T, SharedPrefix(packed.kept, [[s] * n]))
-    return hidden_TD[s - 1 :: s] @ model.label_direction(_YES, _NO)
+    last = SharedPrefix(packed.kept, [[s] * n], last_only=True)
+    return model.hidden(model.embed(suffix_NS.flatten()), position_T, last) @ model.label_direction(_YES, _NO)
 
 
 def _cached(model: Qwen3MoeForCausalLM, prefix_P: torch.Tensor, suffix_NS: torch.Tensor) -> torch.Tensor:

@@ -103,7 +103,7 @@ def ingest(
     from feature_store.online import open_store
     from recsys.core import progress
     from streaming.archive import Archive
-    from streaming.config import JobConfig
+    from streaming.config import ArchiveConfig, JobConfig
     from streaming.job import Job
     from streaming.log import open_log, topics_at
 
@@ -114,7 +114,7 @@ def ingest(
             log.num_partitions(topic)  # a mistyped source ends here, and makes neither a log nor a store
         writer = open_store(store, config)
         try:
-            kept = Archive(archive, source) if archive is not None else None
+            kept = Archive(archive, source, config.get(ArchiveConfig)) if archive is not None else None
             job = Job(log, writer, settings, topics=topics, archive=kept, on_step=bar.update)
             if settings.metrics_port:
                 start_http_server(settings.metrics_port, settings.metrics_host)

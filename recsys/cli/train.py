@@ -14,7 +14,13 @@ from recsys.core import RunDirectory
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A new run directory.")
 @click.option("--until", help="ISO time; nothing at or after it is seen (default: after the last event).")
-@click.option("--nproc", default=1, show_default=True, type=click.IntRange(1, 256), help="Processes for the windows.")
+@click.option(
+    "--nproc",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 256),
+    help="Processes on this host.",
+)
 @click.option("--seed", default=0, show_default=True, type=int)
 @click.option("--window-days", type=float, help="Length of a stacked window (default: a tenth of the data's span).")
 @click.option("--threads", type=int, help="Threads of torch; the same number repeats a run bit by bit.")

@@ -85,9 +85,13 @@ class DeadlineExceeded(Double11Error):
 
 
 class Overloaded(Double11Error):
-    """Refused by admission control. Clients must not retry: the pushback is -1."""
+    """Refused to protect the others. retry_after_ms: the pushback; -1 = clients must not retry."""
 
     code, grpc_status, exit_code = "OVERLOADED", "RESOURCE_EXHAUSTED", 4
+
+    def __init__(self, what: str, *, came: object, expected: str, fix: str, retry_after_ms: int = -1) -> None:
+        self.retry_after_ms = retry_after_ms
+        super().__init__(what, came=came, expected=expected, fix=fix)
 
 
 class Unavailable(Double11Error):

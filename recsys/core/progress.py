@@ -12,9 +12,9 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 
-def bar(*, total: int | None = None, what: str = "", unit: str = "it") -> tqdm[Never]:
-    """A progress bar to `update(n)` by hand; use it as a context manager."""
-    return tqdm(total=total, desc=what, unit=unit, file=sys.stderr, disable=_silent(), mininterval=0.5)
+def bar(*, total: int | None = None, initial: int = 0, what: str = "", unit: str = "it") -> tqdm[Never]:
+    """A progress bar to `update(n)` by hand, from `initial` on; use it as a context manager."""
+    return tqdm(total=total, initial=initial, desc=what, unit=unit, file=sys.stderr, disable=_silent(), mininterval=0.5)
 
 
 def track(items: Iterable[T], *, total: int | None = None, what: str = "", unit: str = "it") -> Iterable[T]:

@@ -47,9 +47,12 @@ class Vocabulary:
 
 
 def sequence_tables(
-    num_rows: Mapping[str, int], dim: int, features: Mapping[str, Sequence[str]]
+    num_rows: Mapping[str, int], dim: int, features: Mapping[str, Sequence[str]], device: str = "cpu"
 ) -> EmbeddingCollection:
-    """One vector per id. features: table name to the jagged features that look it up."""
+    """One vector per id. features: table name to the jagged features that look it up.
+
+    device: cpu, or meta for tables that training will cut and fill (recsys.training.sharded).
+    """
     return EmbeddingCollection(
         tables=[
             EmbeddingConfig(
@@ -57,16 +60,18 @@ def sequence_tables(
                 embedding_dim=dim,
                 num_embeddings=rows,
                 feature_names=list(features[name]),
-                init_fn=_small_normal,
+                init_fn=start_rows,
             )
             for name, rows in num_rows.items()
         ],
-        device=torch.device("cpu"),
+        device=torch.device(device),
     )
 
 
-def bag_tables(num_rows: Mapping[str, int], dim: int, features: Mapping[str, Sequence[str]]) -> EmbeddingBagCollection:
-    """The mean vector of each list of ids (zeros for an empty list)."""
+def bag_tables(
+    num_rows: Mapping[str, int], dim: int, features: Mapping[str, Sequence[str]], device: str = "cpu"
+) -> EmbeddingBagCollection:
+    """The mean vector of each list of ids (zeros for an empty list). device: as for `sequence_tables`."""
     return EmbeddingBagCollection(
         tables=[
             EmbeddingBagConfig(
@@ -75,11 +80,11 @@ def bag_tables(num_rows: Mapping[str, int], dim: int, features: Mapping[str, Seq
                 num_embeddings=rows,
                 feature_names=list(features[name]),
                 pooling=PoolingType.MEAN,
-                init_fn=_small_normal,
+                init_fn=start_rows,
             )
             for name, rows in num_rows.items()
         ],
-        device=torch.device("cpu"),
+        device=torch.device(device),
     )
 
 
@@ -98,5 +103,13 @@ def dense_parameters(model: nn.Module, tables: Iterable[nn.Module]) -> list[nn.P
     return [p for p in model.parameters() if id(p) not in fused]
 
 
-def _small_normal(weight: torch.Tensor) -> torch.Tensor:
-    return nn.init.normal_(weight, std=0.05)
+def table_configs(tables: nn.Module) -> list[EmbeddingConfig]:
+    """Name, rows, dimension and features of each table of `sequence_tables` or `bag_tables`."""
+    if isinstance(tables, EmbeddingBagCollection):
+        return list(tables.embedding_bag_configs())
+    return list(tables.embedding_configs())  # type: ignore[operator]
+
+
+def start_rows(weight: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """What rows hold before training: small and random. In place."""
+    return nn.init.normal_(weight, std=0.05, generator=generator)

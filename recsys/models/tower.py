@@ -72,11 +72,11 @@ class ItemRows:
 class TowerNet(nn.Module):
     """The weights of both towers."""
 
-    def __init__(self, num_rows: Mapping[str, int], config: TowerConfig) -> None:
-        """num_rows: rows per table of TABLES."""
+    def __init__(self, num_rows: Mapping[str, int], config: TowerConfig, tables_device: str = "cpu") -> None:
+        """num_rows: rows per table of TABLES. tables_device: meta = no memory yet, training will cut and fill them."""
         super().__init__()
         dim, heads = config.dim, config.heads
-        self.tables = sequence_tables(num_rows, dim, {t: [t] for t in TABLES})
+        self.tables = sequence_tables(num_rows, dim, {t: [t] for t in TABLES}, tables_device)
         self.event_type = nn.Embedding(NUM_EVENT_TYPES, dim)
         self.age = nn.Embedding(NUM_AGE_BUCKETS, dim)
         self.age_bias = nn.Embedding(NUM_AGE_BUCKETS, heads)

@@ -1,4 +1,4 @@
-"""Configuration of serving: `[serving]` and its parts: catalog, admission, peak, worker, client."""
+"""Configuration of serving: `[serving]` and its parts: catalog, publish, admission, peak, worker, client."""
 
 from __future__ import annotations
 
@@ -79,6 +79,32 @@ class CatalogConfig:
         in_range("serving.catalog.poll_bytes_max", self.poll_bytes_max, 1 << 10, 1 << 30)
         in_range("serving.catalog.backoff_s_min", self.backoff_s_min, 0.01, 60)
         in_range("serving.catalog.backoff_s_max", self.backoff_s_max, self.backoff_s_min, 600)
+
+
+@section("serving.publish")
+@dataclass(frozen=True, kw_only=True)
+class PublishConfig:
+    """How many events EventService takes; 0 = no limit.
+
+    events_per_s_max: of this process. tenant_events_per_s_max: of one tenant, which the call's metadata names under
+    tenant_key; without that key, or where a call has none, the caller's address is the tenant. burst_s: seconds of
+    the rate that may come at once. tenants_max: tenants remembered. wait_s_max: how long a stream is held back, within
+    its deadline, before it is refused.
+    """
+
+    events_per_s_max: float = 10_000.0
+    tenant_events_per_s_max: float = 0.0
+    tenant_key: str = ""
+    burst_s: float = 2.0
+    tenants_max: int = 10_000
+    wait_s_max: float = 10.0
+
+    def __post_init__(self) -> None:
+        in_range("serving.publish.events_per_s_max", self.events_per_s_max, 0, 1e7)
+        in_range("serving.publish.tenant_events_per_s_max", self.tenant_events_per_s_max, 0, 1e7)
+        in_range("serving.publish.burst_s", self.burst_s, 0.01, 600)
+        in_range("serving.publish.tenants_max", self.tenants_max, 1, 1_000_000)
+        in_range("serving.publish.wait_s_max", self.wait_s_max, 0, 600)
 
 
 @section("serving.admission")

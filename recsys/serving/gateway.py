@@ -41,7 +41,7 @@ from recsys.serving.admin_service import AdminService
 from recsys.serving.admission import Admission
 from recsys.serving.arms import limited, served_arm
 from recsys.serving.catalog import CatalogFollower
-from recsys.serving.config import AdmissionConfig, CatalogConfig, PeakConfig, PeakPlan, ServingConfig
+from recsys.serving.config import AdmissionConfig, CatalogConfig, PeakConfig, PeakPlan, PublishConfig, ServingConfig
 from recsys.serving.event_service import EventService
 from recsys.serving.impressions import Impressions
 from recsys.serving.log_writer import LogWriter
@@ -104,7 +104,8 @@ class Gateway:
         options, serving = self._options, self._serving
         log = open_log(options.log, self._config)
         topics = topics_at(options.log, self._config)
-        await asyncio.to_thread(log.create_topics, self._config.get(StreamingConfig).partitions_by_topic(topics))
+        partitions = self._config.get(StreamingConfig).partitions_by_topic(topics)
+        await asyncio.to_thread(log.create_topics, partitions)
         self._stack.callback(log.close)
         self._stack.push_async_callback(self._supervisor.stop, serving.drain_s_max)
         ann, scorer = self._scoring()
@@ -128,7 +129,8 @@ class Gateway:
         self._stack.push_async_callback(asyncio.to_thread, writer.close, serving.drain_s_max)
         impressions = Impressions(writer, topics.impressions, self.run.run_id)
         self._recommend = RecommendService(self._current, items, clock, self._admission, impressions, serving)
-        await self._listen(EventService(writer, topics, serving))
+        publish = self._config.get(PublishConfig)
+        await self._listen(EventService(writer, topics, partitions, serving, publish))
         if serving.metrics_port:
             server, thread = start_http_server(serving.metrics_port, serving.metrics_host)
             self._stack.callback(thread.join)

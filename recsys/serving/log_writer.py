@@ -16,17 +16,19 @@ from recsys.core import Deadline, DeadlineExceeded, Double11Error, Overloaded, l
 from streaming.log import Producer
 
 _GROUP_RECORDS_MAX = 2_000  # records of one flush: bounds how long the first of a group waits for the rest
+_RETRY_AFTER_MS = 1_000
 _log = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """One record for the log; the partition is murmur2(key)."""
+    """One record for the log; without a partition it goes to murmur2(key)."""
 
     topic: str
     key: bytes
     value: bytes
     headers: Mapping[str, bytes] = field(default_factory=dict)
+    partition: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class LogWriter:
                 came=f"more than {self._queue_bytes_max} bytes waiting",
                 expected="room in the queue of [serving] log_queue_bytes_max",
                 fix="Slow down and send again later with the same event_ids.",
+                retry_after_ms=_RETRY_AFTER_MS,
             )
         try:
             async with asyncio.timeout(deadline.timeout_s()):
@@ -111,7 +114,7 @@ class LogWriter:
             try:
                 for group in groups:
                     for r in group.records:
-                        self._producer.send(r.topic, r.key, r.value, r.headers)
+                        self._producer.send(r.topic, r.key, r.value, r.headers, r.partition)
                 self._producer.flush()
             except Double11Error as error:
                 _log.error("log_append_failed", records=sum(len(g.records) for g in groups), error=str(error))

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from recsys.core import BadInput, Deadline, Double11Error, Overloaded, logging
 
-_PUSHBACK = (("grpc-retry-pushback-ms", "-1"),)  # gRFC A6: a client must not retry
+_PUSHBACK = "grpc-retry-pushback-ms"  # gRFC A6; -1: a client must not retry
 _log = logging.get_logger(__name__)
 
 
@@ -27,7 +27,7 @@ class _Malformed:
 class WireInterceptor(grpc.aio.ServerInterceptor):
     """Turns Double11Error into its gRPC status, and bytes that do not parse into INVALID_ARGUMENT.
 
-    Overloaded carries the trailing metadata grpc-retry-pushback-ms: -1.
+    Overloaded carries the trailing metadata grpc-retry-pushback-ms, -1 unless the error names a time.
     """
 
     async def intercept_service(
@@ -95,6 +95,8 @@ def _answering(behaviour: Callable[..., Any], method: str, check: Callable[[Any,
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Double11Error) -> NoReturn:
-    trailing = _PUSHBACK if isinstance(error, Overloaded) else ()
+    trailing = tuple(context.trailing_metadata() or ())
+    if isinstance(error, Overloaded):
+        trailing += ((_PUSHBACK, str(error.retry_after_ms)),)
     await context.abort(getattr(grpc.StatusCode, error.grpc_status), str(error), trailing)
     raise AssertionError("abort raises")

@@ -10,6 +10,7 @@ Source: design, replay protocol, "Stacked models".
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,16 @@ from recsys.core.items import ItemTable
 from recsys.core.logging import get_logger
 from recsys.data import Dataset
 from recsys.models.ranker import Calibration, Prior, Ranker
-from recsys.training.base_run import iso, manifest_fields, write_base
+from recsys.training.base_run import iso, join_base, manifest_fields, write_base
+from recsys.training.launch import launch
 from recsys.training.lists import window_lists, window_starts
 from recsys.training.rank_lists import RankLists
 from recsys.training.ranker_trainer import calibrate, choose_prior, score_lists, train_ranker
+from recsys.training.ranks import Ranks, joined, launched
 from recsys.training.settings import Settings
+from recsys.training.tower_trainer import CHECKPOINTS
 from recsys.training.validation import list_measures
-from recsys.training.window_workers import prepare
-from recsys.training.windows import window_length_us
+from recsys.training.windows import Window, window_length_us
 
 _log = get_logger(__name__)
 
@@ -44,7 +47,9 @@ def train(
 ) -> RunDirectory:
     """Train everything a request needs on events strictly before `until_us` (default: just after the last event).
 
-    Working files are under `OUT.work/`; window runs there that fit are used again. nproc: processes that make windows.
+    Working files are under `OUT.work/`; window runs and checkpoints there that fit are used again, so that a training
+    that was killed goes on. nproc: processes on this host; under torchrun this process is one of those it started. Each
+    makes some of the windows, and all train the final towers together.
     Raises: Conflict when `out` exists; BadInput for a time without events before it, after the data, or with too few
     days before it for windows; CorruptData for a loss that is not finite.
     """
@@ -53,14 +58,42 @@ def train(
     until_us = _checked_until(dataset, until_us, settings)
     windows = window_starts(dataset, until_us, settings)
     work = out.with_name(out.name + ".work")
+    here = launched()
+    if here is None and nproc > 1:
+        RunWriter(out, {}, replace=replace)  # says now if it is there
+        launch(dataset.root, out, until_us=until_us, seed=seed, settings=settings, replace=replace, nproc=nproc)
+        return RunDirectory.open(out)
+    if here is not None:
+        rank, size = here
+        window_lists(dataset, windows[rank::size], seed=seed, settings=settings, work=work, needed=False)
+    with joined(settings.training.device) as ranks:
+        ranks.wait_for_all()
+        if not ranks.leads:
+            join_base(dataset, until_us, ranks, seed=seed, settings=settings, work=work)
+        else:
+            _lead(dataset, out, until_us, windows, ranks, seed=seed, settings=settings, replace=replace, work=work)
+    return RunDirectory.open(out)
+
+
+def _lead(
+    dataset: Dataset,
+    out: Path,
+    until_us: int,
+    windows: list[Window],
+    ranks: Ranks,
+    *,
+    seed: int,
+    settings: Settings,
+    replace: bool,
+    work: Path,
+) -> None:
+    """What one process does: everything, the final towers together with the others."""
     facts = f"{dataset.hash}/{until_us}/{seed}/{settings.as_dict()}"
     run_id = f"{out.name}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
     fields = manifest_fields(dataset, until_us, seed, settings, run_id)
     with RunWriter(out, fields, replace=replace) as run:
-        if nproc > 1:
-            prepare(dataset, windows, seed=seed, settings=settings, work=work, nproc=nproc)
         lists = window_lists(dataset, windows, seed=seed, settings=settings, work=work)
-        write_base(run, dataset, until_us, seed=seed, settings=settings, work=work)
+        write_base(run, dataset, until_us, seed=seed, settings=settings, work=work, ranks=ranks)
         items = ItemTable.read(run.path("items.parquet"))
         judged, prior, calibration = _judge(lists, items, seed=seed, settings=settings, work=work)
         ranker = _fit(lists, items, seed=seed, settings=settings, work=work)
@@ -70,7 +103,8 @@ def train(
             "validation": judged,
             "windows": [{"from": iso(w.from_us), "to": iso(w.to_us)} for w in windows],
         }
-    return RunDirectory.open(out)
+    for checkpoints in work.glob(f"{CHECKPOINTS}*"):
+        shutil.rmtree(checkpoints)
 
 
 def out_of_fold_scores(

@@ -20,6 +20,7 @@ from recsys.core.hardware import commit, versions
 from recsys.core.items import ItemTable
 from recsys.data import Dataset
 from recsys.models.tower import Tower
+from recsys.training.ranks import Ranks
 from recsys.training.settings import Settings
 from recsys.training.tower_trainer import train_tower
 
@@ -58,17 +59,37 @@ def manifest_fields(dataset: Dataset, until_us: int, seed: int, settings: Settin
     }
 
 
-def write_base(run: RunWriter, dataset: Dataset, until_us: int, *, seed: int, settings: Settings, work: Path) -> Tower:
-    """Write items.parquet, models/tower.* and index/* of everything before `until_us` into `run`."""
+def write_base(
+    run: RunWriter,
+    dataset: Dataset,
+    until_us: int,
+    *,
+    seed: int,
+    settings: Settings,
+    work: Path,
+    ranks: Ranks | None = None,
+) -> Tower:
+    """Write items.parquet, models/tower.* and index/* of everything before `until_us` into `run`.
+
+    ranks: who trains the towers, this one leading; the others call `join_base`. None = this process alone.
+    """
     events = known_events(dataset, until_us)
     items = dataset.item_table(before_us=until_us)
     items.write(run.path("items.parquet"))
     for name, table in build_all(events, items, until_us).items():
         pq.write_table(table, run.path(f"index/{name}.parquet"))
-    tower = train_tower(events, items, config=settings.training, model=settings.tower, seed=seed, work=work)
+    tower = train_tower(
+        events, items, config=settings.training, model=settings.tower, seed=seed, work=work, ranks=ranks
+    )
     tower.save(run.path("models/tower.json").parent)
     AnnIndex.build(*tower.item_vectors()).save(run.path("index/ann.json").parent, str(run.fields["run_id"]))
     return tower
+
+
+def join_base(dataset: Dataset, until_us: int, ranks: Ranks, *, seed: int, settings: Settings, work: Path) -> None:
+    """The part of `write_base` that every rank has: training the towers."""
+    events, items = known_events(dataset, until_us), dataset.item_table(before_us=until_us)
+    train_tower(events, items, config=settings.training, model=settings.tower, seed=seed, work=work, ranks=ranks)
 
 
 def window_run(

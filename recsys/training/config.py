@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from recsys.core.config import in_range, section
 
@@ -13,7 +14,7 @@ _MINUTE_DAYS = 1 / 1440
 @section("training")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingConfig:
-    """How a run is trained. The same data, seed, settings and thread count give the same bytes.
+    """How a run is trained. The same data, seed, settings, threads and number of processes give the same bytes.
 
     windows: stacked windows for ranker data, the last one is validation until the final refit.
     window_days: 0 = a tenth of the data's span, between 1 and 30 days; else a minute to 366 days.
@@ -21,6 +22,9 @@ class TrainingConfig:
     queries_per_window_max, candidates_max: bounds of the ranker's training lists.
     ranker_steps_min: small data gets more epochs, up to this many steps.
     tower_examples_max: (user, time) pairs per epoch, newest kept.
+    tower_batch: examples of all processes together.
+    device, sharding: of the tower's tables; auto = TorchRec's planner chooses among the three.
+    checkpoint_steps: tower steps between checkpoints, from which a killed training goes on; 0 = none.
     """
 
     windows: int = 5
@@ -41,6 +45,9 @@ class TrainingConfig:
     ranker_weight_decay: float = 0.01
     ranker_table_learning_rate: float = 0.01
     threads: int = 1
+    device: Literal["cpu", "cuda"] = "cpu"
+    sharding: Literal["auto", "row_wise", "table_wise", "column_wise"] = "auto"
+    checkpoint_steps: int = 500
 
     def __post_init__(self) -> None:
         in_range("training.windows", self.windows, 2, 100, fix="One window trains and one validates, at least.")
@@ -60,3 +67,4 @@ class TrainingConfig:
         in_range("training.ranker_weight_decay", self.ranker_weight_decay, 0, 10)
         in_range("training.ranker_learning_rate", self.ranker_learning_rate, 1e-7, 10)
         in_range("training.threads", self.threads, 1, 1_024)
+        in_range("training.checkpoint_steps", self.checkpoint_steps, 0, 1 << 40)

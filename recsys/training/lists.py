@@ -27,10 +27,11 @@ def window_starts(dataset: Dataset, until_us: int, settings: Settings) -> list[W
 
 
 def window_lists(
-    dataset: Dataset, windows: list[Window], *, seed: int, settings: Settings, work: Path
+    dataset: Dataset, windows: list[Window], *, seed: int, settings: Settings, work: Path, needed: bool = True
 ) -> list[RankLists]:
     """The candidate lists of every window, oldest first; one feature store is folded forward from start to start.
 
+    They are left in `work` for whoever asks next. needed: refuse to return none.
     Raises: BadInput when no window has a query.
     """
     store, folded_us = MemoryStore(), None
@@ -50,7 +51,7 @@ def window_lists(
             continue
         lists.append(collect(queries, run, store, candidates_max=settings.training.candidates_max, seed=seed))
         lists[-1].save(kept)
-    if not lists:
+    if needed and not lists:
         raise BadInput(
             "training windows",
             came=f"nobody who acted both before and in one of {len(windows)} windows",

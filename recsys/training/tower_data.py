@@ -13,6 +13,7 @@ import polars as pl
 
 from recsys.core.events import EVENT_TYPE_BY_LABEL, EventType
 from recsys.core.ids import keys
+from recsys.models.embeddings import Vocabulary
 from recsys.models.history import Histories
 from recsys.models.jagged import range_rows
 
@@ -64,9 +65,8 @@ class Actions:
 
     def histories(self, rows: npt.NDArray[np.int64], length_max: int) -> Histories:
         """What each action's user had done strictly before its time, at most `length_max` of it."""
-        start = np.maximum(self.history_start[rows], self.history_stop[rows] - length_max)
-        lengths = self.history_stop[rows] - start
-        flat = range_rows(start, lengths)
+        lengths = self.history_lengths(rows, length_max)
+        flat = range_rows(self.history_stop[rows] - lengths, lengths)
         return Histories(
             item_key=self.item_key[flat],
             event_type=self.event_type[flat],
@@ -74,6 +74,18 @@ class Actions:
             lengths=lengths,
             as_of_us=self.time_us[rows],
         )
+
+    def history_lengths(self, rows: npt.NDArray[np.int64], length_max: int) -> npt.NDArray[np.int64]:
+        """Actions in each of `histories`, int64 [rows]."""
+        lengths: npt.NDArray[np.int64] = np.minimum(self.history_stop[rows] - self.history_start[rows], length_max)
+        return lengths
+
+    def chance(self, vocabulary: Vocabulary) -> npt.NDArray[np.float64]:
+        """Share of actions on each item, by its row in the vocabulary; row 0 stays 0. float64 [rows]."""
+        acted, counts = np.unique(self.item_key, return_counts=True)
+        chance = np.zeros(vocabulary.num_rows)
+        chance[vocabulary.rows(acted)] = counts / counts.sum()
+        return chance
 
     def weights(self) -> npt.NDArray[np.float32]:
         """Behaviour weight of each action [V]."""

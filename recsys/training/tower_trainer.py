@@ -1,106 +1,132 @@
 """Trains the towers to tell which item, of all, a user acted on next.
 
-Softmax over the batch's own items and as many uniform ones, each logit less the log of its chance to be drawn, so that
-popular items are not punished for being popular.
+Ranks share each batch: a rank encodes its examples and its items, and scores its examples against the items of all.
 
-Shape legend: B examples, N items scored against (B positives + uniform negatives), D dimension.
-Source: Yi et al. 2019 (logQ correction); Yang et al. 2020 (mixed negative sampling).
+Shape legend: B examples of a batch.
 """
 
 from __future__ import annotations
 
+import hashlib
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from recsys.core.items import ItemTable
 from recsys.core.progress import bar
 from recsys.models.config import TowerConfig
-from recsys.models.embeddings import dense_parameters, fuse_optimizer
 from recsys.models.tower import ItemRows, Tower, TowerNet
+from recsys.training.checkpoint import Checkpoints
 from recsys.training.config import TrainingConfig
-from recsys.training.loop import LossGuard, seed_torch
+from recsys.training.loop import LossGuard, Schedule, seed_torch
+from recsys.training.ranks import Ranks, alone
+from recsys.training.sharded import Sharded
 from recsys.training.tower_data import Actions
+from recsys.training.tower_step import Examples, TowerStep
 
-_UNKNOWN_SHARE = 0.05  # of items trained as "unknown", so that row 0 stands for a newcomer
+CHECKPOINTS = "tower-checkpoint-"  # folders in the working folder; what is in one is of no use once the run is whole
 
 
 def train_tower(
-    events: pl.DataFrame, items: ItemTable, *, config: TrainingConfig, model: TowerConfig, seed: int, work: Path
+    events: pl.DataFrame,
+    items: ItemTable,
+    *,
+    config: TrainingConfig,
+    model: TowerConfig,
+    seed: int,
+    work: Path,
+    ranks: Ranks | None = None,
+    guard: LossGuard | None = None,
 ) -> Tower:
-    """Towers trained on `events`. work: where a batch with a broken loss is left."""
+    """Towers trained on `events`, by all `ranks` or this process alone; whole on rank 0, untrained on the others.
+
+    work: where a batch with a broken loss is left, and checkpoints, from which the same call goes on.
+    guard: watches the loss of every step.
+    """
+    with nullcontext(ranks) if ranks is not None else alone(config.device) as group:
+        guard = guard or LossGuard("tower", work, group.rank)
+        return _train(events, items, group, guard, config=config, model=model, seed=seed, work=work)
+
+
+def _train(
+    events: pl.DataFrame,
+    items: ItemTable,
+    ranks: Ranks,
+    guard: LossGuard,
+    *,
+    config: TrainingConfig,
+    model: TowerConfig,
+    seed: int,
+    work: Path,
+) -> Tower:
     seed_torch(seed, config.threads)
     rng = np.random.default_rng(seed)
     actions = Actions.from_events(events)
     rows, num_rows = ItemRows.build(items, np.unique(actions.item_key))
-    net = TowerNet(num_rows, model)
-    tower = Tower(net, rows, model)
     examples = np.flatnonzero(
         (actions.history_stop > actions.history_start) & np.isin(actions.item_key, items.item_key)
     )
-    if not len(examples):
-        net.eval()
-        return tower  # nobody came back yet: vectors of categories and brands only
     examples = examples[np.argsort(actions.time_us[examples], kind="stable")][-config.tower_examples_max :]
-    fuse_optimizer(net.tables, config.tower_table_learning_rate)
-    optimizer = torch.optim.Adam(dense_parameters(net, [net.tables]), lr=config.tower_learning_rate)
-    step_of = _Step(tower, actions, rng)
-    guard = LossGuard("tower", work)
-    num_batches = -(-len(examples) // config.tower_batch)
-    with bar(total=config.tower_epochs * num_batches, what="tower", unit="batch") as progress:
-        for _ in range(config.tower_epochs):
-            for batch in np.array_split(rng.permutation(examples), num_batches):
-                loss, saved = step_of(batch)
-                value = guard.check(loss, int(progress.n), saved)
-                optimizer.zero_grad()
-                torch.autograd.backward(loss)
-                optimizer.step()
-                progress.set_postfix(loss=f"{value:.3f}", refresh=False)
-                progress.update()
+    sharded = Sharded(
+        TowerNet(num_rows, model, "meta"),
+        ranks,
+        table_learning_rate=config.tower_table_learning_rate,
+        seed=seed,
+        batch_size=-(-config.tower_batch // ranks.size) + 1,
+        sharding=config.sharding,
+    )
+    optimizer = torch.optim.Adam(sharded.dense, lr=config.tower_learning_rate)
+    step_of = TowerStep(sharded.net, rows, model, actions.chance(rows.vocabulary), rng, ranks)
+    weight = actions.weights()
+    # nobody came back yet: no example, no batch, vectors of categories and brands only
+    schedule = Schedule(rng, examples, epochs=config.tower_epochs, batch=config.tower_batch)
+    facts = _facts(actions, items, config, model, seed)
+    checkpoints = Checkpoints(work / f"{CHECKPOINTS}{facts['data']}", facts, ranks)
+    if config.checkpoint_steps and (place := checkpoints.load(sharded.state(optimizer))):
+        schedule.go_to(place)
+    with bar(total=schedule.steps, initial=schedule.step, what="tower", unit="batch") as progress:
+        for step, batch in schedule:
+            loss, saved = step_of(_examples(actions, batch, weight, model.history_items_max, ranks))
+            value = guard.check(ranks.sum(loss.detach().clone()), step, saved)
+            optimizer.zero_grad()
+            sharded.backward(loss)
+            optimizer.step()
+            progress.set_postfix(loss=f"{value:.3f}", refresh=False)
+            progress.update()
+            if config.checkpoint_steps and (step + 1) % config.checkpoint_steps == 0:
+                checkpoints.save(sharded.state(optimizer), schedule.place())
+    net, whole = TowerNet(num_rows, model), sharded.whole()
+    if whole:
+        net.load_state_dict(whole)
     net.eval()
-    return tower
+    return Tower(net, rows, model)
 
 
-class _Step:
-    """Loss of one batch of action rows."""
+def _facts(actions: Actions, items: ItemTable, config: TrainingConfig, model: TowerConfig, seed: int) -> dict[str, Any]:
+    """What makes two trainings the same one. How they are spread and how often they are saved does not."""
+    data = hashlib.sha256()
+    for column in (actions.item_key, actions.event_type, actions.time_us, actions.history_stop, items.item_key):
+        data.update(column.tobytes())
+    return {
+        "data": data.hexdigest()[:16],
+        "seed": seed,
+        "training": {n: v for n, v in asdict(config).items() if n.startswith("tower_")},
+        "model": asdict(model),
+    }
 
-    def __init__(self, tower: Tower, actions: Actions, rng: np.random.Generator) -> None:
-        self.tower, self.actions, self.rng = tower, actions, rng
-        keys, counts = np.unique(actions.item_key, return_counts=True)
-        self.catalogue = tower.items.vocabulary.keys
-        chance = np.zeros(len(self.catalogue) + 1)
-        chance[tower.items.vocabulary.rows(keys)] = counts / counts.sum()
-        self.chance = chance
-        self.weight = actions.weights()
 
-    def __call__(self, batch: npt.NDArray[np.int64]) -> tuple[Tensor, dict[str, Tensor]]:
-        net, config = self.tower.net, self.tower.config
-        histories = self.actions.histories(batch, config.history_items_max)
-        uniform = self.rng.choice(self.catalogue, size=len(batch))
-        target = np.concatenate([self.actions.item_key[batch], uniform])
-        keys = np.concatenate([histories.item_key, target])
-        hidden = self.rng.random(len(keys)) < _UNKNOWN_SHARE
-        ids = self.tower.items.lookup(keys, np.array([*histories.lengths, len(target)]), hidden)
-        embedded_VD = net.embed(ids)
-        num_history = len(histories.item_key)
-        user_BD = net.users(
-            embedded_VD[:num_history],
-            torch.from_numpy(histories.event_type),
-            torch.from_numpy(histories.age_bucket()),
-            torch.from_numpy(histories.lengths),
-        )
-        item_ND = net.items(embedded_VD[num_history:])
-        place = self.tower.items.vocabulary.rows(target)
-        expected = len(batch) * self.chance[place] + len(batch) / len(self.catalogue)
-        logit_BN = user_BD @ item_ND.T / config.temperature - torch.from_numpy(np.log(expected)).float()
-        same_BN = torch.from_numpy(place[: len(batch), None] == place[None, :])
-        same_BN.fill_diagonal_(False)  # an item is no negative of itself
-        loss_B = F.cross_entropy(logit_BN.masked_fill(same_BN, -1e9), torch.arange(len(batch)), reduction="none")
-        weight_B = torch.from_numpy(self.weight[batch])
-        saved = {"rows": torch.from_numpy(batch), "target": torch.from_numpy(target), "logit": logit_BN.detach()}
-        return (loss_B * weight_B).sum() / weight_B.sum(), saved
+def _examples(
+    actions: Actions, batch: npt.NDArray[np.int64], weight: npt.NDArray[np.float32], length_max: int, ranks: Ranks
+) -> Examples:
+    return Examples(
+        item_key=actions.item_key[batch],
+        weight=weight[batch],
+        lengths=actions.history_lengths(batch, length_max),
+        histories=actions.histories(batch[ranks.share(len(batch))], length_max),
+    )

@@ -14,12 +14,27 @@ import numpy as np
 import numpy.typing as npt
 
 from recsys.core import BadInput
+from recsys.core.murmur2 import partition_of
 
 VALUE_BYTES_MAX = 1 << 20
 SCHEMA_HEADER = "schema"  # version of the protobuf value
 SCHEMA_VERSION = b"1"
 STRESS_HEADER = "stress"
 _PAUSE_S = 0.005  # between polls that found nothing: records are still on their way
+
+
+def partition_for(topic: str, key: bytes, num_partitions: int, partition: int | None) -> int:
+    """The partition asked for, else the key's. Raises: BadInput for one that is not there."""
+    if partition is None:
+        return partition_of(key, num_partitions)
+    if not 0 <= partition < num_partitions:
+        raise BadInput(
+            f"record for {topic}",
+            came=f"partition {partition}",
+            expected=f"0 to {num_partitions - 1}",
+            fix="Name one that exists, or none.",
+        )
+    return partition
 
 
 def check_size(topic: str, value: bytes) -> None:
@@ -62,10 +77,18 @@ class RecordBatch:
 class Producer(Protocol):
     """Appends records. `send` buffers up to a bound and writes when it is reached; `flush` returns once durable."""
 
-    def send(self, topic: str, key: bytes, value: bytes, headers: Mapping[str, bytes] | None = None) -> None:
-        """Hand over one record; its partition is murmur2(key) modulo the topic's partitions.
+    def send(
+        self,
+        topic: str,
+        key: bytes,
+        value: bytes,
+        headers: Mapping[str, bytes] | None = None,
+        partition: int | None = None,
+    ) -> None:
+        """Hand over one record; its partition is murmur2(key) modulo the topic's partitions unless one is given.
 
-        Raises: BadInput for a value over VALUE_BYTES_MAX or an unknown topic; Unavailable, Overloaded from a write.
+        Raises: BadInput for a value over VALUE_BYTES_MAX or a partition that is not there; NotFound for an unknown
+        topic; Unavailable, Overloaded from a write.
         """
         ...
 
@@ -105,6 +128,10 @@ class Log(Protocol):
 
         Raises: VersionMismatch when one exists with another number of partitions.
         """
+        ...
+
+    def log_id(self) -> str:
+        """Tells this log from others, at whatever address: offsets are of one log. Raises: Unavailable, NotFound."""
         ...
 
     def num_partitions(self, topic: str) -> int:

@@ -6,9 +6,12 @@ one transaction, fsynced before it returns; threads that flush together share on
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
+import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -19,9 +22,8 @@ import lmdb
 import numpy as np
 
 from recsys.core import Clock, CorruptData, NotFound, VersionMismatch, WallClock, embedded
-from recsys.core.murmur2 import partition_of
 from streaming.config import EmbeddedLogConfig
-from streaming.log.base import Consumer, Producer, RecordBatch, check_size
+from streaming.log.base import Consumer, Producer, RecordBatch, check_size, partition_for
 
 _KEY = struct.Struct(">HQ")
 _HEAD = struct.Struct("<qHHH")
@@ -45,6 +47,7 @@ class EmbeddedLog:
 
     def create_topics(self, partitions: Mapping[str, int]) -> None:
         """Create the topics that are missing. Raises: VersionMismatch for another number of partitions."""
+        self._make_id()
         for topic, number in partitions.items():
             env = embedded.acquire(self.path / topic, self.config.map_bytes_max)
             try:
@@ -75,6 +78,13 @@ class EmbeddedLog:
                     raise self._missing(topic)
                 self._topics[topic] = (env, int(stored))
             return self._topics[topic]
+
+    def log_id(self) -> str:
+        """Made with the first topic. Raises: NotFound."""
+        path = self.path / "log_id"
+        if not path.is_file():
+            raise self._missing("events")
+        return f"embedded:{path.read_text('utf-8')}"
 
     def num_partitions(self, topic: str) -> int:
         """Partitions of a topic. Raises: NotFound."""
@@ -117,6 +127,20 @@ class EmbeddedLog:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def _make_id(self) -> None:
+        """Whole or absent, and the first one stays, however many processes come at once."""
+        path = self.path / "log_id"
+        if not path.is_file():
+            self.path.mkdir(parents=True, exist_ok=True)
+            temporary = self.path / f".log_id.{uuid.uuid4().hex}"
+            with temporary.open("x", encoding="utf-8") as file:
+                file.write(uuid.uuid4().hex)
+                file.flush()
+                os.fsync(file.fileno())
+            with suppress(FileExistsError):
+                path.hardlink_to(temporary)
+            temporary.unlink()
+
     def _missing(self, topic: str) -> NotFound:
         return NotFound(
             f"topic {topic}",
@@ -136,10 +160,17 @@ class EmbeddedProducer:
         self._buffer_lock = threading.Lock()
         self._write_lock = threading.Lock()
 
-    def send(self, topic: str, key: bytes, value: bytes, headers: Mapping[str, bytes] | None = None) -> None:
-        """Buffer one record. Raises: BadInput for a value that is too large; NotFound for a topic."""
+    def send(
+        self,
+        topic: str,
+        key: bytes,
+        value: bytes,
+        headers: Mapping[str, bytes] | None = None,
+        partition: int | None = None,
+    ) -> None:
+        """Buffer one record. Raises: BadInput for a value that is too large, or the partition; NotFound for a topic."""
         check_size(topic, value)
-        partition = partition_of(key, self._log.num_partitions(topic))
+        partition = partition_for(topic, key, self._log.num_partitions(topic), partition)
         with self._buffer_lock:
             self._buffer.setdefault(topic, []).append((partition, key, value, headers or _NO_HEADERS))
             self._records += 1

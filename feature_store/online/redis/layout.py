@@ -1,6 +1,7 @@
 """Where things are in Redis: the meta record, buckets and keys.
 
-    {d11}:meta              hash: store_id, buckets (P, fixed at creation), live (NS), rebuilds (how many began)
+    {d11}:meta              hash: store_id, buckets (P, fixed at creation), live (NS), rebuilds (how many began), log
+                            (id of the log that the offsets are of)
     {d11:NS:B}:off          hash: "SIDE:TOPIC:PARTITION" -> next offset applied to a side; SIDE -> how often it was
                             written; newest (in bucket 0) -> the largest event time
     {d11:NS:B}:u:ID  :i:ID  packed state of a user, an item; :s: seen event ids and tombstone, :w: slates shown
@@ -27,7 +28,12 @@ CREATE = "if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('HSET', KEYS[1],
 SWITCH = """
 if redis.call('HGET', KEYS[1], 'rebuilds') ~= ARGV[2] then return 0 end
 redis.call('HSET', KEYS[1], 'live', ARGV[1])
+if ARGV[3] == '' then redis.call('HDEL', KEYS[1], 'log') else redis.call('HSET', KEYS[1], 'log', ARGV[3]) end
 return 1
+"""
+BIND = """
+redis.call('HSETNX', KEYS[1], 'log', ARGV[1])
+return redis.call('HGET', KEYS[1], 'log')
 """
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from redis.cluster import RedisCluster
 
 from feature_store.base import ItemFeatures, UserFeatures
-from feature_store.commit import Commit, EntityKind, EntryKind, OffsetStep, Unfinished
+from feature_store.commit import Commit, EntityKind, EntryKind, OffsetStep, Unfinished, other_log
 from feature_store.config import RedisStoreConfig
-from feature_store.online.redis.layout import META, SWITCH, Keys, Meta, side_of
+from feature_store.online.redis.layout import BIND, META, SWITCH, Keys, Meta, side_of
 from feature_store.online.redis.reader import Reads, load
 from feature_store.online.redis.server import Client, check_server, errors_of
 from feature_store.read import item_features, user_features
@@ -106,6 +106,14 @@ class RedisStore(Reads):
         self._open = None  # until the step is through, what is stored is not known
         live.write(step)
         self._open = live
+
+    def bind(self, log_id: str) -> None:
+        """Say which log the offsets are of. Raises: VersionMismatch, Unavailable."""
+        self.meta()  # there is one
+        with errors_of(self.what):
+            stored: Any = self._client.eval(BIND, 1, META, log_id)
+        if stored.decode() != log_id:
+            raise other_log(self.what, log_id, stored.decode())
 
     def rebuild(self) -> RedisRebuild:
         """A new, empty namespace beside the live one; readers see it after `RedisRebuild.switch`."""
@@ -292,13 +300,13 @@ class RedisRebuild:
         """Write into the new namespace. Raises: Overloaded, Unavailable."""
         self._new.write(step)
 
-    def switch(self) -> None:
+    def switch(self, log_id: str = "") -> None:
         """Make the new namespace live; the old one is dropped once no reader can be in it.
 
         Raises: Conflict when another rebuild began after this one: it has dropped what this one had written.
         """
         with errors_of(self._what):
-            done: Any = self._client.eval(SWITCH, 1, META, self._new.ns, self._number)
+            done: Any = self._client.eval(SWITCH, 1, META, self._new.ns, self._number, log_id)
             if not done:
                 raise Conflict(
                     f"rebuild of {self._what}",
@@ -309,6 +317,9 @@ class RedisRebuild:
             self._on_switch()
             time.sleep(2 * self._config.meta_refresh_s)
             _drop(self._client, keep=self._new.ns)
+
+    def close(self) -> None:
+        """Nothing is held; what was not switched to is dropped by the next rebuild."""
 
 
 def _drop(client: Client, keep: str) -> None:

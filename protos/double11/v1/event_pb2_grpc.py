@@ -53,13 +53,17 @@ class EventServiceServicer:
 
     def Publish(self, request, context):
         """At most 1,000 events and 1 MiB a call. Answers once every accepted event is durable.
+        RESOURCE_EXHAUSTED: over the rate limit, nothing of the call was kept; send it again after the trailing metadata
+        grpc-retry-pushback-ms.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PublishStream(self, request_iterator, context):
-        """The same as a client stream; one answer at the end, after everything accepted is durable.
+        """The same as a client stream; one answer at the end, after everything accepted is durable. The rate limit holds it
+        back. A call that fails says in the trailing metadata double11-accepted how many events, counted from its start and
+        without rejected ones, are durable; the chunk that failed is to be sent again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

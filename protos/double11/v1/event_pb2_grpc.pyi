@@ -36,9 +36,15 @@ class EventServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EventServiceAsyncStub: ...
     Publish: _grpc.UnaryUnaryMultiCallable[_event_pb2.PublishRequest, _event_pb2.PublishResponse]
-    """At most 1,000 events and 1 MiB a call. Answers once every accepted event is durable."""
+    """At most 1,000 events and 1 MiB a call. Answers once every accepted event is durable.
+    RESOURCE_EXHAUSTED: over the rate limit, nothing of the call was kept; send it again after the trailing metadata
+    grpc-retry-pushback-ms.
+    """
     PublishStream: _grpc.StreamUnaryMultiCallable[_event_pb2.PublishStreamRequest, _event_pb2.PublishStreamResponse]
-    """The same as a client stream; one answer at the end, after everything accepted is durable."""
+    """The same as a client stream; one answer at the end, after everything accepted is durable. The rate limit holds it
+    back. A call that fails says in the trailing metadata double11-accepted how many events, counted from its start and
+    without rejected ones, are durable; the chunk that failed is to be sent again.
+    """
 
 @_typing.type_check_only
 class EventServiceAsyncStub(EventServiceStub):
@@ -46,9 +52,15 @@ class EventServiceAsyncStub(EventServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Publish: _aio.UnaryUnaryMultiCallable[_event_pb2.PublishRequest, _event_pb2.PublishResponse]  # type: ignore[assignment]
-    """At most 1,000 events and 1 MiB a call. Answers once every accepted event is durable."""
+    """At most 1,000 events and 1 MiB a call. Answers once every accepted event is durable.
+    RESOURCE_EXHAUSTED: over the rate limit, nothing of the call was kept; send it again after the trailing metadata
+    grpc-retry-pushback-ms.
+    """
     PublishStream: _aio.StreamUnaryMultiCallable[_event_pb2.PublishStreamRequest, _event_pb2.PublishStreamResponse]  # type: ignore[assignment]
-    """The same as a client stream; one answer at the end, after everything accepted is durable."""
+    """The same as a client stream; one answer at the end, after everything accepted is durable. The rate limit holds it
+    back. A call that fails says in the trailing metadata double11-accepted how many events, counted from its start and
+    without rejected ones, are durable; the chunk that failed is to be sent again.
+    """
 
 class EventServiceServicer(metaclass=_abc_1.ABCMeta):
     """Takes events from storefronts that do not speak Kafka."""
@@ -59,7 +71,10 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _event_pb2.PublishRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_event_pb2.PublishResponse, _abc.Awaitable[_event_pb2.PublishResponse]]:
-        """At most 1,000 events and 1 MiB a call. Answers once every accepted event is durable."""
+        """At most 1,000 events and 1 MiB a call. Answers once every accepted event is durable.
+        RESOURCE_EXHAUSTED: over the rate limit, nothing of the call was kept; send it again after the trailing metadata
+        grpc-retry-pushback-ms.
+        """
 
     @_abc_1.abstractmethod
     def PublishStream(
@@ -67,6 +82,9 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_event_pb2.PublishStreamRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_event_pb2.PublishStreamResponse, _abc.Awaitable[_event_pb2.PublishStreamResponse]]:
-        """The same as a client stream; one answer at the end, after everything accepted is durable."""
+        """The same as a client stream; one answer at the end, after everything accepted is durable. The rate limit holds it
+        back. A call that fails says in the trailing metadata double11-accepted how many events, counted from its start and
+        without rejected ones, are durable; the chunk that failed is to be sent again.
+        """
 
 def add_EventServiceServicer_to_server(servicer: EventServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

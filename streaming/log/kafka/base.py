@@ -11,15 +11,13 @@ from types import MappingProxyType
 from typing import Self
 
 from recsys.core import BadInput, Clock, Double11Error, NotFound, Overloaded, Unavailable, VersionMismatch, WallClock
-from recsys.core.murmur2 import partition_of
 from streaming.config import KafkaConfig
-from streaming.log.base import Consumer, Producer, RecordBatch, check_size
+from streaming.log.base import Consumer, Producer, RecordBatch, check_size, partition_for
 from streaming.log.kafka.buffer import FairBuffer
 from streaming.topics import Topics
 
 MESSAGE_BYTES_MAX = 2 << 20  # a value of a mebibyte with key, headers and framing
 REFILL_RECORDS = 1 << 16
-_COMPACTION_LAG_MS = 7 * 86_400_000  # a catalogue change stays readable as long as an event does
 _PAUSE_S = 0.05
 
 
@@ -55,6 +53,10 @@ class KafkaLog(ABC):
                     expected=f"{present[topic]}, as it was created with",
                     fix="Set [streaming] partitions to that, or rename the topics: P never changes in place.",
                 )
+
+    def log_id(self) -> str:
+        """The cluster's id. Raises: Unavailable."""
+        return f"kafka:{self._cluster_id()}"
 
     def num_partitions(self, topic: str) -> int:
         """Partitions of a topic. Raises: NotFound, Unavailable."""
@@ -95,6 +97,10 @@ class KafkaLog(ABC):
         """Let go of the connections of the log itself."""
 
     @abstractmethod
+    def _cluster_id(self) -> str:
+        """What the brokers call their cluster. Raises: Unavailable."""
+
+    @abstractmethod
     def _present(self) -> dict[str, int]:
         """Every topic and its number of partitions. Raises: Unavailable."""
 
@@ -113,7 +119,7 @@ class KafkaLog(ABC):
             "min.insync.replicas": str(self.config.min_insync_replicas),
         }
         if topic == self._catalog:
-            settings |= {"cleanup.policy": "compact", "min.compaction.lag.ms": str(_COMPACTION_LAG_MS)}
+            settings |= _compacted(1_000 * self.config.catalog_history_s)
         return settings
 
     def unavailable(self, came: object) -> Unavailable:
@@ -169,10 +175,20 @@ class KafkaProducer(ABC):
         self._last_failure: Double11Error | None = None
         self._told = threading.local()
 
-    def send(self, topic: str, key: bytes, value: bytes, headers: Mapping[str, bytes] | None = None) -> None:
-        """Hand over one record. Raises: BadInput for a value that is too large; NotFound, Unavailable, Overloaded."""
+    def send(
+        self,
+        topic: str,
+        key: bytes,
+        value: bytes,
+        headers: Mapping[str, bytes] | None = None,
+        partition: int | None = None,
+    ) -> None:
+        """Hand over one record.
+
+        Raises: BadInput for a value that is too large, or the partition; NotFound, Unavailable, Overloaded.
+        """
         check_size(topic, value)
-        partition = partition_of(key, self._log.num_partitions(topic))
+        partition = partition_for(topic, key, self._log.num_partitions(topic), partition)
         self._send(topic, partition, key, value, list(headers.items()) if headers else [])
 
     def flush(self) -> None:
@@ -244,6 +260,20 @@ class KafkaConsumer(ABC):
     @abstractmethod
     def _fetched(self) -> bool:
         """Move what the client has fetched into the buffer, without waiting; whether there was anything."""
+
+
+def _compacted(history_ms: int) -> dict[str, str]:
+    """Settings of a topic whose records are all readable for `history_ms`, and soon after only the newest of a key.
+
+    A broker compacts closed segments alone, so they are closed in time.
+    """
+    return {
+        "cleanup.policy": "compact",
+        "min.compaction.lag.ms": str(history_ms),
+        "max.compaction.lag.ms": str(2 * history_ms),
+        "segment.ms": str(history_ms // 4),
+        "min.cleanable.dirty.ratio": "0.1",
+    }
 
 
 @lru_cache(maxsize=1024)

@@ -98,6 +98,12 @@ class ConfluentLog(KafkaLog):
             return self.offsets_gone(topic, error.str())
         return self.unavailable(error.str())
 
+    def _cluster_id(self) -> str:
+        try:
+            return str(self._admin.list_topics(timeout=self._timeout_s).cluster_id)
+        except KafkaException as error:
+            raise self.error(error, "") from error
+
     def _present(self) -> dict[str, int]:
         try:
             topics = self._admin.list_topics(timeout=self._timeout_s).topics

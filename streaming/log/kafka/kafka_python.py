@@ -103,6 +103,9 @@ class KafkaPythonLog(KafkaLog):
                 self._client = None
                 raise
 
+    def _cluster_id(self) -> str:
+        return str(self._ask(lambda admin: admin.describe_cluster())["cluster_id"])
+
     def _present(self) -> dict[str, int]:
         found = self._ask(lambda admin: admin.describe_topics())
         return {t["name"]: len(t["partitions"]) for t in found if not t["error_code"] and t["partitions"]}

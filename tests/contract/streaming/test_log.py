@@ -53,6 +53,19 @@ def test_a_partition_gives_back_what_went_in_in_order(log, topics):
     assert batches[-1].next_offset == 3
 
 
+def test_a_partition_can_be_named(log, topics):
+    producer = log.producer()
+    for partition in (3, 1, 3):
+        producer.send(topics.catalog, b"k", b"%d" % partition, None, partition)
+        producer.flush()
+    for wrong in (-1, 4):
+        with pytest.raises(BadInput, match=f"partition {wrong}; expected 0 to 3"):
+            producer.send(topics.catalog, b"k", b"v", None, wrong)
+    producer.close()
+    batches = arrived(log.consumer(topics.catalog, dict.fromkeys(range(4), 0)), 3)
+    assert {(b.partition, v) for b in batches for v in b.values} == {(3, b"3"), (1, b"1")}
+
+
 def test_the_clock_given_stamps_the_records(log, topics, driver):
     now_us = time.time_ns() // 1_000_000_000 * 1_000_000 - 3_600_000_000
     with open_log(driver.url, driver.config, ManualClock(now_us)) as stamped:

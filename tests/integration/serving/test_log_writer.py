@@ -64,7 +64,7 @@ class StuckProducer:
     def __init__(self):
         self.free = threading.Event()
 
-    def send(self, topic, key, value, headers=None):
+    def send(self, topic, key, value, headers=None, partition=None):
         pass
 
     def flush(self):

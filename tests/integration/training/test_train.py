@@ -88,10 +88,20 @@ def test_a_run_holds_everything_a_request_needs(run, until_us):
 
 def test_nothing_from_until_on_changes_a_bit_of_the_run(world, run, until_us, tmp_path):
     short = _truncated(world, until_us, tmp_path / "short")
-    again = train(short, tmp_path / "run", until_us=until_us, settings=SETTINGS, nproc=2)
+    again = train(short, tmp_path / "run", until_us=until_us, settings=SETTINGS)
     digest = {n: e["sha256"] for n, e in run.manifest["files"].items() if n.startswith(SAME) and n != "index/ann.json"}
     assert digest == {n: again.manifest["files"][n]["sha256"] for n in digest}
     assert again.manifest["measures"] == run.manifest["measures"]
+
+
+def test_two_processes_train_the_same_run(world, run, until_us, tmp_path):
+    pair = train(world.root, tmp_path / "pair", until_us=until_us, settings=SETTINGS, nproc=2)
+    assert pair.manifest["files"]["items.parquet"] == run.manifest["files"]["items.parquet"]
+    assert pair.manifest["measures"] == run.manifest["measures"]  # of the windows, which one process makes each
+    (item_key, vectors), (same_key, same) = Tower.load(pair).item_vectors(), Tower.load(run).item_vectors()
+    np.testing.assert_array_equal(item_key, same_key)
+    np.testing.assert_allclose(vectors, same, rtol=0, atol=1e-5)
+    assert not list((tmp_path / "pair.work").glob("tower-checkpoint-*"))
 
 
 async def test_the_run_answers_requests(world, run, until_us):

@@ -3,15 +3,14 @@ import pytest
 from recsys.core import BadInput, Internal
 from recsys.data import Dataset, simulate
 from recsys.training import Settings, TrainingConfig
+from recsys.training.launch import launch
 from recsys.training.lists import window_lists
-from recsys.training.window_workers import prepare
 from recsys.training.windows import Window
 
 
-def test_a_worker_that_fails_stops_the_training(tmp_path, capfd):
-    gone = Dataset(tmp_path / "gone", {})
+def test_a_process_that_fails_stops_the_training(tmp_path, capfd):
     with pytest.raises(Internal, match="--nproc 1"):
-        prepare(gone, [Window(1, 2)], seed=0, settings=Settings(), work=tmp_path / "work", nproc=2)
+        launch(tmp_path / "gone", tmp_path / "run", until_us=1, seed=0, settings=Settings(), replace=False, nproc=1)
     assert "no dataset.json" in capfd.readouterr().err
 
 

@@ -27,13 +27,13 @@ tokens = st.lists(st.integers(0, 39), min_size=1, max_size=5)
 
 @torch.inference_mode()
 def scores(prefix: list[int], candidates: list[list[int]]) -> torch.Tensor:
-    attention = PackedCausal([len(prefix)])
+    attention = PackedCausal([len(prefix)], states=False)
     MODEL.hidden(MODEL.embed(torch.tensor(prefix)), torch.arange(len(prefix)), attention)
     flat = torch.tensor([i for c in candidates for i in c])
     at = torch.cat([len(prefix) + torch.arange(len(c)) for c in candidates])
     lengths = [len(c) for c in candidates]
-    hidden = MODEL.hidden(MODEL.embed(flat), at, SharedPrefix(attention.kept, [lengths]))
-    return hidden[torch.tensor(lengths).cumsum(0) - 1] @ MODEL.label_direction(1, 2)
+    last = MODEL.hidden(MODEL.embed(flat), at, SharedPrefix(attention.kept, [lengths], last_only=True))
+    return last @ MODEL.label_direction(1, 2)
 
 
 @settings(max_examples=40, deadline=None)

@@ -81,7 +81,12 @@ def test_shared_prefix_scores_each_candidate_as_if_it_were_alone(kind: str, tmp_
             for p, part in zip(prefixes, suffixes, strict=True)
             for s in part
         ]
+        silent = PackedCausal([9, 4], states=False)
+        assert not len(model.hidden(model.embed(torch.cat(prefixes)), positions, silent))
+        last_only = SharedPrefix(silent.kept, [[len(s) for s in part] for part in suffixes], last_only=True)
+        last = model.hidden(model.embed(flat), at, last_only)
     assert (hidden - torch.cat(alone)).abs().max() <= 1e-4
+    assert (last - torch.stack([a[-1] for a in alone])).abs().max() <= 1e-4
 
 
 def test_label_direction_is_softmax_over_no_and_yes(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 from double11.v1.event_pb2 import Action, Event, Impression, ImpressionItem, ItemChange, PriceChange, StockChange
 
 from recsys.core import EventBatch, EventKind
-from streaming.codec import decode_events, decode_impressions, encode_events, from_messages, validate
+from streaming.codec import decode_events, decode_impressions, encode_events, from_messages, owner_of, validate
 
 T = 1_600_000_000_000_000
 
@@ -39,7 +39,10 @@ def test_every_kind_survives_the_round_trip():
         }
     )
     encoded = list(encode_events(batch))
-    assert [key for _, key, _ in encoded] == [b"u", b"u", b"i", b"i", "買".encode(), b"u"]
+    item = "買\0item,title,category,price_minor,attributes_json".encode()
+    assert [key for _, key, _ in encoded] == [b"u", b"u", b"i\0price", b"i\0stock", item, b"u"]
+    assert [owner_of(key) for _, key, _ in encoded[2:5]] == [b"i", b"i", "買".encode()]
+    assert owner_of(b"plain") == b"plain"
     back = decode_events([value for _, _, value in encoded])
     assert back.rejected == []
     assert back.batch.table.equals(batch.table)

@@ -1,0 +1,149 @@
+"""The processes that train one model together: who is here, whose share is whose, sums over all of them.
+
+One process is a group of one, so that training is written once. Under torchrun (RANK and WORLD_SIZE are set) the group
+is the launcher's, on one host or several; all ranks see the same batches and each works on its share.
+
+Shape legend: B rows of a batch, b rows of this rank's share, D dimension.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import HashStore
+from torchrec.distributed.comm_ops import set_gradient_division
+
+from recsys.core import BadInput
+
+_TIMEOUT = timedelta(minutes=30)  # the slowest rank may prepare that many windows more than the fastest
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """A process among `size` that train together; rank 0 leads and writes. local_size: ranks on its host."""
+
+    rank: int
+    size: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """True on the one rank that writes."""
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """The contiguous part of `count` things that is this rank's; parts differ by one at most."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def counts(self, count: int) -> list[int]:
+        """How many of `count` things each rank has."""
+        edges = [count * r // self.size for r in range(self.size + 1)]
+        return [stop - start for start, stop in pairwise(edges)]
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def gathered(self, x_bD: Tensor, count: int) -> Tensor:
+        """Every rank's rows [b, D] in rank order as [B, D], B = `count`; gradients find their way back."""
+        rows: Tensor = _Gathered.apply(x_bD, self.counts(count), self.rank) if self.size > 1 else x_bD  # type: ignore[no-untyped-call]
+        return rows
+
+    def wait_for_all(self) -> None:
+        """Return when every rank is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def launched() -> tuple[int, int] | None:
+    """(rank, size) where torchrun, or another launcher that sets RANK and WORLD_SIZE, started this process."""
+    rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    return (int(rank), int(size)) if rank is not None and size is not None else None
+
+
+@contextmanager
+def joined(device: str = "cpu") -> Iterator[Ranks]:
+    """The launcher's group, or a group of this process alone where there is none.
+
+    device: cpu (gloo) or cuda (nccl, one device per rank).
+    Raises: BadInput for cuda without a device.
+    """
+    if launched() is None:
+        with alone(device) as ranks:
+            yield ranks
+        return
+    dist.init_process_group(_backend(device), timeout=_TIMEOUT)
+    try:
+        ranks = _ranks(device)
+        yield ranks
+        ranks.wait_for_all()  # nobody hangs up while another still reads
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def alone(device: str = "cpu") -> Iterator[Ranks]:
+    """A group of this process alone; inside another one of one, that one.
+
+    Raises: BadInput inside a group of several, who would have to do together what only this one does.
+    """
+    if not dist.is_initialized():
+        dist.init_process_group(_backend(device), store=HashStore(), rank=0, world_size=1)
+        try:
+            yield _ranks(device)
+        finally:
+            dist.destroy_process_group()
+        return
+    if dist.get_world_size() > 1:
+        raise BadInput(
+            "training on several hosts",
+            came="a working folder without what another rank made",
+            expected="OUT on a file system that all hosts share",
+            fix="Choose an --out there.",
+        )
+    yield _ranks(device)
+
+
+def _backend(device: str) -> str:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BadInput("training.device", came="cuda", expected="a CUDA device", fix="Set [training] device to cpu.")
+    set_gradient_division(False)  # losses are shares of one sum; TorchRec's default is the mean over ranks
+    return "cuda:nccl,cpu:gloo" if device == "cuda" else "gloo"
+
+
+def _ranks(device: str) -> Ranks:
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.get_world_size() > 1 else 1
+    place = torch.device(device, int(os.environ.get("LOCAL_RANK", "0"))) if device == "cuda" else torch.device("cpu")
+    return Ranks(rank=dist.get_rank(), size=dist.get_world_size(), local_size=local_size, device=place)
+
+
+class _Gathered(torch.autograd.Function):
+    """All-gather of row blocks of different height; backward: each rank's block of the summed gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x_bD: Tensor, counts: list[int], rank: int) -> Tensor:
+        ctx.counts, ctx.rank = counts, rank
+        padded_bD = x_bD.new_zeros(max(counts), x_bD.shape[1])
+        padded_bD[: len(x_bD)] = x_bD
+        blocks = [torch.empty_like(padded_bD) for _ in counts]
+        dist.all_gather(blocks, padded_bD)
+        return torch.cat([block[:n] for block, n in zip(blocks, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, grad_BD: Tensor) -> tuple[Tensor, None, None]:
+        grad_BD = grad_BD.contiguous()
+        dist.all_reduce(grad_BD)
+        start = sum(ctx.counts[: ctx.rank])
+        return grad_BD[start : start + ctx.counts[ctx.rank]], None, None

@@ -1,0 +1,176 @@
+"""A net whose embedding tables are spread over the ranks by TorchRec, with its optimizers.
+
+TorchRec's planner chooses how each table is cut (row-, table- or column-wise), DistributedModelParallel does it, and
+the fused kernel updates rows during the backward pass. The dense part is a copy on every rank whose gradients are
+summed. One rank is the same code with nothing to exchange.
+
+The numbers a table starts from depend on seed, table and row alone, so they are the same for any number of ranks, and
+no rank ever holds a whole table.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any, Generic, Literal, TypeVar, cast
+
+import psutil
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.types import PlannerError
+from torchrec.distributed.types import ShardingEnv
+
+from recsys.core import BadInput
+from recsys.core.ids import key
+from recsys.models.embeddings import dense_parameters, fuse_optimizer, start_rows, table_configs
+from recsys.training.ranks import Ranks
+
+Sharding = Literal["auto", "row_wise", "table_wise", "column_wise"]
+_TYPES: tuple[str, ...] = ("row_wise", "table_wise", "column_wise")
+_BLOCK_ROWS = 4_096  # rows that one generator fills
+N = TypeVar("N", bound=nn.Module)
+
+for _noisy in ("torchrec.distributed.planner.types", "torchrec.distributed.planner.storage_reservations"):
+    logging.getLogger(_noisy).setLevel(logging.ERROR)  # advice to whoever writes planners
+warnings.filterwarnings(
+    "ignore", "Please use DTensor instead", FutureWarning
+)  # TorchRec's sharded tables are no DTensors
+
+
+class _BagSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
+    """Allows row-wise bags on CPU: TorchRec leaves them out, but gloo has reduce-scatter by now."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        """Sharding types by device."""
+        return [*super().sharding_types(compute_device_type), "row_wise"]
+
+
+class Sharded(Generic[N]):
+    """A net in training. net: its tables are sharded TorchRec modules; call its methods as those of the plain net."""
+
+    def __init__(
+        self, plain: N, ranks: Ranks, *, table_learning_rate: float, seed: int, batch_size: int, sharding: Sharding
+    ) -> None:
+        """plain: with one module of tables, `tables`, on the meta device. batch_size: of one rank, for the planner.
+
+        Raises: BadInput when the tables fit into the ranks in no way.
+        """
+        fuse_optimizer(plain.tables, table_learning_rate)  # type: ignore[arg-type]
+        self.ranks, self._names = ranks, [c.name for c in table_configs(cast(nn.Module, plain.tables))]
+        sharders: list[Any] = [EmbeddingCollectionSharder(), _BagSharder()]
+        self._parallel = DistributedModelParallel(
+            plain,
+            device=ranks.device,
+            plan=_plan(plain, sharders, ranks, self._names, batch_size, sharding),
+            sharders=sharders,
+            env=ShardingEnv.from_process_group(dist.group.WORLD),
+            init_data_parallel=False,  # TorchRec would wrap the net's forward; our nets have several entrances
+        )
+        self.net = cast(N, self._parallel.module)
+        for name, weight in self._tables():
+            for local, row, column in _local(weight):
+                _fill(local, row, column, weight.size(1), seed=seed, table=name)
+        self.dense = dense_parameters(self.net, [cast(nn.Module, self.net.tables)])
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of this rank's share of the loss; dense ones are summed over ranks, table rows are updated."""
+        torch.autograd.backward(loss)
+        if self.ranks.size == 1:
+            return
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.dense]
+        summed = self.ranks.sum(nn.utils.parameters_to_vector(grads))
+        start = 0
+        for parameter in self.dense:
+            parameter.grad = summed[start : start + parameter.numel()].view_as(parameter)
+            start += parameter.numel()
+
+    def state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Everything training has made: name to tensor or sharded tensor, to be saved or loaded in place.
+
+        optimizer: of `dense`; moments it has not made yet are made, as zeros.
+        """
+        state = {f"net.{n}": t for n, t in self._parallel.state_dict().items()}
+        for moments in self._parallel.fused_optimizer.state_dict()["state"].values():
+            state |= {f"tables.{n}": t for n, t in moments.items()}
+        names = {id(p): n for n, p in self.net.named_parameters()}
+        for parameter in self.dense:
+            made = optimizer.state[parameter]
+            if not made:
+                made |= {"step": torch.tensor(0.0)} | {
+                    m: torch.zeros_like(parameter) for m in ("exp_avg", "exp_avg_sq")
+                }
+            state |= {f"dense.{names[id(parameter)]}.{n}": t for n, t in made.items()}
+        return state
+
+    def whole(self) -> dict[str, Tensor]:
+        """The plain net's state on rank 0, tables gathered there; nothing on the others."""
+        whole: dict[str, Tensor] = {}
+        for name, tensor in self._parallel.state_dict().items():
+            if isinstance(tensor, Tensor) and not hasattr(tensor, "local_shards"):
+                whole[name] = tensor.detach().cpu()
+                continue
+            out = torch.empty(tensor.size(), device=self.ranks.device) if self.ranks.leads else None
+            tensor.gather(dst=0, out=out)
+            if out is not None:
+                whole[name] = out.cpu()
+        return whole if self.ranks.leads else {}
+
+    def placement(self) -> dict[str, str]:
+        """Table to how it is cut, as the planner chose."""
+        plan = next(iter(self._parallel.plan.plan.values()))
+        return {name: plan[name].sharding_type for name in self._names}
+
+    def _tables(self) -> Iterator[tuple[str, Any]]:
+        for path, tensor in self._parallel.state_dict().items():
+            if hasattr(tensor, "local_shards"):
+                yield path.split(".")[-2], tensor
+
+
+def _plan(
+    net: nn.Module, sharders: list[Any], ranks: Ranks, names: list[str], batch_size: int, sharding: Sharding
+) -> Any:
+    kinds = [sharding] if sharding != "auto" else list(_TYPES if ranks.size > 1 else _TYPES[:1])
+    fused = [EmbeddingComputeKernel.FUSED.value]
+    planner = EmbeddingShardingPlanner(
+        topology=Topology(
+            world_size=ranks.size,
+            local_world_size=ranks.local_size,
+            compute_device=ranks.device.type,
+            ddr_cap=psutil.virtual_memory().total // ranks.local_size,
+        ),
+        batch_size=batch_size,
+        constraints={n: ParameterConstraints(sharding_types=kinds, compute_kernels=fused) for n in names},
+    )
+    try:
+        return planner.collective_plan(net, sharders, dist.group.WORLD)
+    except PlannerError as error:
+        raise BadInput(
+            "embedding tables",
+            came=str(error).strip().splitlines()[0],
+            expected=f"tables that fit {ranks.size} ranks",
+            fix="Add ranks or memory, or make the tables smaller (models.tower.dim, models.tower.item_rows_max).",
+        ) from error
+
+
+def _local(weight: Any) -> Iterator[tuple[Tensor, int, int]]:
+    """The parts of a sharded table that this rank has, with the row and the column they start at."""
+    for shard in weight.local_shards():
+        yield shard.tensor, *shard.metadata.shard_offsets
+
+
+@torch.no_grad()
+def _fill(local: Tensor, row: int, column: int, dim: int, *, seed: int, table: str) -> None:
+    rows, columns = local.shape
+    first = row // _BLOCK_ROWS * _BLOCK_ROWS
+    for start in range(first, row + rows, _BLOCK_ROWS):
+        generator = torch.Generator().manual_seed(key(f"{seed}/{table}/{start}") % (1 << 62))
+        block = start_rows(torch.empty(_BLOCK_ROWS, dim), generator)
+        low, high = max(start, row), min(start + _BLOCK_ROWS, row + rows)
+        local[low - row : high - row] = block[low - start : high - start, column : column + columns]
