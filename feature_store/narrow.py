@@ -8,7 +8,6 @@ Shape legend: R rows, C columns, W packed words of 8 bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -115,6 +114,6 @@ def unpack(codes: tuple[str, ...], packed: Words) -> Words:
     return columns.T
 
 
-def words_of(codes: Sequence[str]) -> int:
+def words_of(codes: tuple[str, ...]) -> int:
     """W."""
-    return layout_of(tuple(codes)).num_words
+    return layout_of(codes).num_words

@@ -73,7 +73,11 @@ class Table:
 
     def packing(self, form: int) -> tuple[str, ...]:
         """Codes of all columns in a form."""
-        return self.codes if self.codes and form == _NARROW else ("u8",) * self.width
+        return self.codes if self.codes and form == _NARROW else self._wide
+
+    @cached_property
+    def _wide(self) -> tuple[str, ...]:
+        return ("u8",) * self.width
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +186,8 @@ def decode(tables: Sequence[Table], blobs: Sequence[bytes | memoryview]) -> Stat
 
     Raises: CorruptData for a blob that this set of tables did not write.
     """
+    if len(blobs) == 1 and blobs[0]:
+        return _decoded_one(tables, blobs[0])
     sizes = np.fromiter(map(len, blobs), np.int64, len(blobs))
     if (sizes & 7).any():
         raise _corrupt("a blob of broken words")
@@ -200,6 +206,31 @@ def decode(tables: Sequence[Table], blobs: Sequence[bytes | memoryview]) -> Stat
         for f in (_NARROW, _WIDE)
     ]
     return State({t.name: _beside(parts[0][t.name], parts[1][t.name]) for t in tables})
+
+
+def _decoded_one(tables: Sequence[Table], blob: bytes | memoryview) -> State:
+    """`decode` of one known entity: a request reads one user, and numbers are quicker than arrays of one number."""
+    head = _head(len(tables))
+    if len(blob) % 8 or len(blob) < 8 * head:
+        raise _corrupt("a blob of broken words")
+    words = np.frombuffer(blob, "<i8")
+    first = int(words[0])
+    form = first >> 32 & 0xFFFF
+    if form not in (_NARROW, _WIDE) or first != (_MAGIC << 48) | (form << 32) | len(words):
+        raise _corrupt("a blob without our header")
+    at, rows = head, {}
+    for table, count in zip(tables, words[1:head].view(np.uint16).tolist(), strict=False):
+        codes = table.packing(form)
+        width = words_of(codes)
+        end = at + count * width
+        if end > len(words):
+            raise _corrupt("row counts that do not add up to the blob's length")
+        taken = words[at:end].reshape(-1, width)
+        rows[table.name] = Rows(table, np.array((0, count), np.int64), unpack(codes, taken))
+        at = end
+    if at != len(words):
+        raise _corrupt("row counts that do not add up to the blob's length")
+    return State(rows)
 
 
 def _decoded(

@@ -141,8 +141,8 @@ class BucketReader:
             weight_KA[kind] = np.rint(np.exp2(-age_us / decay.half_life_us) * _WEIGHT_UNIT)
         last = np.array([(k << _KIND_SHIFT) + self._end.get(k, 0) - 1 for k in range(len(weight_KA))])
         of_row = self._rows.words[:, 0] >> _KIND_SHIFT
-        age = np.minimum((last[of_row] - self._rows.words[:, 0]).view(np.uint64), _AGES - 1).view(np.int64)
-        weight = weight_KA.ravel()[of_row * _AGES + age]
+        age = np.minimum((last.take(of_row) - self._rows.words[:, 0]).view(np.uint64), _AGES - 1).view(np.int64)
+        weight = weight_KA.ravel().take(of_row * _AGES + age)
         lanes = [self._packed[(b - 1) >> 1] >> 32 * ((b - 1) & 1) & 0xFFFFFFFF for b in behaviours]
         total = _running(np.stack(lanes) * weight)
         chosen = [d.window for d in DECAYS]

@@ -18,6 +18,9 @@ IN_FLIGHT = Gauge("double11_in_flight_requests", "Recommend calls being served")
 IMPRESSIONS = Counter("double11_impressions_total", "Impression events by outcome", ["outcome"])
 MISSING_FEATURES = Counter("double11_missing_features_total", "Feature values replaced by a default", ["feature"])
 EVENTS = Counter("double11_events_total", "Events by outcome of the streaming job", ["outcome"])
+REDIS_READS_AGAIN = Counter(
+    "double11_redis_reads_again_total", "Feature reads repeated after an error of a connection or a slot", ["reason"]
+)
 DEAD_LETTERS = Counter("double11_dead_letters_total", "Dead letters by cause", ["cause"])
 PURGED = Counter("double11_purged_rows_total", "Archived rows of forgotten users that were rewritten away")
 SAMPLES = Counter("double11_samples_total", "Samples of the impression join, by outcome", ["outcome"])

@@ -7,14 +7,18 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from redis.crc import key_slot
+from redis.exceptions import RedisClusterException, RedisError
+
 from feature_store.base import ItemFeatures, UserFeatures
 from feature_store.commit import EntryKind
 from feature_store.config import RedisStoreConfig
+from feature_store.online.redis.fetch import Answers, fetch
 from feature_store.online.redis.layout import CREATE, META, NEWEST, Keys, Meta, new_meta
 from feature_store.online.redis.server import Address, AsyncClient, Client, errors_of
 from feature_store.read import item_features, user_features
 from feature_store.views import VIEW_SET
-from recsys.core import Deadline, DeadlineExceeded
+from recsys.core import Deadline, DeadlineExceeded, Unavailable, metrics
 
 _KEYS_PER_CALL_MAX = 2_000  # a call keeps the server from everybody else
 
@@ -106,7 +110,9 @@ class RedisReader(Reads):
 
     async def _read(self, kind: EntryKind, ids: Sequence[str], deadline: Deadline) -> list[bytes]:
         try:
-            async with asyncio.timeout(deadline.timeout_s()) as limit:
+            left_s = deadline.timeout_s()
+            longest_s = self._config.timeout_s if left_s is None else min(left_s, self._config.timeout_s)
+            async with asyncio.timeout(longest_s) as limit:
                 with errors_of(self.what):
                     client = self._connected()
                     if time.monotonic() >= self._learn_at_s:
@@ -116,6 +122,13 @@ class RedisReader(Reads):
         except TimeoutError as error:
             if not limit.expired():
                 raise
+            if not deadline.expired:
+                raise Unavailable(
+                    self.what,
+                    came=f"no answer within {self._config.timeout_s} s",
+                    expected="an answer",
+                    fix="Look at the server, or raise [feature_store.redis] timeout_s.",
+                ) from error
             raise DeadlineExceeded(
                 f"features from {self.what}",
                 came="no answer before the deadline",
@@ -128,19 +141,27 @@ class RedisReader(Reads):
             return []
         names, buckets = self._keys.of(kind, ids)
         if not self.address.is_cluster:
-            found: Any = await client.execute_command("MGET", *names)
+            (found,) = await self._fetch(client, [names], [])
             return [b or b"" for b in found]
         by_bucket = _by_bucket(buckets)
-        if len(by_bucket) == 1:
-            found = await client.execute_command("MGET", *names)
-            return [b or b"" for b in found]
-        pipe: Any = client.pipeline()
-        for at in by_bucket.values():
-            pipe.execute_command("MGET", *(names[i] for i in at))
-        return _scattered(len(ids), by_bucket.values(), await pipe.execute())
+        calls = [[names[i] for i in at] for at in by_bucket.values()]
+        found_by_bucket = await self._fetch(client, calls, [self._slots[b] for b in by_bucket])
+        return _scattered(len(ids), by_bucket.values(), found_by_bucket)
+
+    async def _fetch(self, client: AsyncClient, calls: list[list[str]], slots: list[int]) -> Answers:
+        try:
+            return await fetch(client, calls, slots)
+        except (RedisError, RedisClusterException, OSError) as error:
+            metrics.REDIS_READS_AGAIN.labels(type(error).__name__).inc()
+            pipe: Any = client.pipeline(transaction=False) if not self.address.is_cluster else client.pipeline()
+            for names in calls:
+                pipe.execute_command("MGET", *names)
+            answers: Answers = await pipe.execute()
+            return answers
 
     def _learn(self, meta: Meta) -> None:
         self._keys = Keys(meta.live, meta.buckets)
+        self._slots = [key_slot(self._keys.offsets(b).encode()) for b in range(meta.buckets)]
         self._learn_at_s = time.monotonic() + self._config.meta_refresh_s
 
     def _connected(self) -> AsyncClient:

@@ -93,9 +93,12 @@ def test_values_that_do_not_fit_their_bytes_are_kept_all_the_same(data):
     entities = data.draw(st.lists(st.lists(st.tuples(*columns), max_size=4), min_size=1, max_size=6))
     words = np.array([row for rows in entities for row in rows], np.int64).reshape(-1, table.width)
     rows = Rows(table, np.cumsum([0, *map(len, entities)]), words)
-    back = decode((table,), encode(State({"t": rows})))["t"]
+    blobs = encode(State({"t": rows}))
+    back = decode((table,), blobs)["t"]
     np.testing.assert_array_equal(back.words, words)
     np.testing.assert_array_equal(back.offsets, rows.offsets)
+    alone = [decode((table,), [b])["t"].words for b in blobs]
+    np.testing.assert_array_equal(np.concatenate(alone), words)
 
 
 def test_tables_stay_within_their_bounds():
