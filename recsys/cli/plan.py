@@ -81,7 +81,17 @@ def embeddings(description: Path, as_json: bool) -> None:
     from recsys.planning import embeddings as planner
 
     found = planner.plan(*planner.parse(_read(description)))
-    emit(found, as_json=as_json, text=lambda: json.dumps(found, indent=2))
+    emit(found, as_json=as_json, text=lambda: _embeddings_text(found))
+
+
+def _embeddings_text(found: dict[str, Any]) -> str:
+    lines = [f"estimate of the {found['estimate_of']}, not a measurement"]
+    lines.append(f"{'table':<16}{'sharding':<20}{'kernel':<20}{'ranks':>7}")
+    lines += [f"{t['table']:<16}{t['sharding']:<20}{t['kernel']:<20}{len(t['ranks']):>7}" for t in found["tables"]]
+    memory = sorted(found["memory_gib_by_rank"].values())
+    middle = memory[len(memory) // 2]
+    lines.append(f"memory per rank, GiB: least {memory[0]}, median {middle}, most {memory[-1]}, all {sum(memory):.0f}")
+    return "\n".join([*lines, f"step, ms: {found['step_ms_estimate']} on the slowest rank"])
 
 
 def _read(path: Path) -> Any:

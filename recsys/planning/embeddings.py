@@ -6,6 +6,7 @@ Source: torchrec.distributed.planner, EmbeddingShardingPlanner.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +16,16 @@ import torch
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.proposers import GreedyProposer, UniformProposer
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError
 
 from recsys.core import BadInput
 
+logging.getLogger("torchrec.distributed.planner.types").setLevel(logging.ERROR)  # advice to whoever writes planners
+
+_RANKS_SEARCHED_MAX = 64  # beyond, TorchRec's search over all combinations takes hours
+_INFERIOR_MAX = 100  # proposals in a row that are no better before the greedy search stops
 _RESERVED = 0.15  # share of each device's memory left to activations and the dense part
 _FIX = 'Write {"topology": {"world_size", "device"}, "batch_size", "tables": [{"name", "rows", "dim", "pooling"}]}.'
 
@@ -93,6 +99,9 @@ def plan(cluster: Cluster, tables: list[Table], batch_size: int) -> dict[str, An
         batch_size=batch_size,
         storage_reservation=FixedPercentageStorageReservation(_RESERVED),
         constraints={t.name: ParameterConstraints(pooling_factors=[t.pooling]) for t in tables},
+        proposer=[UniformProposer(), GreedyProposer(use_depth=False, threshold=_INFERIOR_MAX)]
+        if cluster.world_size > _RANKS_SEARCHED_MAX
+        else None,
         debug=False,
     )
     try:

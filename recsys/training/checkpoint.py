@@ -45,7 +45,11 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         self._ranks.wait_for_all()
-        save(state, storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True))
+        save(
+            state,
+            storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True),
+            process_group=self._ranks.group,
+        )
         self._ranks.wait_for_all()
         if self._ranks.leads:
             _write_json(temporary / _PLACE, {"facts": self._facts, "place": place})
@@ -74,7 +78,7 @@ class Checkpoints:
             wanted = {n: tuple(t.size()) for n, t in state.items()}
             if stored != wanted:
                 raise _mismatch(newest[0], stored, wanted, fix)
-            load(state, storage_reader=reader)
+            load(state, storage_reader=reader, process_group=self._ranks.group)
         except (SafetensorError, CheckpointException, ValueError, KeyError, OSError) as error:
             raise CorruptData(
                 f"checkpoint {newest[0]}", came=f"{error!r:.200}", expected="what training wrote", fix=fix

@@ -35,6 +35,7 @@ class Ranks:
     size: int
     local_size: int
     device: torch.device
+    group: dist.ProcessGroup
 
     @property
     def leads(self) -> bool:
@@ -53,18 +54,18 @@ class Ranks:
     def sum(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all ranks, in place."""
         if self.size > 1:
-            dist.all_reduce(value)
+            dist.all_reduce(value, group=self.group)
         return value
 
     def gathered(self, x_bD: Tensor, count: int) -> Tensor:
         """Every rank's rows [b, D] in rank order as [B, D], B = `count`; gradients find their way back."""
-        rows: Tensor = _Gathered.apply(x_bD, self.counts(count), self.rank) if self.size > 1 else x_bD  # type: ignore[no-untyped-call]
+        rows: Tensor = _Gathered.apply(x_bD, self.counts(count), self) if self.size > 1 else x_bD  # type: ignore[no-untyped-call]
         return rows
 
     def wait_for_all(self) -> None:
         """Return when every rank is here."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(self.group)
 
 
 def launched() -> tuple[int, int] | None:
@@ -126,24 +127,29 @@ def _backend(device: str) -> str:
 def _ranks(device: str) -> Ranks:
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.get_world_size() > 1 else 1
     place = torch.device(device, int(os.environ.get("LOCAL_RANK", "0"))) if device == "cuda" else torch.device("cpu")
-    return Ranks(rank=dist.get_rank(), size=dist.get_world_size(), local_size=local_size, device=place)
+    return Ranks(dist.get_rank(), dist.get_world_size(), local_size, place, _world())
+
+
+def _world() -> dist.ProcessGroup:
+    group = dist.group.WORLD
+    assert group is not None, "called with a group"
+    return group
 
 
 class _Gathered(torch.autograd.Function):
     """All-gather of row blocks of different height; backward: each rank's block of the summed gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x_bD: Tensor, counts: list[int], rank: int) -> Tensor:
-        ctx.counts, ctx.rank = counts, rank
+    def forward(ctx: Any, x_bD: Tensor, counts: list[int], ranks: Ranks) -> Tensor:
+        ctx.counts, ctx.ranks = counts, ranks
         padded_bD = x_bD.new_zeros(max(counts), x_bD.shape[1])
         padded_bD[: len(x_bD)] = x_bD
         blocks = [torch.empty_like(padded_bD) for _ in counts]
-        dist.all_gather(blocks, padded_bD)
+        dist.all_gather(blocks, padded_bD, group=ranks.group)
         return torch.cat([block[:n] for block, n in zip(blocks, counts, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, grad_BD: Tensor) -> tuple[Tensor, None, None]:
-        grad_BD = grad_BD.contiguous()
-        dist.all_reduce(grad_BD)
-        start = sum(ctx.counts[: ctx.rank])
-        return grad_BD[start : start + ctx.counts[ctx.rank]], None, None
+        summed_BD = ctx.ranks.sum(grad_BD.contiguous())
+        start = sum(ctx.counts[: ctx.ranks.rank])
+        return summed_BD[start : start + ctx.counts[ctx.ranks.rank]], None, None

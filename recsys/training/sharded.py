@@ -17,7 +17,6 @@ from typing import Any, Generic, Literal, TypeVar, cast
 
 import psutil
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
@@ -70,7 +69,7 @@ class Sharded(Generic[N]):
             device=ranks.device,
             plan=_plan(plain, sharders, ranks, self._names, batch_size, sharding),
             sharders=sharders,
-            env=ShardingEnv.from_process_group(dist.group.WORLD),
+            env=ShardingEnv.from_process_group(ranks.group),
             init_data_parallel=False,  # TorchRec would wrap the net's forward; our nets have several entrances
         )
         self.net = cast(N, self._parallel.module)
@@ -82,6 +81,10 @@ class Sharded(Generic[N]):
     def backward(self, loss: Tensor) -> None:
         """Gradients of this rank's share of the loss; dense ones are summed over ranks, table rows are updated."""
         torch.autograd.backward(loss)
+        self.reduce()
+
+    def reduce(self) -> None:
+        """Sum the gradients of the dense part over ranks."""
         if self.ranks.size == 1:
             return
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.dense]
@@ -149,7 +152,7 @@ def _plan(
         constraints={n: ParameterConstraints(sharding_types=kinds, compute_kernels=fused) for n in names},
     )
     try:
-        return planner.collective_plan(net, sharders, dist.group.WORLD)
+        return planner.collective_plan(net, sharders, ranks.group)
     except PlannerError as error:
         raise BadInput(
             "embedding tables",

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,17 @@ def test_planner_places_every_table_inside_the_memory(tmp_path: Path, capsys: py
     assert weights_gib <= sum(memory.values())
     assert max(memory.values()) <= 40
     assert found["step_ms_estimate"] > 0
+
+
+def test_a_cluster_too_large_to_search_gets_a_plan_and_says_whose_estimate_it_is(tmp_path, capsys) -> None:
+    tables = [{"name": "item", "rows": 40_000_000, "dim": 256, "pooling": 50}]
+    path = tmp_path / "tables.json"
+    path.write_text(json.dumps({"topology": {"world_size": 96, "hbm_gib": 16}, "tables": tables}))
+    assert run(["plan", "embeddings", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "EmbeddingShardingPlanner, not a measurement" in said
+    assert re.search(r"item +\w+ +fused", said)
+    assert re.search(r"step, ms: [\d.]+", said)
 
 
 def test_tables_that_fit_nowhere_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
