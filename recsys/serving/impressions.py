@@ -10,7 +10,10 @@ from streaming.log import SCHEMA_HEADER, SCHEMA_VERSION, STRESS_HEADER
 
 
 class Impressions:
-    """Writes what was shown, keyed by user. Outcomes: durable, failed, dropped (queue full)."""
+    """Writes what was shown, keyed by user. Outcomes: durable, failed, dropped (queue full), gone (nobody waited).
+
+    Shown = handed to gRPC while the caller waited: whether a slate then reached the caller, only the caller knows.
+    """
 
     def __init__(self, writer: LogWriter, topic: str, run_id: str) -> None:
         self._writer, self._topic, self._run_id = writer, topic, run_id
@@ -22,6 +25,10 @@ class Impressions:
         record = Record(topic=self._topic, key=query.user_id.encode("utf-8"), value=value, headers=headers)
         if not self._writer.offer([record], _count):
             metrics.IMPRESSIONS.labels("dropped").inc()
+
+    def not_shown(self) -> None:
+        """Count a slate whose caller was gone before it was sent; it leaves no record."""
+        metrics.IMPRESSIONS.labels("gone").inc()
 
 
 def impression(query: Query, slate: Slate, run_id: str) -> pb.Impression:

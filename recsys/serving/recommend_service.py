@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from double11.v1 import recommend_pb2 as pb
@@ -21,6 +22,8 @@ from recsys.serving.config import ServingConfig
 from recsys.serving.impressions import Impressions
 from recsys.serving.requests import to_query, to_response
 from recsys.serving.wire import deadline_of
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,10 +57,12 @@ class RecommendService(pb_grpc.RecommendationServiceServicer):
         self.responses_by_tier: Counter[str] = Counter()
 
     async def Recommend(  # noqa: N802
-        self, request: pb.RecommendRequest, context: grpc.aio.ServicerContext[Any, Any]
+        self, request: pb.RecommendRequest, context: Context
     ) -> pb.RecommendResponse:
         """A slate within the caller's deadline. Statuses: see recommend.proto."""
         received_s = time.monotonic()
+        remaining_s = context.time_remaining()
+        waits_until_s = math.inf if remaining_s is None else received_s + remaining_s
         deadline = deadline_of(context, self._config.deadline_ms_default, self._config.deadline_ms_max)
         tier, status = "none", "UNKNOWN"  # what gRPC says about a bug of ours
         try:
@@ -76,9 +81,17 @@ class RecommendService(pb_grpc.RecommendationServiceServicer):
         finally:
             metrics.REQUESTS.labels(tier, status).inc()
             metrics.REQUEST_MS.labels(tier).observe((time.monotonic() - received_s) * 1e3)
-        self._impressions.record(query, slate)
+        # The stubs ask for a class of theirs where gRPC takes any callable.
+        context.add_done_callback(lambda call: self._sent(query, slate, call, waits_until_s))  # type: ignore[arg-type]
         self.responses_by_tier[tier] += 1
         return response
+
+    def _sent(self, query: Query, slate: Slate, call: Context, waits_until_s: float) -> None:
+        """The call is over: a slate was shown unless its caller hung up, or its time ran out, before gRPC took it."""
+        if call.cancelled() or time.monotonic() >= waits_until_s:
+            self._impressions.not_shown()
+        else:
+            self._impressions.record(query, slate)
 
     async def _answer(self, query: Query, deadline: Deadline) -> Slate:
         in_force = self._in_force()
