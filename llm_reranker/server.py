@@ -134,12 +134,14 @@ async def serve(run_path: Path, version: str | None, listen: str, config: Rerank
 @click.option("--version", help="Version under reranker/ (default: the newest).")
 @click.option("--listen", default="127.0.0.1:0", show_default=True, help="HOST:PORT; port 0 = any free one.")
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="double11.toml.")
-def main(run_path: Path, version: str | None, listen: str, config_path: Path | None) -> None:
+@click.option("--log-level", type=click.Choice(logging.LEVELS), default="info", show_default=True)
+def main(run_path: Path, version: str | None, listen: str, config_path: Path | None, log_level: str) -> None:
     """Serve one run's reranker."""
-    logging.configure()
+    logging.configure(log_level)
     try:
         asyncio.run(serve(run_path, version, listen, Config.load(config_path).get(RerankConfig)))
     except Double11Error as error:
+        print(json.dumps(error.as_json()), flush=True)  # for whoever supervises
         print(f"rerank worker: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 

@@ -42,8 +42,6 @@ COMMANDS: dict[str, str] = {
     "train": "train",
 }
 
-_LEVELS = ("debug", "info", "warning", "error")
-
 
 class LazyGroup(click.Group):
     """Imports a command's module only when it is asked for, so that `double11 --help` is quick and torch-free."""
@@ -65,7 +63,11 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="double11")
 @click.option(
-    "--log-level", type=click.Choice(_LEVELS), default="info", show_default=True, help="Of the log on stderr."
+    "--log-level",
+    type=click.Choice(core_logging.LEVELS),
+    default="info",
+    show_default=True,
+    help="Of the log on stderr.",
 )
 def cli(log_level: str) -> None:
     """double11: recommendations for the world's largest shopping day."""

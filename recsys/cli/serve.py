@@ -67,6 +67,7 @@ def serve(
         reranker=not no_reranker,
         writer=not no_writer,
         config_path=config_path,
+        log_level=click.get_current_context().find_root().params["log_level"],
     )
     asyncio.run(_serve(Gateway(options, Config.load(config_path, {"feature_store.clock": clock}))))
 

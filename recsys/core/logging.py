@@ -8,6 +8,8 @@ from typing import Any, cast
 
 import structlog
 
+LEVELS = ("debug", "info", "warning", "error")
+
 
 def configure(level: str = "INFO", *, json: bool = False) -> None:
     """Set up logging once per process. json=True prints one JSON object per line for log shippers."""

@@ -21,6 +21,8 @@ class ServingConfig:
     scoring_target, rerank_target: gRPC addresses of workers that run elsewhere; empty = supervised on this host.
     metrics_port: Prometheus text over HTTP on metrics_host, 0 = off.
     start_s_max: how long workers may take to load before the gateway serves without them.
+    start_deaths_max: deaths of a worker that has not served yet after which the start fails; one that says why it
+    cannot load ends it at once.
     drain_s_max: how long in-flight requests may take to finish after SIGTERM.
     restart_backoff_s_min, restart_backoff_s_max: pause before a dead worker is started again, doubled each time.
     log_queue_bytes_max: published events and impressions waiting for the durable log.
@@ -34,6 +36,7 @@ class ServingConfig:
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 0
     start_s_max: float = 120.0
+    start_deaths_max: int = 3
     drain_s_max: float = 10.0
     restart_backoff_s_min: float = 0.5
     restart_backoff_s_max: float = 30.0
@@ -44,6 +47,7 @@ class ServingConfig:
         in_range("serving.deadline_ms_default", self.deadline_ms_default, 1, self.deadline_ms_max)
         in_range("serving.metrics_port", self.metrics_port, 0, 65_535)
         in_range("serving.start_s_max", self.start_s_max, 0.1, 3_600)
+        in_range("serving.start_deaths_max", self.start_deaths_max, 1, 1_000)
         in_range("serving.drain_s_max", self.drain_s_max, 0.1, 600)
         in_range("serving.restart_backoff_s_min", self.restart_backoff_s_min, 0.01, 60)
         in_range("serving.restart_backoff_s_max", self.restart_backoff_s_max, self.restart_backoff_s_min, 600)

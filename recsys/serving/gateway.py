@@ -62,7 +62,7 @@ class ServeOptions:
     """What `double11 serve` was told.
 
     store, log: URLs. workers: scoring processes. reranker: offer tier full. writer: run the streaming job beside an
-    embedded store. config_path: the double11.toml that the workers read too.
+    embedded store. config_path: the double11.toml that the workers read too. log_level: theirs.
     """
 
     run: Path
@@ -74,6 +74,7 @@ class ServeOptions:
     reranker: bool = True
     writer: bool = True
     config_path: Path | None = None
+    log_level: str = "info"
 
 
 class Gateway:
@@ -89,7 +90,8 @@ class Gateway:
         self._admission = Admission(config.get(AdmissionConfig))
         self._peak = Peak(config.get(PeakConfig).prepared(), self._admission, self._use)
         self._supervisor = Supervisor(
-            Backoff(first_s=self._serving.restart_backoff_s_min, max_s=self._serving.restart_backoff_s_max)
+            Backoff(first_s=self._serving.restart_backoff_s_min, max_s=self._serving.restart_backoff_s_max),
+            self._serving.start_deaths_max,
         )
         self._in_force: InForce | None = None
         self._state, self._started_s = "starting", time.monotonic()
@@ -140,6 +142,7 @@ class Gateway:
         """Wait for workers and catalogue, each up to its bound, then say SERVING.
 
         Without a worker its tier is missing; without the whole catalogue, slates say catalog:behind.
+        Raises: Unavailable for a worker that cannot load, with its reason.
         """
         late, _ = await asyncio.gather(
             self._supervisor.wait_ready(self._serving.start_s_max), self._catalog.wait_caught_up()
@@ -223,6 +226,7 @@ class Gateway:
     def _start_worker(self, name: str, module: str, *more: str) -> str:
         address = self._supervisor.reserve_port()
         argv = ["-m", module, "--run", str(self.run.root), "--listen", address, *more]
+        argv += ["--log-level", self._options.log_level]
         if self._options.config_path is not None:
             argv += ["--config", str(self._options.config_path)]
         self._supervisor.start(ChildSpec(name=name, argv=argv))
@@ -255,7 +259,8 @@ class Gateway:
 
 def _writer(options: ServeOptions) -> ChildSpec:
     command = "from recsys.cli.main import main; main()"
-    argv = ["-c", command, "ingest", "--source", options.log, "--store", options.store]
+    argv = ["-c", command, "--log-level", options.log_level]
+    argv += ["ingest", "--source", options.log, "--store", options.store]
     if options.config_path is not None:
         argv += ["--config", str(options.config_path)]
     return ChildSpec(name="writer", argv=argv, says_ready=False)

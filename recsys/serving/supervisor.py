@@ -12,11 +12,11 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from recsys.core import logging, metrics
+from recsys.core import Unavailable, logging, metrics
 
 _log = logging.get_logger(__name__)
 # The kernel tells the child when its parent dies, however it dies; set between fork and exec of the real program.
@@ -46,6 +46,7 @@ class ChildSpec:
     """A child: arguments of this interpreter ("-m", module, ...).
 
     says_ready: it prints a JSON line with "ready" on stdout once it serves; others count as ready when started.
+    One that cannot serve prints an error of ours, `{"error": {"message", "fix"}}`, and exits.
     """
 
     name: str
@@ -64,13 +65,16 @@ class Backoff:
 class Child:
     """One supervised process."""
 
-    def __init__(self, spec: ChildSpec, backoff: Backoff) -> None:
+    def __init__(self, spec: ChildSpec, backoff: Backoff, deaths_max: int, on_hopeless: Callable[[], object]) -> None:
+        """on_hopeless: called when it has died deaths_max times, or said why it cannot serve, before it ever did."""
         self.spec = spec
         self.ready = asyncio.Event()
         self.pid: int | None = None
         self.restarts = 0
         self.detail = "starting"
-        self._backoff = backoff
+        self.hopeless = False
+        self._backoff, self._deaths_max, self._on_hopeless = backoff, deaths_max, on_hopeless
+        self._served, self._error = not spec.says_ready, ""
         self._process: asyncio.subprocess.Process | None = None
         self._task = asyncio.create_task(self._keep_running())
 
@@ -107,12 +111,18 @@ class Child:
                 pause_s = self._backoff.first_s
             self.restarts += 1
             metrics.WORKER_RESTARTS.labels(self.spec.name).inc()
-            self.detail = f"exited with code {code}, restart {self.restarts}"
-            _log.error("child_died", child=self.spec.name, code=code, restart=self.restarts, in_s=pause_s)
+            self.detail = f"exited with code {code}, restart {self.restarts}" + (self._error and f": {self._error}")
+            _log.error(
+                "child_died", child=self.spec.name, code=code, restart=self.restarts, in_s=pause_s, error=self._error
+            )
+            if not self._served and (self._error or self.restarts >= self._deaths_max):
+                self.hopeless = True
+                self._on_hopeless()
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, self._backoff.max_s)
 
     async def _run_once(self) -> int:
+        self._error = ""
         self._process = process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-SEc",
@@ -127,12 +137,17 @@ class Child:
             self._now_ready()
         assert process.stdout is not None
         while line := await _next_line(process.stdout):  # to the end: a full pipe would block the child
-            if self.spec.says_ready and not self.ready.is_set() and _is_ready_line(line):
+            if not self.spec.says_ready or self.ready.is_set():
+                continue
+            told = _document(line)
+            if told.get("ready"):
                 self._now_ready()
+            elif isinstance(error := told.get("error"), dict):
+                self._error = f"{error.get('message', '')} {error.get('fix', '')}".strip()
         return await process.wait()
 
     def _now_ready(self) -> None:
-        self.detail = ""
+        self.detail, self._served = "", True
         self.ready.set()
         _log.info("child_ready", child=self.spec.name, pid=self.pid)
 
@@ -140,8 +155,10 @@ class Child:
 class Supervisor:
     """The children of one gateway. Use inside a running event loop."""
 
-    def __init__(self, backoff: Backoff) -> None:
-        self._backoff = backoff
+    def __init__(self, backoff: Backoff, start_deaths_max: int = 3) -> None:
+        """start_deaths_max: deaths before it ever served after which a child is given up for the start."""
+        self._backoff, self._start_deaths_max = backoff, start_deaths_max
+        self._hopeless = asyncio.Event()
         self._ports: list[ReservedPort] = []
         self.children: list[Child] = []
 
@@ -152,17 +169,34 @@ class Supervisor:
 
     def start(self, spec: ChildSpec) -> Child:
         """Start a child and keep it running."""
-        self.children.append(Child(spec, self._backoff))
+        self.children.append(Child(spec, self._backoff, self._start_deaths_max, self._hopeless.set))
         return self.children[-1]
 
     async def wait_ready(self, timeout_s: float) -> list[str]:
-        """Wait until every child is ready; returns the names of those that are not after `timeout_s`."""
-        waits = [asyncio.create_task(child.ready.wait()) for child in self.children]
-        if waits:
-            await asyncio.wait(waits, timeout=timeout_s)
-        for wait in waits:
-            wait.cancel()
+        """Wait until every child is ready; returns the names of those that are not after `timeout_s`.
+
+        Raises: Unavailable, with the reason, as soon as one cannot serve: waiting on would not mend it.
+        """
+        all_ready = asyncio.create_task(self._all_ready())
+        hopeless = asyncio.create_task(self._hopeless.wait())
+        try:
+            await asyncio.wait({all_ready, hopeless}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            all_ready.cancel()
+            hopeless.cancel()
+        for child in self.children:
+            if child.hopeless:
+                raise Unavailable(
+                    f"worker {child.spec.name}",
+                    came=child.detail,
+                    expected="one that loads and serves",
+                    fix="Mend what it says, or see its lines in the log above; then start again.",
+                )
         return [c.spec.name for c in self.children if not c.ready.is_set()]
+
+    async def _all_ready(self) -> None:
+        for child in self.children:
+            await child.ready.wait()
 
     async def stop(self, timeout_s: float) -> None:
         """Stop all children at once and give the ports back."""
@@ -178,9 +212,10 @@ async def _next_line(stdout: asyncio.StreamReader) -> bytes:
         return b"\n"
 
 
-def _is_ready_line(line: bytes) -> bool:
+def _document(line: bytes) -> dict[str, object]:
+    """The JSON object on a line, {} where there is none."""
     try:
         document = json.loads(line)
     except ValueError:
-        return False
-    return isinstance(document, dict) and bool(document.get("ready"))
+        return {}
+    return document if isinstance(document, dict) else {}

@@ -123,12 +123,13 @@ def shoppers(dataset):
 class Gateway:
     """`double11 serve` as a process."""
 
-    def __init__(self, folder: Path, run: Path, *args: str, toml: str = TOML) -> None:
+    def __init__(self, folder: Path, run: Path, *args: str, toml: str = TOML, log_level: str = "info") -> None:
         self.folder = folder
         config = folder / "double11.toml"
         config.write_text(toml)
         command = [
-            sys.executable, "-c", "from recsys.cli.main import main; main()", "serve", "--run", str(run),
+            sys.executable, "-c", "from recsys.cli.main import main; main()", "--log-level", log_level,
+            "serve", "--run", str(run),
             "--store", f"embedded:{folder}", "--listen", "127.0.0.1:0", "--config", str(config), *args,
         ]  # fmt: skip
         self._errors = (folder / "stderr.txt").open("w+")
@@ -171,10 +172,10 @@ def serve(live_home, run, tmp_path_factory):
     """Starts gateways, each over its own copy of the live home; stops what a test leaves behind."""
     started: list[Gateway] = []
 
-    def start(*args: str, run_path: Path | None = None, wait: bool = True, toml: str = TOML) -> Gateway:
+    def start(*args: str, run_path: Path | None = None, wait: bool = True, **options: str) -> Gateway:
         folder = tmp_path_factory.mktemp("gateway") / "home"
         shutil.copytree(live_home, folder)
-        gateway = Gateway(folder, run_path or run.root, *args, toml=toml)
+        gateway = Gateway(folder, run_path or run.root, *args, **options)
         started.append(gateway)
         return gateway.wait_ready() if wait else gateway
 

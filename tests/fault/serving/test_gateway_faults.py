@@ -1,6 +1,7 @@
 """What breaks around a gateway costs a tier, never the answer; what is wrong at the start is said and exits."""
 
 import asyncio
+import hashlib
 import json
 import os
 import shutil
@@ -172,3 +173,32 @@ def test_admin_has_a_loopback_listener_of_its_own_when_the_main_one_is_public(se
     assert double11("status", "--target", gateway.target).returncode != 0
     status = double11("status", "--target", f"127.0.0.1:{gateway.ready['admin_port']}", "--json")
     assert json.loads(status.stdout)["state"] == "serving"
+
+
+def test_worker_that_cannot_load_ends_the_start_with_its_reason(tmp_path, run):
+    """Its hashes are right, so the gateway lets it pass; what is in it does not fit."""
+    broken = tmp_path / "run"
+    shutil.copytree(run.root, broken)
+    file, manifest = broken / "models" / "ranker.json", json.loads((broken / "manifest.json").read_text())
+    facts = json.loads(file.read_text())
+    file.write_text(json.dumps(facts | {"feature_names": facts["feature_names"][:-1]}))
+    content = file.read_bytes()
+    manifest["files"]["models/ranker.json"] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    (broken / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "double11.toml").write_text("[serving]\nrestart_backoff_s_min = 0.1\n")
+    began_s = time.monotonic()
+    args = ["--run", str(broken), "--arm", "rank", "--no-writer", "--store", f"embedded:{tmp_path / 'home'}"]
+    done = double11("--log-level", "warning", "serve", *args, "--config", str(tmp_path / "double11.toml"))
+    assert done.returncode == 4, done.stderr
+    assert "worker scoring-0: got exited with code 1, restart 1" in done.stderr
+    assert "expected the weights of its settings" in done.stderr
+    assert "event=child_started" not in done.stderr  # info, which was not asked for
+    assert time.monotonic() - began_s < 100  # of 120 that it would have waited
+
+
+def test_log_level_reaches_the_children(serve):
+    quiet = serve("--arm", "rank", "--no-reranker", log_level="error")
+    children = psutil.Process(quiet.process.pid).children(recursive=True)
+    levels = [c.cmdline()[c.cmdline().index("--log-level") + 1] for c in children]
+    assert levels == ["error"] * 2  # scoring-0 and the writer
+    assert quiet.errors() == ""

@@ -1,6 +1,7 @@
 """Children are real processes: they die, come back on the same port, and never outlive their parent."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 import psutil
 import pytest
 
+from recsys.core import Unavailable
 from recsys.serving.supervisor import Backoff, ChildSpec, Supervisor
 
 READY = "print('{\"ready\": true}', flush=True)"
@@ -42,11 +44,32 @@ async def test_killed_child_comes_back(supervisor):
     assert (child.restarts, child.detail) == (1, "")
 
 
-async def test_child_that_always_fails_backs_off_and_is_named(supervisor):
+async def test_child_that_is_late_is_named(supervisor):
+    supervisor.start(ChildSpec(name="slow", argv=["-c", "import time; time.sleep(600)"]))
+    assert await supervisor.wait_ready(0.5) == ["slow"]
+
+
+async def test_child_that_keeps_dying_ends_the_start_and_backs_off(supervisor):
     child = supervisor.start(ChildSpec(name="broken", argv=["-c", "raise SystemExit(2)"]))
-    assert await supervisor.wait_ready(1.5) == ["broken"]
-    assert 1 <= child.restarts <= 15  # pauses .05, .1, .2, .2 ...
-    assert "code 2" in child.detail
+    with pytest.raises(Unavailable, match="worker broken: got exited with code 2, restart 3"):
+        await supervisor.wait_ready(60.0)
+    await asyncio.sleep(1.0)
+    assert 3 <= child.restarts <= 15  # pauses .05, .1, .2, .2 ...
+
+
+async def test_child_that_says_why_it_cannot_serve_ends_the_start_at_once(supervisor):
+    told = json.dumps({"error": {"code": "X", "message": "ranker: got tatters.", "fix": "Train again."}})
+    child = supervisor.start(ChildSpec(name="w", argv=["-c", f"print({told!r}); raise SystemExit(1)"]))
+    supervisor.start(ChildSpec(name="fine", argv=["-c", SERVE_FOREVER]))
+    with pytest.raises(Unavailable, match=r"code 1, restart 1: ranker: got tatters\. Train again\."):
+        await supervisor.wait_ready(60.0)
+    assert child.restarts == 1
+
+
+async def test_child_that_has_served_may_die_as_often_as_it_likes(supervisor):
+    child = supervisor.start(ChildSpec(name="w", argv=["-c", READY]))
+    await until(lambda: child.restarts >= 5)
+    assert not child.hopeless
 
 
 async def test_chatty_child_is_read_and_only_the_ready_line_counts(supervisor):
