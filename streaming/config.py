@@ -10,7 +10,15 @@ from recsys.core.config import in_range, section
 from recsys.core.errors import BadInput
 from streaming.topics import StreamingConfig, Topics
 
-__all__ = ["ArchiveConfig", "EmbeddedLogConfig", "JobConfig", "KafkaConfig", "StreamingConfig", "Topics"]
+__all__ = [
+    "ArchiveConfig",
+    "EmbeddedLogConfig",
+    "JobConfig",
+    "KafkaConfig",
+    "SamplesConfig",
+    "StreamingConfig",
+    "Topics",
+]
 
 
 @section("streaming.embedded")
@@ -123,7 +131,8 @@ class JobConfig:
 class ArchiveConfig:
     """flush_*: the journal becomes day files when it has so many rows or is so old. tidy_s: how often small files are
     merged and forgotten users' rows erased. Files below small_bytes_max are merged when a day is over, or has
-    merge_files_min of them, up to merged_bytes_max; what was merged is deleted after merged_keep_s.
+    merge_files_min of them, up to merged_bytes_max; what was merged is deleted after merged_keep_s. purge_files_max:
+    files looked through at once for rows of forgotten users.
     """
 
     flush_rows_max: int = 1 << 18
@@ -133,6 +142,7 @@ class ArchiveConfig:
     merge_files_min: int = 16
     merged_bytes_max: int = 256 << 20
     merged_keep_s: float = 600.0
+    purge_files_max: int = 16
 
     def __post_init__(self) -> None:
         in_range("streaming.archive.flush_rows_max", self.flush_rows_max, 1, 1 << 24)
@@ -142,3 +152,35 @@ class ArchiveConfig:
         in_range("streaming.archive.merge_files_min", self.merge_files_min, 2, 10_000)
         in_range("streaming.archive.merged_bytes_max", self.merged_bytes_max, self.small_bytes_max, 1 << 32)
         in_range("streaming.archive.merged_keep_s", self.merged_keep_s, 0, 86_400)
+        in_range("streaming.archive.purge_files_max", self.purge_files_max, 1, 1 << 20)
+
+
+@section("streaming.samples")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplesConfig:
+    """window_s: how long after an impression an action counts as its label. grace_s: how far behind the newest event
+    others are waited for; what comes later becomes a late label. slice_s: impressions are joined by stretches of this
+    length, 0 = a sixteenth of the window, between 0.5 s and 1 h. late_s: how often late labels are joined. idle_s: a
+    partition that has been silent for so long holds no window open; when all have, the clock closes them. rows_max:
+    impressions joined at once, of one partition.
+    """
+
+    window_s: float = 86_400.0
+    grace_s: float = 2.0
+    slice_s: float = 0.0
+    late_s: float = 5.0
+    idle_s: float = 30.0
+    rows_max: int = 1 << 18
+
+    def __post_init__(self) -> None:
+        in_range("streaming.samples.window_s", self.window_s, 1, 30 * 86_400)
+        in_range("streaming.samples.grace_s", self.grace_s, 0, 86_400)
+        in_range("streaming.samples.slice_s", self.slice_s, 0, self.window_s)
+        in_range("streaming.samples.late_s", self.late_s, 0.01, 3_600)
+        in_range("streaming.samples.idle_s", self.idle_s, 0.1, 3_600)
+        in_range("streaming.samples.rows_max", self.rows_max, 1, 1 << 24)
+
+    @property
+    def slice_us(self) -> int:
+        """Length of a slice."""
+        return int((self.slice_s or min(max(self.window_s / 16, 0.5), 3_600)) * 1e6)

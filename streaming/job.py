@@ -242,6 +242,7 @@ class Job:
                     part.source.next_offset,
                     EventBatch(table).filter(kept & (merged.part == i)),
                     merged.offset[kept & (merged.part == i)],
+                    int(part.source.append_us.max(initial=0)),
                 )
                 for i, part in enumerate(parts)
             ]

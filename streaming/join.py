@@ -15,6 +15,7 @@ from recsys.core import EventBatch, EventKind, EventType, keys
 
 WINDOW_US = 24 * 3_600 * 1_000_000
 _SHOWN = ("event_id", "request_id", "user_id", "item_id", "event_time", "position", "propensity", "stress")
+_EXTRA = ("source", "offset")
 
 
 def join(events: EventBatch, *, window_us: int = WINDOW_US, watermark_us: int | None = None) -> pl.DataFrame:
@@ -25,11 +26,15 @@ def join(events: EventBatch, *, window_us: int = WINDOW_US, watermark_us: int | 
     """
     frame = pl.from_arrow(events.table)
     assert isinstance(frame, pl.DataFrame)
-    actions = frame.filter(pl.col("kind") == int(EventKind.ACTION))
+    samples = join_actions(frame.filter(pl.col("kind") == int(EventKind.ACTION)), window_us=window_us)
+    return samples if watermark_us is None else samples.filter(pl.col("event_time_us") + window_us <= watermark_us)
+
+
+def join_actions(actions: pl.DataFrame, *, window_us: int) -> pl.DataFrame:
+    """As `join`, of rows with the columns of an EventBatch that are needed; source and offset are kept if there."""
     is_shown = pl.col("event_type") == int(EventType.IMPRESSION)
-    shown = actions.filter(is_shown).select(_SHOWN).sort("event_time", maintain_order=True)
-    if watermark_us is not None:
-        shown = shown.filter(pl.col("event_time") + window_us <= watermark_us)
+    kept = [*_SHOWN, *(c for c in _EXTRA if c in actions.columns)]
+    shown = actions.filter(is_shown).select(kept).sort("event_time", maintain_order=True)
     acted = actions.filter(~is_shown).select("user_id", "item_id", "event_type", "request_id", acted_at="event_time")
     pair = ["user_id", "item_id"]
     target = shown.select(*pair, "request_id", shown_at="event_time", shown_id="event_id")
@@ -59,5 +64,5 @@ def join(events: EventBatch, *, window_us: int = WINDOW_US, watermark_us: int | 
 
 def to_messages(samples: pl.DataFrame, *, late: bool = False) -> Iterator[Sample]:
     """Samples as records of the `samples` topic. late: they replace samples that were sent when the window closed."""
-    for row in samples.iter_rows(named=True):
+    for row in samples.drop(_EXTRA, strict=False).iter_rows(named=True):
         yield Sample(**{k: v for k, v in row.items() if v is not None}, late=late)

@@ -23,6 +23,10 @@ class Watermark:
         highest, _ = self._partitions.get((topic, partition), (event_time_us, 0.0))
         self._partitions[topic, partition] = (max(highest, event_time_us), self._monotonic_s())
 
+    def forget(self, topic: str, partition: int) -> None:
+        """Another worker reads this partition now."""
+        self._partitions.pop((topic, partition), None)
+
     def value_us(self) -> int | None:
         """Microseconds UTC; None before any event. When all are silent, the time that the furthest has reached."""
         if not self._partitions:

@@ -91,22 +91,36 @@ def produce(
 @click.option("--source", required=True, help="Log URL.")
 @click.option("--store", required=True, help="Feature store URL.")
 @click.option("--archive", type=click.Path(path_type=Path), help="A dataset directory that grows with the log.")
+@click.option("--offline", type=click.Path(path_type=Path), help="Offline store for labelled samples; needs --archive.")
 @click.option("--until-caught-up", is_flag=True, help="End when what is in the log now has been applied.")
 @config_option
 @json_option
 def ingest(
-    source: str, store: str, archive: Path | None, until_caught_up: bool, config_path: Path | None, as_json: bool
+    source: str,
+    store: str,
+    archive: Path | None,
+    offline: Path | None,
+    until_caught_up: bool,
+    config_path: Path | None,
+    as_json: bool,
 ) -> None:
-    """Fold the log into the feature store, each event exactly once, until SIGTERM."""
+    """Fold the log into the feature store, each event exactly once, until SIGTERM.
+
+    With an archive and an offline store, impressions become labelled samples there and on the `samples` topic.
+    """
     from prometheus_client import start_http_server
 
     from feature_store.online import open_store
     from recsys.core import progress
     from streaming.archive import Archive
-    from streaming.config import ArchiveConfig, JobConfig
+    from streaming.config import ArchiveConfig, JobConfig, SamplesConfig
     from streaming.job import Job
     from streaming.log import open_log, topics_at
+    from streaming.sampler import Sampler
 
+    if offline is not None and archive is None:
+        fix = "Add --archive DIR: samples are joined from what it keeps."
+        raise BadInput("--offline", came="no --archive", expected="both", fix=fix)
     config = Config.load(config_path)
     topics, settings = topics_at(source, config), config.get(JobConfig)
     with open_log(source, config) as log, progress.bar(what="ingest", unit="records") as bar:
@@ -114,7 +128,12 @@ def ingest(
             log.num_partitions(topic)  # a mistyped source ends here, and makes neither a log nor a store
         writer = open_store(store, config)
         try:
-            kept = Archive(archive, source, config.get(ArchiveConfig)) if archive is not None else None
+            kept = None
+            if archive is not None:
+                kept = Archive(archive, source, config.get(ArchiveConfig), offline=offline)
+            if kept is not None and offline is not None:
+                samples = config.get(SamplesConfig)
+                kept.followed_by(Sampler(kept, offline, log.producer(), topics.samples, samples))
             job = Job(log, writer, settings, topics=topics, archive=kept, on_step=bar.update)
             if settings.metrics_port:
                 start_http_server(settings.metrics_port, settings.metrics_host)
@@ -122,6 +141,8 @@ def ingest(
             job.close()
             if kept is not None:
                 kept.finish()
+                if until_caught_up:
+                    kept.purge()
         finally:
             writer.close()
     document = {"source": source, "store": store, **report.as_json()}

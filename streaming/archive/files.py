@@ -67,9 +67,10 @@ class Span:
         return f"{self.source}-{self.first}-{self.last}.parquet"
 
 
-def found(root: Path, folder: str) -> list[Path]:
-    """Every file of a folder, by day, source and offset; a file comes before those that were merged into it."""
-    files = [p for p in (root / folder).glob("day=*/*.parquet") if _NAME.fullmatch(p.name)]
+def found(root: Path, folder: str, first_day: str = "", last_day: str = "9") -> list[Path]:
+    """Files of a folder's days, by day, source and offset; a file comes before those that were merged into it."""
+    days = [d for d in (root / folder).glob("day=*") if first_day <= d.name.removeprefix("day=") <= last_day]
+    files = [p for day in days for p in day.glob("*.parquet") if _NAME.fullmatch(p.name)]
     spans = {p: Span.of(p) for p in files}
     return sorted(files, key=lambda p: (p.parent.name, spans[p].source, spans[p].first, -spans[p].last))
 
@@ -144,7 +145,7 @@ class Writes:
         if not path.parent.is_dir():
             path.parent.mkdir(parents=True, exist_ok=True)
             _sync(path.parent.parent)
-        temporary = path.with_name(f".{path.name}.tmp")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self._pending.append((temporary, path))
         return temporary
 

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
 import polars as pl
-import pyarrow.parquet as pq
 
 from recsys.core import logging, metrics
-from streaming.archive.coverage import Coverage, save
+from streaming.archive.coverage import Coverage
 from streaming.archive.files import CATALOG, Span, Writes, found, split
-from streaming.archive.tombstones import tombstones, without
+from streaming.archive.purge import derived, purged
+from streaming.archive.tombstones import tombstones
 from streaming.config import ArchiveConfig
 
 _log = logging.get_logger(__name__)
@@ -28,41 +27,49 @@ _FOLDERS = ("events", "catalog", "changes", "forgotten")
 class Tidy:
     """Works on some sources of an archive, a bounded bit at a time."""
 
-    def __init__(self, root: Path, config: ArchiveConfig) -> None:
-        self._root, self._config = root, config
+    def __init__(self, root: Path, config: ArchiveConfig, offline: Path | None = None) -> None:
+        """offline: the offline store, whose samples and snapshots follow from the archive."""
+        self._root, self._config, self._offline = root, config, offline
         self._due_s = 0.0
+        self._purging: list[tuple[str, Path]] = []  # what is left of a round
+        self._round: dict[str, pl.DataFrame] = {}  # tombstones that it is about, by source of the files
 
-    def some(self, mine: Mapping[str, Coverage]) -> dict[str, Coverage]:
-        """Purge, then merge the files of one source and day; at most once in `tidy_s`. Gives changed coverage."""
+    def some(self, mine: Mapping[str, Coverage]) -> dict[str, dict[str, int]]:
+        """Purge some files, or merge the files of one source and day; at most once in `tidy_s` when there is nothing
+        to do. Gives, by source, which tombstones have been applied to it now.
+        """
         if time.monotonic() < self._due_s:
             return {}
-        changed = self.purge(mine)
-        merged = self.merge(mine)
-        self._due_s = time.monotonic() + (0.0 if merged else self._config.tidy_s)
-        return changed
+        applied = self.purge(mine, files_max=self._config.purge_files_max)
+        is_busy = bool(self._purging) or self.merge(mine)
+        self._due_s = time.monotonic() + (0.0 if is_busy else self._config.tidy_s)
+        return applied
 
-    def purge(self, mine: Mapping[str, Coverage]) -> dict[str, Coverage]:
-        """Rewrite files that hold rows behind a tombstone which has not been applied to their source yet."""
-        stones = tombstones(self._root)
-        ends = {str(of): int(before) for of, before in stones.group_by("of").agg(pl.col("before").max()).iter_rows()}
-        changed: dict[str, Coverage] = {}
-        files: dict[str, list[Path]] = {}
-        for path in found(self._root, "events") if len(stones) else []:
-            files.setdefault(Span.of(path).source, []).append(path)
-        for source, coverage in mine.items():
-            pending = stones.filter(
-                pl.col("before") > pl.col("of").replace_strict(dict(coverage.purged), default=-1, return_dtype=pl.Int64)
-            )
-            if source.startswith(CATALOG) or not len(pending):
-                continue
-            rows = sum(_purged(path, source, pending) for path in files.get(source, []))
-            changed[source] = replace(coverage, purged=ends)
-            writes = Writes()
-            save(writes, self._root, source, changed[source])
-            writes.commit()
-            metrics.PURGED.inc(rows)
-            _log.info("archive_purged", source=source, rows=rows, users=pending["user_id"].n_unique())
-        return changed
+    def purge(self, mine: Mapping[str, Coverage], *, files_max: int | None) -> dict[str, dict[str, int]]:
+        """Rewrite files that hold rows behind a tombstone which has not been applied to their source yet.
+
+        A round goes through every file once, files_max a call, and then gives the tombstones it was about. A round that
+        a crash ends begins again: a file without such rows is not rewritten.
+        """
+        if not self._purging:
+            stones = tombstones(self._root)
+            pending = {s: _pending(stones, c) for s, c in mine.items() if not s.startswith(CATALOG)}
+            self._round = {s: some for s, some in pending.items() if len(some)}
+            if not self._round:
+                return {}
+            files = [(Span.of(p).source, p) for p in found(self._root, "events")]
+            self._purging = [(source, path) for source, path in files if source in self._round]
+            self._purging += [("", path) for path in (derived(self._offline) if self._offline is not None else [])]
+        some, self._purging = self._purging[:files_max], self._purging[files_max:] if files_max else []
+        of_all = pl.concat(self._round.values()).unique()
+        rows = sum(purged(path, self._round.get(source, of_all), source) for source, path in some)
+        metrics.PURGED.inc(rows)
+        if self._purging:
+            return {}
+        ends = of_all.group_by("of").agg(pl.col("before").max())
+        applied = {str(of): int(before) for of, before in ends.iter_rows()}
+        _log.info("archive_purged", users=of_all["user_id"].n_unique())
+        return {source: {**mine[source].purged, **applied} for source in self._round}
 
     def merge(self, mine: Mapping[str, Coverage]) -> bool:
         """Merge one run of small files of a source and day, if there is one; delete what was merged long enough ago."""
@@ -96,18 +103,10 @@ class Tidy:
         return []
 
 
-def _purged(path: Path, source: str, stones: pl.DataFrame) -> int:
-    """Rewrite one file without the rows of forgotten users; returns how many went."""
-    users = pq.read_table(path, columns=["user_id"]).column("user_id").unique()
-    if not set(stones["user_id"]) & set(users.to_pylist()):
-        return 0
-    rows = pl.read_parquet(path, hive_partitioning=False)
-    kept = without(rows.with_columns(source=pl.lit(source)), stones).drop("source")
-    if len(kept) < len(rows):
-        writes = Writes()
-        writes.parquet(path, kept)
-        writes.commit()
-    return len(rows) - len(kept)
+def _pending(stones: pl.DataFrame, coverage: Coverage) -> pl.DataFrame:
+    """Tombstones that have not been applied to a source's files."""
+    done = pl.col("of").replace_strict(dict(coverage.purged), default=-1, return_dtype=pl.Int64)
+    return stones.filter(pl.col("before") > done)
 
 
 def _merge(run: list[Path]) -> None:

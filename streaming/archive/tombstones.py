@@ -12,15 +12,19 @@ import polars as pl
 
 from streaming.archive.files import EVENTS, SHOWN, Span, found, split
 
+_FORGETS = ("user_id", "event_time", "source", "offset", "shown_before")
 _SCHEMA = {"user_id": pl.String, "until_us": pl.Int64, "of": pl.String, "before": pl.Int64, "shown_before": pl.Int64}
 
 
-def tombstones(root: Path) -> pl.DataFrame:
+def tombstones(root: Path, waiting: pl.DataFrame | None = None) -> pl.DataFrame:
     """All that the archive has: user_id, until_us, of (source of the forget event), before (its offset), shown_before
-    (offset of its user's slates then).
+    (offset of its user's slates then). waiting: rows of `forgotten` that have not been flushed.
     """
     whole, _ = split(found(root, "forgotten"))
-    return effective([pl.read_parquet(f).with_columns(source=pl.lit(Span.of(f).source)) for f in whole])
+    forgets = [
+        pl.read_parquet(f, hive_partitioning=False).with_columns(source=pl.lit(Span.of(f).source)) for f in whole
+    ]
+    return effective([f.select(_FORGETS) for f in [*forgets, *([] if waiting is None else [waiting])]])
 
 
 def effective(forgets: list[pl.DataFrame]) -> pl.DataFrame:

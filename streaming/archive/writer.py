@@ -10,12 +10,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
 from recsys.core import EventBatch, VersionMismatch, logging
 from streaming.archive.coverage import Coverage, covered, save
@@ -27,12 +30,13 @@ from streaming.archive.tombstones import effective, without
 from streaming.config import ArchiveConfig
 
 _log = logging.get_logger(__name__)
+_CHUNKS_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """What a step read of one partition: offsets [first, next), and the N events of it that are kept, with the offset
-    [N] of each. prefix tells the topic: "" events, "i" impressions, "c" catalog.
+    [N] of each. prefix tells the topic: "" events, "i" impressions, "c" catalog. append_us: when the log took the last.
     """
 
     prefix: str
@@ -41,11 +45,32 @@ class Part:
     next: int
     batch: EventBatch
     offset: npt.NDArray[np.int64]
+    append_us: int = 0
 
     @property
     def source(self) -> str:
         """Name in files."""
         return f"{self.prefix}{self.partition}"
+
+
+class Follower(Protocol):
+    """Works on what an archive has taken, partition by partition of `events` (see `streaming.sampler`)."""
+
+    def take(self, partitions: Sequence[int]) -> None:
+        """These partitions' sources are ours from now on, or once more."""
+        ...
+
+    def leave(self, partitions: Sequence[int]) -> None:
+        """These are somebody else's."""
+        ...
+
+    def took(self, parts: Sequence[Part]) -> None:
+        """A step is in the journal."""
+        ...
+
+    def run(self) -> bool:
+        """Do a bounded bit of what is due; whether there was anything."""
+        ...
 
 
 class Archive:
@@ -57,9 +82,10 @@ class Archive:
         source: str,
         config: ArchiveConfig | None = None,
         *,
+        offline: Path | None = None,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """source: the log's URL, for dataset.json."""
+        """source: the log's URL, for dataset.json. offline: the offline store, which forgets with the archive."""
         self.root, self.source, self._config = root, source, config or ArchiveConfig()
         self._monotonic_s = monotonic_s
         root.mkdir(parents=True, exist_ok=True)
@@ -67,8 +93,12 @@ class Archive:
         self._ends: dict[str, int] = {}  # next offset to take, the journal included
         self._journal = Journal(root, time.time_ns() // 1_000)
         self._flushed_s = monotonic_s()
+        self._waiting: dict[str, list[pl.DataFrame]] = {}
+        self._follower: Follower | None = None
         self._items = Items(root)
-        self._tidy = Tidy(root, self._config)
+        self._tidy = Tidy(root, self._config, offline)
+        self._threads = ThreadPoolExecutor(1, "archive-tidy")
+        self._tidying: Future[dict[str, dict[str, int]]] | None = None
 
     def take(self, log_id: str, stored: Mapping[tuple[str, str], Mapping[int, int]]) -> None:
         """Begin to write partitions from the offsets stored on, by (prefix, topic); with what earlier writers left.
@@ -93,12 +123,29 @@ class Archive:
                 self._coverage[source], self._ends[source] = coverage, max(end, offset)
         self.flush()
         self._journal.left({s: c.end for s, c in covered(self.root).items()})
+        if self._follower is not None:
+            self._follower.take([p for (prefix, _), offsets in stored.items() if prefix == EVENTS for p in offsets])
+
+    def followed_by(self, follower: Follower) -> None:
+        """Hand everything that is taken to a follower, once it is durable; call it before `take`."""
+        self._follower = follower
 
     def leave(self, sources: Sequence[str]) -> None:
         """Stop writing some sources: another process takes them."""
         self.flush()
         for source in sources:
-            del self._coverage[source], self._ends[source]
+            self._coverage.pop(source, None)
+            self._ends.pop(source, None)
+        if self._follower is not None:
+            self._follower.leave([int(s) for s in sources if s.isdigit()])
+
+    def waiting(self, sources: Sequence[str]) -> pl.DataFrame:
+        """Rows of the journal that are in no day file yet (EVENT_SCHEMA, source, offset, shown_before)."""
+        for source in sources:
+            if len(self._waiting.get(source, ())) > _CHUNKS_MAX:
+                self._waiting[source] = [pl.concat(self._waiting[source], rechunk=True)]
+        frames = [f for source in sources for f in self._waiting.get(source, ())]
+        return pl.concat([_frame(joined([])), *frames])
 
     def end(self, source: str) -> int:
         """Next offset to take."""
@@ -108,20 +155,30 @@ class Archive:
         """Take a step; durable on return. What an earlier step brought is flushed first when there is enough of it."""
         if self._journal.num_rows >= self._config.flush_rows_max or self._is_old():
             self.flush()
-        ranges, rows = {}, []
-        for part in parts:
-            first = max(part.first, self._ends[part.source])
-            if part.next <= first:
-                continue
-            new = part.offset >= first
-            batch = part.batch if new.all() else part.batch.filter(new)
-            shown_before = self._ends.get(f"{SHOWN}{part.partition}", 0) if part.prefix == EVENTS else 0
-            rows.append(rows_of(batch.table, part.source, part.offset[new], shown_before))
-            ranges[part.source] = (first, part.next)
-        if not ranges:
-            return
-        self._journal.append(Segment(ranges, joined(rows)))
-        self._ends |= {source: end for source, (_, end) in ranges.items()}
+        self._tidy_up()
+        new = [p for p in (self._not_yet(part) for part in parts) if p is not None]
+        if new:
+            # A forget event takes with it what had arrived before it: of its user's slates, up to here.
+            shown = {p.source: self._ends.get(f"{SHOWN}{p.partition}", 0) if p.prefix == EVENTS else 0 for p in new}
+            rows = [rows_of(p.batch.table, p.source, p.offset, shown[p.source]) for p in new]
+            self._journal.append(Segment({p.source: (p.first, p.next) for p in new}, joined(rows)))
+            for part, table in zip(new, rows, strict=True):
+                self._ends[part.source] = part.next
+                if table.num_rows:
+                    self._waiting.setdefault(part.source, []).append(_frame(table))
+            if self._follower is not None:
+                self._follower.took(new)
+        if self._follower is not None:
+            self._follower.run()
+
+    def _not_yet(self, part: Part) -> Part | None:
+        """What of a part is not in the archive."""
+        first = max(part.first, self._ends[part.source])
+        if part.next <= first:
+            return None
+        new = part.offset >= first
+        batch = part.batch if new.all() else part.batch.filter(new)
+        return replace(part, first=first, batch=batch, offset=part.offset[new])
 
     def flush(self) -> None:
         """Move the journal into the day files: all of them durable, then the coverage, then the journal goes."""
@@ -132,9 +189,7 @@ class Archive:
         for segment in self._journal.segments:
             for source, (first, end) in segment.ranges.items():
                 ranges[source] = (ranges.get(source, (first, end))[0], end)
-        frame, writes = pl.from_arrow(joined([s.rows for s in self._journal.segments])), Writes()
-        assert isinstance(frame, pl.DataFrame)
-        by_folder = tables(frame)
+        by_folder, writes = tables(_frame(joined([s.rows for s in self._journal.segments]))), Writes()
         if "forgotten" in by_folder:
             stones = effective([by_folder["forgotten"]])
             by_folder |= {"events": without(by_folder["events"], stones)} if "events" in by_folder else {}
@@ -151,19 +206,45 @@ class Archive:
             save(writes, self.root, source, self._coverage[source])
         writes.commit()
         self._journal.clear()
+        self._waiting.clear()
         self._items.add(by_folder)
 
     def idle(self) -> None:
-        """Work that can wait: flush what has waited long enough, one bounded bit of tidying."""
+        """Work that can wait: flush what has waited long enough, a bounded bit of tidying, and the follower's."""
         if self._is_old():
             self.flush()
-        self._coverage |= self._tidy.some(self._coverage)
+        self._tidy_up()
+        if self._follower is not None:
+            self._follower.run()
 
     def finish(self) -> None:
-        """Flush, erase what is to be forgotten, and write items.parquet."""
+        """Flush, and write items.parquet: a dataset for others."""
         self.flush()
-        self._coverage |= self._tidy.purge(self._coverage)
         self._items.write()
+
+    def purge(self) -> None:
+        """Erase all rows behind tombstones now, instead of bit by bit."""
+        self.flush()
+        if self._tidying is not None:
+            self._applied(self._tidying.result())
+            self._tidying = None
+        self._applied(self._tidy.purge(self._coverage, files_max=None))
+
+    def _tidy_up(self) -> None:
+        """Let a thread do a bounded bit of tidying: a step must not wait for a merge."""
+        if self._tidying is not None and self._tidying.done():
+            self._applied(self._tidying.result())
+            self._tidying = None
+        if self._tidying is None:
+            self._tidying = self._threads.submit(self._tidy.some, dict(self._coverage))
+
+    def _applied(self, purged: Mapping[str, Mapping[str, int]]) -> None:
+        """Note which tombstones have been applied to the files of our sources."""
+        writes = Writes()
+        for source in purged.keys() & self._coverage.keys():
+            self._coverage[source] = replace(self._coverage[source], purged=purged[source])
+            save(writes, self.root, source, self._coverage[source])
+        writes.commit()
 
     def _is_old(self) -> bool:
         return bool(self._journal.segments) and self._monotonic_s() - self._flushed_s >= self._config.flush_s
@@ -186,3 +267,9 @@ class Archive:
             expected=f"{expected}, of which it is",
             fix="Give every log an archive directory of its own.",
         )
+
+
+def _frame(table: pa.Table) -> pl.DataFrame:
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
