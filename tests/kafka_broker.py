@@ -11,6 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -72,6 +73,15 @@ class ApacheKafka:
         self._process.kill()
         self._process.wait()
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It holds its connections and says nothing."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
     def stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(_START_S)
@@ -125,6 +135,19 @@ def kafka(used_server: Callable[[str, str], None], tmp_path_factory: pytest.Temp
         yield f"127.0.0.1:{port}"
         process.kill()
         process.wait()
+
+
+@pytest.fixture(scope="session")
+def mortal_kafka(
+    used_server: Callable[[str, str], None], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ApacheKafka]:
+    """An Apache Kafka of the session's own that tests kill and start again."""
+    assert HOME, "collect such tests only where DOUBLE11_KAFKA_HOME is set"
+    broker = ApacheKafka(HOME, tmp_path_factory.mktemp("mortal") / "apache")
+    broker.start()
+    used_server("kafka", f"Apache Kafka of {HOME}, DOUBLE11_KAFKA_HOME")
+    yield broker
+    broker.stop()
 
 
 def settings(driver: str, **more: object) -> dict[str, str]:

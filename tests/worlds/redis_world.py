@@ -81,9 +81,16 @@ class Server:
                 raise TimeoutError((self.folder / "log").read_text()[-2_000:])
             time.sleep(0.01)
 
-    def kill(self) -> None:
+    def kill(self, *, keep_bytes: int | None = None) -> None:
+        """SIGKILL. keep_bytes: of the AOF, as when the machine died before the rest was synced."""
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
+        if keep_bytes is not None:
+            os.truncate(self.aof, keep_bytes)
+
+    @property
+    def aof(self) -> Path:
+        return next(self.folder.rglob("*.incr.aof"), self.folder / "appendonly.aof")  # of Redis 7, of 6
 
     def stop(self) -> None:
         if self._process.poll() is None:

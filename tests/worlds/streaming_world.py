@@ -40,7 +40,7 @@ from feature_store.online import open_reader
 from recsys.cli.main import run
 from recsys.core import Deadline
 from recsys.core.config import Config
-from streaming.log import open_log
+from streaming.log import Log, open_log, topics_at
 
 T = 1_600_000_000 * SECOND
 YEAR_2090 = 3_786_912_000 * SECOND
@@ -172,33 +172,49 @@ def judged(sent: Iterable[Sent]) -> Oracle:
     return found
 
 
-def send(sent: Sequence[Sent], url: str, config: Config) -> None:
-    """Append records, to Kafka with a client of its own; durable on return."""
-    from streaming.log import topics_at
+class Sender:
+    """Appends records, to Kafka with a client of its own; a context manager."""
 
-    topics = topics_at(url, config)
-    if url.startswith("embedded:"):
-        with open_log(url, config) as log:
-            producer = log.producer()
-            for s in sent:
-                producer.send(getattr(topics, s.topic), s.key, s.value, s.headers)
-            producer.close()
-        return
-    failed: list[object] = []
-    producer = Producer(
-        {
-            "bootstrap.servers": url.removeprefix("kafka://"),
-            "enable.idempotence": True,
-            "partitioner": "murmur2_random",
-            "message.max.bytes": 2 * MEBIBYTE,
-            "on_delivery": lambda error, _: failed.append(error) if error else None,
-        }
-    )
-    for s in sent:
-        producer.produce(getattr(topics, s.topic), s.value, s.key, headers=list(s.headers.items()))
-        producer.poll(0)
-    assert producer.flush(120) == 0
-    assert not failed
+    def __init__(self, url: str, config: Config) -> None:
+        self._topics = topics_at(url, config)
+        self._failed: list[object] = []
+        if url.startswith("embedded:"):
+            self._log: Log | None = open_log(url, config)
+            self._writer = self._log.producer()
+            return
+        self._log = None
+        self._producer = Producer(
+            {
+                "bootstrap.servers": url.removeprefix("kafka://"),
+                "enable.idempotence": True,
+                "partitioner": "murmur2_random",
+                "message.max.bytes": 2 * MEBIBYTE,
+                "on_delivery": lambda error, _: self._failed.append(error) if error else None,
+                "log_level": 0,
+            }
+        )
+
+    def __call__(self, sent: Iterable[Sent]) -> None:
+        """Durable on return."""
+        for s in sent:
+            topic = getattr(self._topics, s.topic)
+            if self._log is not None:
+                self._writer.send(topic, s.key, s.value, s.headers)
+            else:
+                self._producer.produce(topic, s.value, s.key, headers=list(s.headers.items()))
+                self._producer.poll(0)
+        if self._log is not None:
+            self._writer.flush()
+        else:
+            assert self._producer.flush(240) == 0
+            assert not self._failed
+
+    def __enter__(self) -> "Sender":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._log is not None:
+            self._log.close()
 
 
 @dataclass
@@ -225,8 +241,9 @@ class World:
     def init(self) -> None:
         self.double11("streaming", "init", "--log", self.log)
 
-    def send(self, sent: Sequence[Sent]) -> None:
-        send(sent, self.log, self.config)
+    def send(self, sent: Iterable[Sent]) -> None:
+        with Sender(self.log, self.config) as send:
+            send(sent)
 
     def ingest(self, *more: object, **settings: object) -> "Ingest":
         """A process of `double11 ingest`; settings are of [streaming.job]."""
@@ -338,6 +355,13 @@ class Supervised:
         for thread in self._threads:
             thread.join()
 
+    def until_at_work(self, timeout_s: float = 120) -> None:
+        """Wait until every consumer's present process has handled something."""
+        deadline_s = time.monotonic() + timeout_s
+        while not all(n in self.running and self.running[n].handled() for n in range(len(self._threads))):
+            assert time.monotonic() < deadline_s, self.errors
+            time.sleep(0.02)
+
     def _keep(self, number: int, world: World, more: Sequence[object], settings: dict[str, object]) -> None:
         while not self._stopping.is_set():
             with world.ingest(*more, **settings) as process:
@@ -351,18 +375,28 @@ class Supervised:
                 self._stopping.wait(0.2)
 
 
-def trickle(world: World, sent: Sequence[Sent], num_slices: int, pause_s: float) -> threading.Thread:
-    """Send slice after slice in a thread; the caller joins it."""
+class Trickle:
+    """Sends slice after slice with pauses in a thread, until `hurry`."""
 
-    def run() -> None:
-        edges = [len(sent) * i // num_slices for i in range(num_slices + 1)]
-        for a, b in itertools.pairwise(edges):
-            world.send(sent[a:b])
-            time.sleep(pause_s)
+    def __init__(self, world: World, sent: Sequence[Sent], num_slices: int, pause_s: float) -> None:
+        self._world, self._sent, self._num_slices, self._pause_s = world, sent, num_slices, pause_s
+        self._hurry, self._failed = threading.Event(), True
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread
+    def hurry(self) -> None:
+        """Send the rest at once; everything is in the log on return."""
+        self._hurry.set()
+        self._thread.join()
+        assert not self._failed
+
+    def _run(self) -> None:
+        edges = [len(self._sent) * i // self._num_slices for i in range(self._num_slices + 1)]
+        with Sender(self._world.log, self._world.config) as send:
+            for a, b in itertools.pairwise(edges):
+                send(self._sent[a:b])
+                self._hurry.wait(self._pause_s)
+        self._failed = False
 
 
 def same(want: float | None, got: float, digits: float = 1e-12) -> bool:

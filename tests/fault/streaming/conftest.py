@@ -8,7 +8,7 @@ from redis_world import redis_server
 from streaming_world import World
 
 __all__ = ["redis_server"]
-collect_ignore = [] if os.environ.get("DOUBLE11_KAFKA_HOME") else ["test_kafka_faults.py"]
+collect_ignore = [] if os.environ.get("DOUBLE11_KAFKA_HOME") else ["test_kafka_faults.py", "test_broker_away.py"]
 
 
 @pytest.fixture(params=["embedded", "kafka-redis"])

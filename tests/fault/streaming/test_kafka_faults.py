@@ -1,7 +1,5 @@
 """Apache Kafka killed, another producer's transactions, retention: what was acknowledged is there, once."""
 
-import os
-import sys
 import threading
 import time
 
@@ -18,22 +16,15 @@ from streaming.log import Consumer, open_log
 from streaming.log.base import read_all
 from streaming.produce import produce
 
-ApacheKafka = sys.modules["kafka_broker"].ApacheKafka
 DRIVERS = ["confluent", "kafka-python"]
 T, DAY = 1_600_000_000_000_000, 86_400_000_000
 EVENTS, PER_FLUSH, USERS = 6_000, 300, 20
 ANY = {"records_max": 10_000, "bytes_max": 1 << 24}
 
 
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory, used_server):
-    """A broker of this module's own, to be killed."""
-    home = os.environ["DOUBLE11_KAFKA_HOME"]
-    own = ApacheKafka(home, tmp_path_factory.mktemp("own") / "apache")
-    own.start()
-    used_server("kafka", f"Apache Kafka of {home}, DOUBLE11_KAFKA_HOME")
-    yield own
-    own.stop()
+@pytest.fixture
+def broker(mortal_kafka):
+    return mortal_kafka
 
 
 @pytest.fixture(params=DRIVERS)

@@ -1,0 +1,101 @@
+"""The whole job, Kafka to Redis, while the broker dies, is away, and others leave transactions in the topics."""
+
+import random
+import time
+from collections.abc import Callable
+
+import pytest
+from confluent_kafka import IsolationLevel, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+from streaming_world import Supervised, T, Trickle, World, check, judged, record, seeds, traffic
+
+EVENTS = 4_000
+AWAY_S = 10
+BROKER_S_MAX = 20  # of a loaded machine
+
+
+@pytest.fixture
+def world(mortal_kafka, redis_server, kafka_config: Callable) -> World:
+    # A loaded machine takes long to start a broker again.
+    _, environ = kafka_config("confluent", request_timeout_ms=60_000, delivery_timeout_ms=240_000)
+    environ |= {"DOUBLE11__STREAMING__PARTITIONS": "4", "DOUBLE11__FEATURE_STORE__REDIS__BUCKETS": "4"}
+    made = World(f"kafka://{mortal_kafka.address}", redis_server.url, environ)
+    made.init()
+    return made
+
+
+def killed(broker, world: World, rng: random.Random) -> None:
+    broker.kill()
+    broker.start()
+
+
+def away(broker, world: World, rng: random.Random) -> None:
+    broker.kill()
+    time.sleep(AWAY_S)
+    broker.start()
+
+
+def frozen(broker, world: World, rng: random.Random) -> None:
+    """It takes connections and says nothing, as a host that swaps or a network that drops."""
+    with broker.frozen():
+        time.sleep(2 + 3 * rng.random())
+
+
+def others_transactions(broker, world: World, rng: random.Random) -> None:
+    """One aborted, one left open until the broker times it out, both with valid events that must not count."""
+    name, topic = f"other-{rng.random()}", world.environ["DOUBLE11__STREAMING__TOPICS__EVENTS"]
+    for end in ("aborted", "dangling"):
+        settings = {"transactional.id": f"{name}-{end}", "transaction.timeout.ms": 3_000}
+        other = Producer({"bootstrap.servers": broker.address, **settings})
+        other.init_transactions(60)
+        other.begin_transaction()
+        for i in range(20):
+            event = {"kind": "action", "id": f"{name}-{end}-{i}", "time": T, "type": 5, "item": "i1", "price": 1}
+            sent = record(event | {"user": f"u{i}"})
+            other.produce(topic, sent.value, sent.key, partition=i % 4, headers=list(sent.headers.items()))
+        other.flush()
+        if end == "aborted":
+            other.abort_transaction(60)
+    # What is stable stands still until the broker gives the open one up, and no longer.
+    started_s, admin = time.monotonic(), AdminClient({"bootstrap.servers": broker.address})
+    while stable(admin, topic, IsolationLevel.READ_COMMITTED) < stable(admin, topic, IsolationLevel.READ_UNCOMMITTED):
+        time.sleep(0.2)
+    assert 1 < time.monotonic() - started_s < 3 + BROKER_S_MAX
+
+
+def stable(admin: AdminClient, topic: str, level: IsolationLevel) -> int:
+    """Sum of the partitions' end offsets."""
+    asked = {TopicPartition(topic, p): OffsetSpec.latest() for p in range(4)}
+    return sum(f.result().offset for f in admin.list_offsets(asked, isolation_level=level).values())
+
+
+FAULTS = (killed, others_transactions, away, frozen)
+
+
+async def disturbed(world: World, broker, seed: int, num_events: int, faults: list) -> None:
+    sent, rng = traffic(seed, num_events), random.Random(seed)
+    expected = judged(sent)
+    with Supervised(world, batch_records_max=100) as consumer:
+        sender = Trickle(world, sent, 50 * len(faults), 0.1)
+        for fault in faults:
+            consumer.until_at_work()
+            time.sleep(rng.random())
+            fault(broker, world, rng)
+        sender.hurry()
+    print("consumers ended with", consumer.codes)
+    assert set(consumer.codes) <= {0, 4}, consumer.errors
+    world.catch_up()
+    await check(world, expected, f"seed {seed}")
+    assert world.letters() == expected.causes
+
+
+@pytest.mark.parametrize("seed", seeds([2]))
+async def test_what_a_broker_acknowledged_counts_once_and_what_others_aborted_never(world, mortal_kafka, seed):
+    await disturbed(world, mortal_kafka, seed, EVENTS, [others_transactions, away])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_800)
+@pytest.mark.parametrize("seed", seeds([], fresh=1))
+async def test_what_a_broker_acknowledged_counts_once_however_often_it_dies(world, mortal_kafka, seed):
+    await disturbed(world, mortal_kafka, seed, 3 * EVENTS, random.Random(seed).choices(FAULTS, k=12))
