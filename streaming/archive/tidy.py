@@ -30,7 +30,7 @@ class Tidy:
     def __init__(self, root: Path, config: ArchiveConfig, offline: Path | None = None) -> None:
         """offline: the offline store, whose samples and snapshots follow from the archive."""
         self._root, self._config, self._offline = root, config, offline
-        self._due_s = 0.0
+        self._due_s = time.monotonic() + config.tidy_s
         self._purging: list[tuple[str, Path]] = []  # what is left of a round
         self._round: dict[str, pl.DataFrame] = {}  # tombstones that it is about, by source of the files
 

@@ -45,7 +45,7 @@ class Part:
     next: int
     batch: EventBatch
     offset: npt.NDArray[np.int64]
-    append_us: int = 0
+    append_us: int
 
     @property
     def source(self) -> str:
