@@ -6,11 +6,14 @@ gives none of them the place after the slowest one. Source: design, house rule 1
 
 from __future__ import annotations
 
+import multiprocessing
+import resource
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -71,6 +74,47 @@ def measure(contests: Sequence[Contest], *, repeats: int, warmups: int = 1) -> l
                 progress.update(1)
             rows.append(_row(contest, roles, samples))
     return rows
+
+
+def sampled(what: str, unit: str, samples: Mapping[str, tuple[str, Sequence[float]]]) -> Row:
+    """A row from values measured elsewhere, by role (ours, peer, limit): (name, values). More is better per second."""
+    mid = {role: median(values) for role, (_, values) in samples.items()}
+    ratio = None
+    if "peer" in mid and mid["ours"] and mid["peer"]:
+        ratio = mid["ours"] / mid["peer"] if unit == "per_s" else mid["peer"] / mid["ours"]
+    return Row(
+        what=what,
+        unit=unit,
+        ours=mid["ours"],
+        peer=mid.get("peer"),
+        limit=mid.get("limit"),
+        median={samples[role][0]: value for role, value in mid.items()},
+        spread={r: (max(v) - min(v)) / mid[r] if mid[r] else 0.0 for r, (_, v) in samples.items()},
+        ratio=ratio,
+    )
+
+
+class Cost(NamedTuple):
+    """Of one run in a process of its own: wall and CPU seconds, peak resident memory in GiB, what the work returned."""
+
+    seconds: float
+    cpu_s: float
+    gib: float
+    result: Any
+
+
+def alone(work: Callable[..., Any], *args: Any) -> Cost:
+    """Run a function of a module in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_alone, work, *args).result()
+
+
+def _alone(work: Callable[..., Any], *args: Any) -> Cost:
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    result = work(*args)
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return Cost(time.perf_counter() - wall_s, time.process_time() - cpu_s, kib / (1 << 20), result)
 
 
 async def duel(

@@ -7,34 +7,20 @@ that are not quiet.
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
-import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from statistics import median
-from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
 from feature_store.point_in_time import ViewFile, join_files
-from recsys.bench.harness import Row
+from recsys.bench.harness import Cost, Row, alone, sampled
 from recsys.bench.made_up import START_US
 
 VIEWS, _COLUMNS = 5, 4
 _SPAN_US, _LATE_US, _MAX_AGE_US = 90 * 86_400 * 1_000_000, 86_400 * 1_000_000, 30 * 86_400 * 1_000_000
 _ROWS_WRITTEN = 1 << 20
-
-
-class Cost(NamedTuple):
-    """Of one run: wall and CPU seconds, peak resident memory in GiB."""
-
-    seconds: float
-    cpu_s: float
-    gib: float
 
 
 def write(folder: Path, num_rows: int, num_entities: int) -> None:
@@ -99,43 +85,17 @@ def bench(folder: Path, num_rows: int, num_entities: int, repeats: int) -> list[
     costs: dict[str, list[Cost]] = {role: [] for role in contestants}
     for _ in range(repeats):
         for role, (_, work) in contestants.items():
-            costs[role].append(_alone(work, folder))
+            costs[role].append(alone(work, folder))
     what = f"point-in-time join, {num_rows:,} labels x {VIEWS} views"
+    measured = (("wall", "s", "seconds"), ("CPU", "s", "cpu_s"), ("peak memory", "GiB", "gib"))
     return [
-        _row(
-            f"{what}{of}", unit, {role: [getattr(c, name) for c in found] for role, found in costs.items()}, contestants
+        sampled(
+            f"{what}, {of}",
+            unit,
+            {role: (contestants[role][0], [getattr(c, name) for c in found]) for role, found in costs.items()},
         )
-        for of, unit, name in ((", wall", "s", "seconds"), (", CPU", "s", "cpu_s"), (", peak memory", "GiB", "gib"))
+        for of, unit, name in measured
     ]
-
-
-def _row(
-    what: str, unit: str, by_role: dict[str, list[float]], names: dict[str, tuple[str, Callable[[Path], None]]]
-) -> Row:
-    mid = {role: median(values) for role, values in by_role.items()}
-    return Row(
-        what=what,
-        unit=unit,
-        ours=mid["ours"],
-        peer=mid["peer"],
-        limit=mid["limit"],
-        median={names[role][0]: value for role, value in mid.items()},
-        spread={role: (max(values) - min(values)) / mid[role] for role, values in by_role.items()},
-        ratio=mid["peer"] / mid["ours"],
-    )
-
-
-def _alone(work: Callable[[Path], None], folder: Path) -> Cost:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_measured, work, folder).result()
-
-
-def _measured(work: Callable[[Path], None], folder: Path) -> Cost:
-    started_s, cpu_s = time.perf_counter(), time.process_time()
-    work(folder)
-    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return Cost(time.perf_counter() - started_s, time.process_time() - cpu_s, kib / (1 << 20))
 
 
 def _view(folder: Path, view: int) -> Path:

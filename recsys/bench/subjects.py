@@ -23,14 +23,19 @@ class Deployment:
     users: Sequence[str]
 
 
-def run(name: str, *, quick: bool = False, deployment: Deployment | None = None) -> dict[str, Any]:
-    """Run one benchmark and return its document. quick: small sizes, for a test of the benchmark itself.
+def run(
+    name: str, *, quick: bool = False, deployment: Deployment | None = None, events: int | None = None
+) -> dict[str, Any]:
+    """Run one benchmark and return its document. quick: small sizes, for a test of the benchmark itself. events: of
+    `ingest`, instead of 10 million.
 
     Raises: BadInput for an unknown name, or `serve` without a deployment; Unavailable when a peer is not installed.
     """
     if name not in SUBJECTS:
         raise BadInput("benchmark", came=name, expected=f"one of {', '.join(SUBJECTS)}", fix="Choose one of them.")
     module = importlib.import_module(f"recsys.bench.{name}")
+    if name == "ingest":
+        return document(name, *module.bench(quick, events))
     if name != "serve":
         return document(name, *module.bench(quick))
     if deployment is None or not deployment.users:

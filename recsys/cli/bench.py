@@ -17,15 +17,24 @@ from recsys.core.urls import default_url
 @click.option("--run", "run_path", type=click.Path(path_type=Path), help="serve: run directory.")
 @click.option("--store", help="serve: store URL (default embedded:$DOUBLE11_HOME or embedded:./.double11).")
 @click.option("--users", type=click.Path(path_type=Path, exists=True), help="serve: a file with one user id a line.")
+@click.option("--events", type=click.IntRange(1_000, 10_000_000), help="ingest: events (default 10 million).")
 @json_option
-def bench(name: str, quick: bool, run_path: Path | None, store: str | None, users: Path | None, as_json: bool) -> None:
+def bench(
+    name: str,
+    quick: bool,
+    run_path: Path | None,
+    store: str | None,
+    users: Path | None,
+    events: int | None,
+    as_json: bool,
+) -> None:
     """Measure NAME: warm up, interleave with the peer, repeat; medians, spread, hardware, commit."""
     from recsys.bench import Deployment, run
 
     deployment = None
     if run_path and users:
         deployment = Deployment(run=run_path, store=store or default_url(), users=users.read_text("utf-8").split())
-    found = run(name, quick=quick, deployment=deployment)
+    found = run(name, quick=quick, deployment=deployment, events=events)
     emit(found, as_json=as_json, text=lambda: _text(found))
 
 

@@ -30,7 +30,9 @@ def import_(src: Path | None, format_: str, out: Path, options: tuple[str, ...],
 
 
 @data.command()
-@click.option("--preset", default="small", show_default=True, help="tiny, small or double11 (10 million events).")
+@click.option(
+    "--preset", default="small", show_default=True, help="tiny, small, double11 or crowd (10 million events each)."
+)
 @click.option("--seed", default=0, show_default=True, type=int)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A new directory.")
 @json_option

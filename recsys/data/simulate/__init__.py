@@ -17,7 +17,7 @@ from recsys.data.write import DatasetWriter, ImportReport
 
 
 def simulate(preset: str, seed: int, out: Path) -> ImportReport:
-    """Write the world of a preset (tiny, small, double11) and a seed as the dataset directory `out`.
+    """Write the world of a preset (tiny, small, double11, crowd) and a seed as the dataset directory `out`.
 
     Raises: BadInput for an unknown preset or a negative seed; Conflict when `out` exists.
     """

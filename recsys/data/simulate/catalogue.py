@@ -115,7 +115,7 @@ def make(preset: Preset, rng: np.random.Generator) -> Catalogue:
     listed = np.where(new, START_US + rng.integers(1, WARMUP_DAYS, num) * DAY_US, listed)
     listed = np.where(flash, SALE_US, listed)
     gone = np.where(delisted, START_US + rng.integers(7, WARMUP_DAYS, num) * DAY_US, NEVER_US)
-    popularity = (1.0 + rng.permuted(np.arange(num)) % np.diff(first)[category]) ** -0.8
+    popularity = (1.0 + rng.permuted(np.arange(num)) % np.diff(first)[category]) ** -preset.zipf
     popularity = np.where(flash, _FLASH_BOOST * popularity, popularity)
     base_price = np.exp(rng.normal(8.3, 1.1, num_categories))[category] * np.exp(rng.normal(0, 0.4, num))
     price = np.maximum(100, (base_price // 100).astype(np.int64) * 100 - 1)

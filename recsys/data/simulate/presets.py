@@ -22,16 +22,21 @@ LATENT_DIM = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """One size. num_events is aimed at, not met exactly: what shoppers do is drawn."""
+    """One size. num_events is aimed at, not met exactly: what shoppers do is drawn.
+
+    zipf: an item's popularity within its category is its rank to the power of -zipf.
+    """
 
     num_events: int
     num_users: int
     num_items: int
     num_categories: int
+    zipf: float = 0.8
 
 
 PRESETS: Mapping[str, Preset] = {
     "tiny": Preset(num_events=20_000, num_users=400, num_items=300, num_categories=8),
     "small": Preset(num_events=300_000, num_users=5_000, num_items=3_000, num_categories=24),
     "double11": Preset(num_events=10_000_000, num_users=200_000, num_items=100_000, num_categories=96),
+    "crowd": Preset(num_events=10_000_000, num_users=1_000_000, num_items=200_000, num_categories=96, zipf=1.1),
 }
