@@ -1,6 +1,6 @@
 """Co-visitation: what others took together with what this user took lately. Item-item, symmetric, cosine-like.
 
-Shape legend: R user-item rows, M items, E kept neighbours, S seeds.
+Shape legend: R user-item rows, M items.
 Source: item-based collaborative filtering with cosine similarity (Sarwar et al. 2001, section 3.1.1), with the time
 decay of Ding & Li 2005 ("Time weight collaborative filtering", section 4).
 """
@@ -15,22 +15,13 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from feature_store import UserFeatures
-from recsys.candidates.behaviour import WEIGHT, actions, faded, half_life_us, touched
-from recsys.candidates.own_history import best_first
+from recsys.candidates.behaviour import actions, faded, half_life_us
+from recsys.candidates.linked import SCHEMA, Linked, Memory
 from recsys.candidates.ranked_list import read_table
-from recsys.core import Candidates, Deadline, Query, keys
 from recsys.core.config import in_range, section
 from recsys.core.items import ItemTable
 
 NAME = "covisit"
-SCHEMA = pa.schema(
-    [
-        pa.field("item_key", pa.int64(), nullable=False),
-        pa.field("neighbour_key", pa.int64(), nullable=False),
-        pa.field("score", pa.float32(), nullable=False),
-    ]
-)
 SECTION = "candidates.covisit"
 _PAIRS_BUFFER_MAX = 8_000_000  # pairs held before they are summed
 
@@ -129,62 +120,15 @@ def _summed(parts: list[pl.DataFrame]) -> pl.DataFrame:
     return pl.concat(parts).group_by("pair", maintain_order=True).agg(pl.col("sum").sum())
 
 
-class Covisit:
+class Covisit(Linked):
     """Implements CandidateSource over the index; `covisit_max` is the strongest single link, `covisit` their sum."""
 
-    name = NAME
-
     def __init__(self, table: pa.Table, config: CovisitConfig = DEFAULT) -> None:
-        """table: SCHEMA, sorted by item_key, best neighbour first."""
-        self.config = config
-        owner = table.column("item_key").to_numpy()
-        self._neighbour = table.column("neighbour_key").to_numpy()
-        self._score = table.column("score").to_numpy()
-        self._item_key, start = np.unique(owner, return_index=True)
-        self._start = np.append(start, len(owner))
+        """table: linked.SCHEMA, sorted by item_key, best neighbour first."""
+        memory = Memory(items_max=config.seeds_max, half_life_days=config.seed_half_life_days)
+        super().__init__(NAME, table, memory)
 
     @classmethod
     def read(cls, path: Path, config: CovisitConfig = DEFAULT) -> Covisit:
         """From an index file. Raises: CorruptData."""
         return cls(read_table(path, SCHEMA), config)
-
-    async def retrieve(self, query: Query, user: UserFeatures, limit: int, deadline: Deadline) -> Candidates:
-        """Neighbours of the user's recent items, the cart and the item on screen."""
-        seed_key, seed_weight = self.seeds(query, user)
-        row, weight = self._known(seed_key, seed_weight)
-        begin, count = self._start[row], self._start[row + 1] - self._start[row]
-        within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-        edge = np.repeat(begin, count) + within
-        found, at = np.unique(self._neighbour[edge], return_inverse=True)
-        link = (self._score[edge] * np.repeat(weight, count)).astype(np.float32)
-        total = np.bincount(at, link, minlength=len(found)).astype(np.float32)
-        strongest = np.zeros(len(found), np.float32)
-        np.maximum.at(strongest, at, link)
-        if query.new_only:
-            fresh = ~np.isin(found, touched(user))
-            found, total, strongest = found[fresh], total[fresh], strongest[fresh]
-        rows = best_first(found, total, limit)
-        best = Candidates.from_source(self.name, found[rows], total[rows])
-        return best.with_score(f"{self.name}_max", strongest[rows])
-
-    def seeds(self, query: Query, user: UserFeatures) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Distinct items to start from and how much each counts: behaviour weight, faded by age; now = full weight."""
-        recent = slice(-self.config.seeds_max, None)
-        days = np.maximum(user.as_of_us - user.recent_time_us[recent], 0) / 86_400e6
-        past = np.sqrt(WEIGHT[user.recent_event_type[recent]]) * np.exp2(-days / self.config.seed_half_life_days)
-        now = keys([i for i in (query.current_item, *query.cart) if i])
-        key = np.concatenate([user.recent_item_key[recent], now])
-        weight = np.concatenate([past, np.full(len(now), np.sqrt(WEIGHT.max()))])
-        distinct, at = np.unique(key, return_inverse=True)
-        strongest = np.zeros(len(distinct), np.float32)
-        np.maximum.at(strongest, at, weight.astype(np.float32))
-        return distinct, strongest
-
-    def _known(
-        self, seed_key: npt.NDArray[np.int64], weight: npt.NDArray[np.float32]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        if not len(self._item_key):
-            return np.empty(0, np.int64), weight[:0]
-        row = np.minimum(np.searchsorted(self._item_key, seed_key), len(self._item_key) - 1)
-        known = self._item_key[row] == seed_key
-        return row[known], weight[known]

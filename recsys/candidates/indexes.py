@@ -8,7 +8,16 @@ from functools import partial
 import polars as pl
 import pyarrow as pa
 
-from recsys.candidates import covisit, new_arrivals, popular, trending
+from recsys.candidates import (
+    buy_again,
+    covisit,
+    new_arrivals,
+    popular,
+    regression,
+    text_similar,
+    trending,
+    user_knn,
+)
 from recsys.candidates.covisit import CovisitConfig
 from recsys.core.items import ItemTable
 
@@ -22,6 +31,10 @@ def build_all(
     """
     builders: dict[str, Callable[[pl.DataFrame, ItemTable, int], pa.Table]] = {
         covisit.NAME: partial(covisit.build, config=covisit_config),
+        regression.NAME: regression.build,
+        text_similar.NAME: text_similar.build,
+        user_knn.NAME: user_knn.build,
+        buy_again.NAME: buy_again.build,
         popular.NAME: popular.build,
         trending.NAME: trending.build,
         new_arrivals.NAME: new_arrivals.build,

@@ -30,18 +30,23 @@ class TowerConfig:
 @section("models.ranker")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankerConfig:
-    """The ranker. dim: item embedding; hidden: width of the deep part; quantiles: points of the quantile transform."""
+    """The ranker. dim: item embedding; hidden: width of the deep part; quantiles: points of the quantile transform.
+
+    bins: of the piecewise linear encoding, per feature.
+    """
 
     dim: int = 16
     hidden: int = 32
     quantiles: int = 33
-    dropout: float = 0.2
+    bins: int = 4
+    dropout: float = 0.3
     history_items_max: int = 50
 
     def __post_init__(self) -> None:
         in_range("models.ranker.dim", self.dim, 2, 1024)
         in_range("models.ranker.hidden", self.hidden, 2, 4096)
         in_range("models.ranker.quantiles", self.quantiles, 3, 1025)
+        in_range("models.ranker.bins", self.bins, 0, 64)
         in_range("models.ranker.dropout", self.dropout, 0, 0.9)
         in_range("models.ranker.history_items_max", self.history_items_max, 1, 512)
 

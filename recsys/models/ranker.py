@@ -36,7 +36,7 @@ class RankerNet(nn.Module):
     def __init__(self, num_features: int, num_rows: int, config: RankerConfig) -> None:
         """num_rows: rows of the item table."""
         super().__init__()
-        self.scaling = Scaling(num_features, config.quantiles)
+        self.scaling = Scaling(num_features, config.quantiles, config.bins)
         self.tables = bag_tables({"item": num_rows}, config.dim, {"item": ["candidate", "history"]})
         width = self.scaling.num_outputs
         self.wide = nn.Linear(width, 1)

@@ -1,10 +1,13 @@
-"""Feature scaling of the ranker: every raw feature becomes three inputs that keep their meaning under shift.
+"""Feature scaling of the ranker: every raw feature becomes a few inputs that keep their meaning under shift.
 
 - its place among the rows seen in training, in [-1, 1] (what trees see: order; bounded on a surge day),
 - its signed logarithm, standardised and clipped (what the quantiles lose: ratios),
-- whether it is missing (then the first two are 0).
+- whether it is missing (then all others are 0),
+- how far its place has filled each of B equal bins, in [0, 1]: a linear layer over them bends where trees would split.
 
-Shape legend: N rows, F features, Q quantiles.
+Shape legend: N rows, F features, Q quantiles, B bins.
+Source: Gorishniy et al. 2022, "On embeddings for numerical features in tabular deep learning", section 3.2 (piecewise
+linear encoding, quantile bins).
 """
 
 from __future__ import annotations
@@ -25,9 +28,10 @@ class Scaling(nn.Module):
     mean_F: Tensor
     std_F: Tensor
 
-    def __init__(self, num_features: int, quantiles: int) -> None:
-        """Unfitted: `fit` or load_state_dict fills it."""
+    def __init__(self, num_features: int, quantiles: int, bins: int = 0) -> None:
+        """Unfitted: `fit` or load_state_dict fills it. bins: 0 = none."""
         super().__init__()
+        self.bins = bins
         self.register_buffer("point_FQ", torch.zeros(num_features, quantiles))
         self.register_buffer("place_FQ", torch.zeros(num_features, quantiles))
         self.register_buffer("mean_F", torch.zeros(num_features))
@@ -36,7 +40,7 @@ class Scaling(nn.Module):
     @property
     def num_outputs(self) -> int:
         """Inputs the network sees."""
-        return 3 * len(self.mean_F)
+        return (3 + self.bins) * len(self.mean_F)
 
     def fit(self, values_NF: npt.NDArray[np.float32]) -> None:
         """Take quantiles, mean and standard deviation per feature from rows; NaN is left out."""
@@ -56,13 +60,16 @@ class Scaling(nn.Module):
             self.std_F[f] = max(float(logged.std(correction=0)), 1e-3)
 
     def forward(self, values_NF: Tensor) -> Tensor:
-        """Raw features [N, F], NaN = missing, to inputs [N, 3F]."""
+        """Raw features [N, F], NaN = missing, to inputs [N, (3 + B) F]: places, logarithms, missing, bins."""
         missing_NF = ~torch.isfinite(values_NF)
         filled_NF = torch.where(missing_NF, 0.0, values_NF)
         place_NF = self._place(filled_NF)
         scaled_NF = ((_signed_log(filled_NF) - self.mean_F) / self.std_F).clamp(-_CLIP, _CLIP)
         keep_NF = ~missing_NF
-        return torch.cat([place_NF * keep_NF, scaled_NF * keep_NF, missing_NF.float()], dim=1)
+        parts = [place_NF * keep_NF, scaled_NF * keep_NF, missing_NF.float()]
+        filled_bins_NF = (place_NF + 1.0) * (self.bins / 2.0)
+        parts += [(filled_bins_NF - b).clamp(0.0, 1.0) * keep_NF for b in range(self.bins)]
+        return torch.cat(parts, dim=1)
 
     def _place(self, values_NF: Tensor) -> Tensor:
         """Place among the training rows, -1 (below all) to 1, linear between points; rows that tie share the middle."""

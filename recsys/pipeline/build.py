@@ -7,17 +7,24 @@ from collections.abc import Callable
 
 from recsys.candidates import (
     CandidateSource,
+    buy_again,
     covisit,
     new_arrivals,
     own_history,
     own_history_popular,
     popular,
+    regression,
+    text_similar,
     trending,
+    user_knn,
 )
+from recsys.candidates.buy_again import BuyAgain
 from recsys.candidates.covisit import Covisit, CovisitConfig
+from recsys.candidates.linked import Linked
 from recsys.candidates.own_history import OwnHistory
 from recsys.candidates.own_history_popular import OwnHistoryPopular
 from recsys.candidates.ranked_list import RankedList
+from recsys.candidates.user_knn import UserKnn
 from recsys.core import BadInput, RunDirectory, VersionMismatch
 from recsys.core.items import ItemTable
 from recsys.core.logging import get_logger
@@ -121,6 +128,10 @@ def _source(name: str, run: RunDirectory, ports: Ports, fallback: RankedList) ->
     }
     indexed: dict[str, Callable[[], CandidateSource]] = {
         covisit.NAME: lambda: Covisit.read(run.path(file), _covisit_config(run)),
+        regression.NAME: lambda: Linked.load(name, run.path(file), regression.MEMORY),
+        text_similar.NAME: lambda: Linked.load(name, run.path(file), text_similar.MEMORY),
+        user_knn.NAME: lambda: UserKnn.read(run.path(file)),
+        buy_again.NAME: lambda: BuyAgain.read(run.path(file)),
         trending.NAME: lambda: RankedList.read(name, run.path(file)),
         new_arrivals.NAME: lambda: RankedList.read(name, run.path(file)),
         "ann": lambda: _local_ann(run),

@@ -13,7 +13,11 @@ from recsys.ranking.catalogue import Catalogue
 REASONS = {
     "own_history": "seen-before",
     "own_history_popular": "popular",
+    "buy_again": "buy-again",
     "covisit": "goes-with",
+    "regression": "goes-with",
+    "text_similar": "similar",
+    "user_knn": "for-you",
     "ann": "for-you",
     "trending": "trending",
     "new_arrivals": "new",

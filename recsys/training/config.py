@@ -20,7 +20,7 @@ class TrainingConfig:
     window_days: 0 = a tenth of the data's span, between 1 and 30 days; else a minute to 366 days.
     positives: what the ranker is to foresee, as in `replay --positives`; auto = purchases where there are any.
     queries_per_window_max, candidates_max: bounds of the ranker's training lists.
-    ranker_steps_min: small data gets more epochs, up to this many steps.
+    ranker_steps_min, ranker_steps_max: small data gets more epochs, large data fewer (one at least).
     tower_examples_max: (user, time) pairs per epoch, newest kept.
     tower_batch: examples of all processes together.
     device, sharding: of the tower's tables; auto = TorchRec's planner chooses among the three.
@@ -37,8 +37,9 @@ class TrainingConfig:
     tower_batch: int = 512
     tower_learning_rate: float = 0.003
     tower_table_learning_rate: float = 0.3
-    ranker_epochs: int = 4
+    ranker_epochs: int = 8
     ranker_steps_min: int = 80
+    ranker_steps_max: int = 1_200
     ranker_batch_queries: int = 32
     ranker_rows_per_query: int = 128
     ranker_learning_rate: float = 0.003
@@ -62,6 +63,7 @@ class TrainingConfig:
         in_range("training.ranker_table_learning_rate", self.ranker_table_learning_rate, 1e-7, 10)
         in_range("training.ranker_epochs", self.ranker_epochs, 1, 1_000)
         in_range("training.ranker_steps_min", self.ranker_steps_min, 1, 1_000_000)
+        in_range("training.ranker_steps_max", self.ranker_steps_max, self.ranker_steps_min, 10_000_000)
         in_range("training.ranker_batch_queries", self.ranker_batch_queries, 1, 1 << 20)
         in_range("training.ranker_rows_per_query", self.ranker_rows_per_query, 2, 10_000)
         in_range("training.ranker_weight_decay", self.ranker_weight_decay, 0, 10)

@@ -1,10 +1,12 @@
 """Trains the ranker on lists: which of these candidates did the user act on.
 
-Loss per list: softmax cross-entropy over all relevant candidates (order) plus binary cross-entropy (level). Every epoch
-sees all relevant rows of a list and a fresh sample of the others.
+Loss per list: softmax cross-entropy over all relevant candidates (order), plus every relevant row against every other
+one by what swapping them would change in NDCG (the first places), plus binary cross-entropy (level). Every epoch sees
+all relevant rows of a list and a fresh sample of the others.
 
 Shape legend: Q lists of a batch, C rows kept of each, N = Q x C, X network inputs.
-Source: Cao et al. 2007 (ListNet, top-one softmax); Platt 1999.
+Source: Cao et al. 2007 (ListNet, top-one softmax); Burges et al. 2006 (LambdaRank); Wang et al. 2018 (LambdaLoss,
+section 3.2, the bound that makes it a loss); Platt 1999.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ from recsys.training.validation import ndcg
 
 _PRIOR_WEIGHTS = (0.0, 1.0, 4.0, 16.0, 64.0)
 _LEVEL_WEIGHT = 0.5  # of the binary loss beside the list loss
+_SWAP_WEIGHT = 2.0  # of the swaps beside it
+_SWAP_PLACES = 20  # beyond these a place is worth nothing
+_IDEAL_PLACES = 10
 
 
 def train_ranker(
@@ -51,6 +56,7 @@ def train_ranker(
     )
     num_batches = -(-len(useful) // config.ranker_batch_queries)
     epochs = max(config.ranker_epochs, -(-config.ranker_steps_min // num_batches))
+    epochs = max(min(epochs, config.ranker_steps_max // num_batches), 1)
     steps = epochs * num_batches
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.ranker_learning_rate, total_steps=steps)
     guard = LossGuard("ranker", work)
@@ -153,6 +159,7 @@ def _loss(
     label_QC[mask_QC] = label_N
     target_QC = label_QC / label_QC.sum(dim=1, keepdim=True)
     order = -(target_QC * torch.log_softmax(logit_QC, dim=1)).sum(dim=1).mean()
+    swaps = _swaps(logit_QC, label_QC, mask_QC)
     level = F.binary_cross_entropy_with_logits(logit_N, label_N)
     saved = {
         "values": values,
@@ -160,4 +167,18 @@ def _loss(
         "logit": logit_N.detach(),
         "item_key": torch.from_numpy(lists.item_key[rows]),
     }
-    return order + _LEVEL_WEIGHT * level, saved
+    return order + _SWAP_WEIGHT * swaps + _LEVEL_WEIGHT * level, saved
+
+
+def _swaps(logit_QC: Tensor, label_QC: Tensor, mask_QC: Tensor) -> Tensor:
+    """Mean over lists of log(1 + exp(other - relevant)), weighted by what swapping the two would change in NDCG."""
+    with torch.no_grad():
+        place_QC = logit_QC.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        worth_QC = torch.where(place_QC < _SWAP_PLACES, 1.0 / torch.log2(place_QC + 2.0), 0.0)
+        ideal = torch.cumsum(1.0 / torch.log2(torch.arange(2.0, _IDEAL_PLACES + 2.0)), dim=0)
+        ideal_Q = ideal[(label_QC.sum(dim=1).long() - 1).clamp(0, _IDEAL_PLACES - 1)]
+        change_QCC = (worth_QC[:, :, None] - worth_QC[:, None, :]).abs() / ideal_Q[:, None, None]
+        relevant_QC, other_QC = label_QC > 0, mask_QC & (label_QC == 0)
+        change_QCC *= relevant_QC[:, :, None] & other_QC[:, None, :]
+    behind_QCC = F.softplus(logit_QC[:, None, :] - logit_QC[:, :, None])
+    return (change_QCC * behind_QCC).sum(dim=(1, 2)).mean()

@@ -42,6 +42,7 @@ DAY_US = 86_400_000_000
 START_US = 1_500_000_000_000_000
 UNTIL_US = START_US + 60 * DAY_US
 NUM_ITEMS, NUM_USERS = 80, 40
+COLOURS = ("red", "green", "blue", "grey")
 SOLD_OUT, DELISTED = "item-3", "item-4"
 NEVER = Deadline.never()
 
@@ -54,7 +55,7 @@ def items() -> ItemTable:
             {
                 "item_id": ids,
                 "item_key": keys(ids),
-                "title": [f"Thing number {i}" for i in range(NUM_ITEMS)],
+                "title": [f"Thing number {i} in {COLOURS[i % 4]}" for i in range(NUM_ITEMS)],
                 "category": [f"category-{i % 4}" for i in range(NUM_ITEMS)],
                 "price": [100 * (i + 1) for i in range(NUM_ITEMS)],
                 "available_from": arrived,

@@ -3,16 +3,23 @@
 import numpy as np
 import pytest
 
+from recsys.candidates import regression, text_similar
 from recsys.candidates.ann import LocalAnnSource
+from recsys.candidates.buy_again import BuyAgain
 from recsys.candidates.covisit import Covisit
+from recsys.candidates.linked import Linked
 from recsys.candidates.nearest.static import AnnIndex
 from recsys.candidates.own_history import OwnHistory
 from recsys.candidates.own_history_popular import OwnHistoryPopular
 from recsys.candidates.ranked_list import RankedList
+from recsys.candidates.user_knn import UserKnn
 from recsys.models.config import TowerConfig
 from recsys.models.tower import ItemRows, Tower, TowerNet
 
 LISTS = ("popular", "trending", "new_arrivals")
+LINKED = {"regression": regression.MEMORY, "text_similar": text_similar.MEMORY}
+OWN = ("own_history", "buy_again")  # says nothing about new items
+PERSONAL = (*OWN, "covisit", "user_knn", "ann", *LINKED)  # says nothing to a newcomer
 
 
 @pytest.fixture(scope="session")
@@ -24,13 +31,19 @@ def ann(shop):
     return LocalAnnSource(tower, AnnIndex.build(*tower.item_vectors()))
 
 
-@pytest.fixture(params=["own_history", "own_history_popular", "covisit", "ann", *LISTS])
+@pytest.fixture(params=["own_history_popular", *PERSONAL, *LISTS])
 def source(request, run):
     name = request.param
     if name in LISTS:
         return RankedList.read(name, run.path(f"index/{name}.parquet"))
     if name == "covisit":
         return Covisit.read(run.path("index/covisit.parquet"))
+    if name in LINKED:
+        return Linked.load(name, run.path(f"index/{name}.parquet"), LINKED[name])
+    if name == "user_knn":
+        return UserKnn.read(run.path("index/user_knn.parquet"))
+    if name == "buy_again":
+        return BuyAgain.read(run.path("index/buy_again.parquet"))
     if name == "own_history":
         return OwnHistory()
     if name == "own_history_popular":
@@ -75,7 +88,7 @@ async def test_new_only_leaves_out_what_the_user_touched(source, shop, store):
 async def test_a_newcomer_is_no_error(source, shop, store):
     result = await found(source, shop, store, shop.query("nobody"))
     assert len(result) <= 20
-    assert len(result) == (0 if source.name in ("own_history", "covisit", "ann") else min(20, len(result)))
+    assert len(result) == (0 if source.name in PERSONAL else min(20, len(result)))
 
 
 async def test_more_than_there_is(source, shop, store):

@@ -6,11 +6,23 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recsys.candidates import covisit, new_arrivals, popular, trending
+from recsys.candidates import (
+    buy_again,
+    covisit,
+    new_arrivals,
+    popular,
+    regression,
+    text_similar,
+    trending,
+    user_knn,
+)
+from recsys.candidates.buy_again import ANY_ITEM, BuyAgain
 from recsys.candidates.covisit import Covisit, CovisitConfig
 from recsys.candidates.indexes import build_all
+from recsys.candidates.linked import Linked, Memory
 from recsys.candidates.own_history import OwnHistory
 from recsys.candidates.ranked_list import RankedList, read_table
+from recsys.candidates.user_knn import UserKnn
 from recsys.core import BadInput, CorruptData, EventType, key
 
 
@@ -67,7 +79,7 @@ def test_nothing_from_the_future_reaches_an_index(shop):
 
 def test_an_empty_log_makes_empty_indexes(shop):
     for name, table in build_all(shop.events().head(0), shop.items(), shop.UNTIL_US).items():
-        assert table.num_rows == (10 if name == "new_arrivals" else 0)
+        assert (table.num_rows > 0) == (name in ("new_arrivals", "buy_again", "text_similar"))  # these need no actions
 
 
 def test_impressions_and_returns_are_no_interest(shop):
@@ -158,3 +170,74 @@ def test_a_broken_index_file_is_named(tmp_path, run):
         RankedList.read("popular", path)
     with pytest.raises(CorruptData, match="neighbour_key"):
         read_table(run.path("index/popular.parquet"), covisit.SCHEMA)
+
+
+def links(table):
+    return {(r["item_key"], r["neighbour_key"]): r["score"] for r in table.to_pylist()}
+
+
+def test_regression_explains_popular_items_away(shop):
+    """Everybody has item 0; item 1 goes with item 2. Item 1 speaks for 2, though it is as often seen with 0."""
+    rows = [(f"user-{u}", "item-0", "purchase", 1.0) for u in range(900)]
+    rows += [(f"user-{u}", f"item-{i}", "purchase", 1.0) for u in range(300) for i in (1, 2)]
+    link = links(regression.build(log(shop, rows), shop.items(), shop.UNTIL_US))
+    one, two, zero = key("item-1"), key("item-2"), key("item-0")
+    assert link[one, two] == pytest.approx(link[two, one], rel=1e-3)
+    assert link[one, two] > 1.3 * link[one, zero]
+
+
+def test_text_similar_links_rare_words(shop):
+    items = shop.items()
+    titles = ["red owl lamp", "blue owl cup", "red cup", "glass vase"]
+    column = [titles[i] if i < len(titles) else None for i in range(len(items))]
+    table = items.table.set_column(items.table.column_names.index("title"), "title", [column])
+    found = links(text_similar.build(shop.events(), replace(items, table=table), shop.UNTIL_US))
+    k = items.item_key
+    assert {pair for pair in found if pair[0] == k[0]} == {(k[0], k[1]), (k[0], k[2])}
+    assert not any(k[3] in pair for pair in found)
+    assert all(0 < score <= 1 for score in found.values())
+
+
+async def test_older_baskets_count_less(shop, store):
+    """The newest basket speaks with full weight, each one before it with a hundredth."""
+    user = await store.user("user-2", shop.UNTIL_US, shop.NEVER)
+    newest = int(user.recent_item_key[-1])
+    earlier = next(int(k) for k in user.recent_item_key[-2::-1] if k != newest)
+    table = covisit.SCHEMA.empty_table().from_pylist(
+        [{"item_key": k, "neighbour_key": n, "score": 1.0} for n, k in enumerate(sorted((newest, earlier)), 1)],
+        schema=covisit.SCHEMA,
+    )
+    found = await Linked("linked", table, Memory(half_life_days=1e5, step_decay=0.01)).retrieve(
+        shop.query(2), user, 10, shop.NEVER
+    )
+    assert found.item_key[0] == sorted((newest, earlier)).index(newest) + 1
+
+
+async def test_user_knn_leaves_the_shopper_out(shop, store):
+    """Two shoppers share items 5 and 6; only the other one has 7, and only user-1 has 8."""
+    rows = [(f"user-{u}", f"item-{i}", "purchase", 1.0) for u in (1, 2) for i in (5, 6)]
+    rows += [("user-2", "item-7", "purchase", 1.0), ("user-1", "item-8", "purchase", 1.0)]
+    events = log(shop, rows)
+    source = UserKnn(user_knn.build(events, shop.items(), shop.UNTIL_US))
+    user = await shop.store(events).user("user-1", shop.UNTIL_US, shop.NEVER)
+    found = await source.retrieve(shop.query(1), user, 10, shop.NEVER)
+    assert set(found.item_key) == {key(f"item-{i}") for i in (5, 6, 7)}
+    new = await source.retrieve(shop.query(1, new_only=True), user, 10, shop.NEVER)
+    assert new.item_key.tolist() == [key("item-7")]
+
+
+async def test_buy_again_knows_what_is_bought_again_and_when(shop):
+    """Everybody buys item 1 every ten days; item 2 is bought once by many. Both were last bought together."""
+    rows = [(f"user-{u}", "item-1", "purchase", 2.0 + 10 * n) for u in range(1, 9) for n in range(3)]
+    rows += [(f"user-{u}", "item-2", "purchase", 2.0) for u in range(1, 9)]
+    rows += [("user-30", "item-1", "purchase", 2.0), ("user-30", "item-2", "purchase", 2.0)]
+    events = log(shop, rows)
+    table = buy_again.build(events, shop.items(), shop.UNTIL_US)
+    known = {r["item_key"]: r for r in table.to_pylist()}
+    assert table.column("item_key")[0].as_py() == ANY_ITEM
+    assert known[key("item-1")]["repeat_share"] > known[ANY_ITEM]["repeat_share"] > known[key("item-2")]["repeat_share"]
+    assert known[key("item-1")]["gap_days"] == pytest.approx(10)
+    user = await shop.store(events).user("user-30", shop.UNTIL_US, shop.NEVER)
+    found = await BuyAgain(table).retrieve(shop.query(30), user, 10, shop.NEVER)
+    assert found.item_key.tolist() == [key("item-1"), key("item-2")]
+    assert found.score("buy_again_due") == pytest.approx(0.2, rel=0.01)

@@ -116,4 +116,6 @@ async def test_the_reranker_is_asked_in_words_and_in_its_own_features(shop, stor
     np.testing.assert_allclose(request.features, [[0, 3, 0.2, 8, np.nan], [1, 2, 0.3, 9, np.nan]])
     assert [h.event_time_us for h in request.history] == user.recent_time_us[-3:].tolist()
     numbers = [int(h.item_id.removeprefix("item-")) for h in request.history]
-    assert [h.text for h in request.history] == [f"Thing number {n} | category-{n % 4}" for n in numbers]
+    assert [h.text for h in request.history] == [
+        f"Thing number {n} in {shop.COLOURS[n % 4]} | category-{n % 4}" for n in numbers
+    ]

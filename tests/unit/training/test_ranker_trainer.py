@@ -15,7 +15,7 @@ from recsys.models.ranker import Prior
 from recsys.training import TrainingConfig
 from recsys.training.loop import LossGuard
 from recsys.training.rank_lists import RankLists
-from recsys.training.ranker_trainer import calibrate, choose_prior, score_lists, train_ranker
+from recsys.training.ranker_trainer import _swaps, calibrate, choose_prior, score_lists, train_ranker
 from recsys.training.validation import list_measures, ndcg
 
 ITEMS = ItemTable.from_table(
@@ -128,3 +128,23 @@ def test_ndcg_counts_what_was_not_found_as_a_miss():
     lists = dataclasses.replace(make_lists(2), num_relevant=np.array([1, 2]))
     perfect = lists.label.astype(np.float32)
     np.testing.assert_allclose(ndcg(lists, perfect), [1, 1 / (1 + 1 / np.log2(3))])
+
+
+def test_swaps_count_what_they_would_change_in_ndcg():
+    """One relevant row behind two others: each swap by its change of the discount, an empty place by nothing."""
+    logit = torch.tensor([[1.0, 3.0, 2.0, -1e9]], requires_grad=True)
+    loss = _swaps(logit, torch.tensor([[1.0, 0.0, 0.0, 0.0]]), torch.tensor([[True, True, True, False]]))
+    worth = [1.0, 1 / np.log2(3), 1 / np.log2(4)]
+    expected = (worth[0] - worth[2]) * np.log1p(np.exp(2)) + (worth[1] - worth[2]) * np.log1p(np.exp(1))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    torch.autograd.backward(loss)
+    assert logit.grad is not None
+    assert logit.grad[0, 0] < 0 < logit.grad[0, 2] < logit.grad[0, 1]
+    assert logit.grad[0, 3] == 0
+
+
+def test_large_data_is_seen_in_a_bounded_number_of_steps():
+    """60 lists in batches of 8 are 8 steps an epoch; 20 steps allow two of the fifteen epochs."""
+    few, two = (_train(make_lists(), **c) for c in ({"ranker_steps_max": 20}, {"ranker_epochs": 2}))
+    for a, b in zip(few.net.parameters(), two.net.parameters(), strict=True):
+        assert torch.equal(a, b)
