@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from recsys.core import EVENT_SCHEMA, EventBatch, EventKind, EventType
 from recsys.core.ids import ID_BYTES_MAX
 from streaming.log.base import SCHEMA_HEADER, SCHEMA_VERSION, VALUE_BYTES_MAX
-from streaming.wire import TEXT_BYTES_MAX, TIME_US_MAX, decode_actions
+from streaming.wire import TEXT_BYTES_MAX, TIME_US_MAX, decode_actions, decode_changes
 
 ATTRIBUTES_BYTES_MAX = 16 << 10
 IMPRESSION_ITEMS_MAX = 500
@@ -58,15 +58,27 @@ def decode_events(values: Sequence[bytes], headers: Sequence[Mapping[str, bytes]
     current = not headers or all(h.get(SCHEMA_HEADER, SCHEMA_VERSION) == SCHEMA_VERSION for h in headers)
     if not current:
         return _decode(values, headers, Event.FromString, _event_rows)
-    batch, row = decode_actions([v if len(v) <= VALUE_BYTES_MAX else b"" for v in values])
-    if len(row) == len(values):
-        return Decoded(batch, row, [])
-    left = np.setdiff1d(np.arange(len(values)), row, assume_unique=True)
+    left, parts = np.arange(len(values)), list[tuple[EventBatch, npt.NDArray[np.int64]]]()
+    for decode in (decode_changes, decode_actions) if _begins_with_change(values) else (decode_actions, decode_changes):
+        batch, row = decode([v if len(v := values[i]) <= VALUE_BYTES_MAX else b"" for i in left.tolist()])
+        if len(row) == len(values):
+            return Decoded(batch, row, [])
+        parts.append((batch, left[row]))
+        left = np.setdiff1d(left, left[row], assume_unique=True)
     slow = _decode([values[i] for i in left.tolist()], (), Event.FromString, _event_rows)
+    parts.append((slow.batch, left[slow.row]))
     rejected = [replace(r, row=int(left[r.row])) for r in slow.rejected]
-    rows = np.concatenate([row, left[slow.row]])
+    rows = np.concatenate([row for _, row in parts])
     order = np.argsort(rows, kind="stable")
-    return Decoded(EventBatch.concat([batch, slow.batch]).take(order), rows[order], rejected)
+    return Decoded(EventBatch.concat([batch for batch, _ in parts]).take(order), rows[order], rejected)
+
+
+def _begins_with_change(values: Sequence[bytes]) -> bool:
+    """Whether to look for price and stock changes first: a topic holds one sort of event, mostly."""
+    try:
+        return bool(values) and Event.FromString(values[0]).WhichOneof("body") in ("price", "stock")
+    except DecodeError:
+        return False
 
 
 def decode_impressions(values: Sequence[bytes], headers: Sequence[Mapping[str, bytes]] = ()) -> Decoded:

@@ -1,6 +1,6 @@
-"""Actions decoded by column: the protobuf wire format of N messages read field by field, all messages at once.
+"""Actions, price and stock changes decoded by column: the protobuf wire format of N messages, all messages at once.
 
-Only what is plainly an action and valid is taken; every other message is left to `streaming.codec`, which reads it by
+Only what is plainly one of them and valid is taken; every other message is left to `streaming.codec`, which reads it by
 itself and says what is wrong. So this reader may be strict: repeated or unknown fields, unusual encodings and other
 bodies are simply not its business.
 
@@ -30,6 +30,10 @@ _BODY = {
     _TYPE: _VARINT, _USER: _BYTES, _ITEM: _BYTES, _SESSION: _BYTES, _REQUEST: _BYTES, _POSITION: _VARINT,
     _PROPENSITY: _FIXED32, _PRICE: _VARINT, _QUANTITY: _VARINT,
 }  # fmt: skip
+_PRICE_CHANGE, _STOCK_CHANGE = 11, 12
+_EVENT_OF_CHANGE = {f: k for f, k in _EVENT.items() if f != _ACTION} | {_PRICE_CHANGE: _BYTES, _STOCK_CHANGE: _BYTES}
+_CHANGED_ITEM, _CHANGED_TO = 1, 2  # of PriceChange and StockChange alike
+_CHANGE = {_CHANGED_ITEM: _BYTES, _CHANGED_TO: _VARINT}
 _INT32_MAX = (1 << 31) - 1
 
 TIME_US_MAX = 4_102_444_800_000_000  # 2100-01-01: later is a unit mistaken (nanoseconds), not a date
@@ -78,10 +82,8 @@ def decode_actions(values: Sequence[bytes]) -> tuple[EventBatch, Words]:
 
     None of them where a string is no UTF-8: then all are left to the codec, which finds the one.
     """
-    sizes = np.fromiter(map(len, values), np.int64, len(values))
-    data = np.frombuffer(b"".join([*values, bytes(_VARINT_BYTES_MAX + 1)]), np.uint8)
-    end = np.cumsum(sizes)
-    event = _Fields(data, end - sizes, end, _EVENT)
+    data, start, end = _joined(values)
+    event = _Fields(data, start, end, _EVENT)
     begin, length = event.value[_ACTION], event.size[_ACTION]
     body = _Fields(data, begin, begin + np.maximum(length, 0), _BODY)
     propensity = body.value[_PROPENSITY].astype(np.uint32).view(np.float32)
@@ -93,11 +95,55 @@ def decode_actions(values: Sequence[bytes]) -> tuple[EventBatch, Words]:
         return EventBatch.empty(), rows[:0]
 
 
-def _valid(event: _Fields, body: _Fields, propensity: npt.NDArray[np.float32]) -> Mask:
-    """The rules of `streaming.codec` for actions [N]."""
+def decode_changes(values: Sequence[bytes]) -> tuple[EventBatch, Words]:
+    """The plainly valid price and stock changes among N values of `catalog`, and their rows [M], as for actions."""
+    data, start, end = _joined(values)
+    event = _Fields(data, start, end, _EVENT_OF_CHANGE)
+    priced, stocked = event.size[_PRICE_CHANGE] >= 0, event.size[_STOCK_CHANGE] >= 0
+    begin = np.where(priced, event.value[_PRICE_CHANGE], event.value[_STOCK_CHANGE])
+    length = np.where(priced, event.size[_PRICE_CHANGE], event.size[_STOCK_CHANGE])
+    body = _Fields(data, begin, begin + np.maximum(length, 0), _CHANGE)
+    ok = event.ok & body.ok & (priced != stocked) & _timed(event)
+    for size in (event.size[_EVENT_ID], body.size[_CHANGED_ITEM]):
+        ok &= (size > 0) & (size <= ID_BYTES_MAX)
+    rows = np.flatnonzero(ok)
+    time_us, known_us = event.value[_TIME][rows], event.value[_KNOWN_AT][rows]
+    priced, value = priced[rows], body.value[_CHANGED_TO][rows]
+    try:
+        columns = {
+            "event_id": _strings(data, event, _EVENT_ID, rows),
+            "kind": np.where(priced, int(EventKind.PRICE), int(EventKind.STOCK)).astype(np.int8),
+            "event_type": np.zeros(len(rows), np.int8),
+            "event_time": time_us,
+            "known_at": np.where(known_us == 0, time_us, known_us),
+            "item_id": _strings(data, body, _CHANGED_ITEM, rows),
+            "price": pa.array(value, mask=~priced),
+            "stock": pa.array(value, mask=priced),
+            "stress": event.value[_STRESS][rows] != 0,
+        }
+    except pa.ArrowInvalid:
+        return EventBatch.empty(), rows[:0]
+    arrays = {n: c if isinstance(c, pa.Array) else pa.array(c) for n, c in columns.items()}
+    return EventBatch.from_table(pa.table(arrays)), rows
+
+
+def _joined(values: Sequence[bytes]) -> tuple[Bytes, Words, Words]:
+    """All values in one array, some bytes beyond the last, and where each begins and ends [N]."""
+    sizes = np.fromiter(map(len, values), np.int64, len(values))
+    end = np.cumsum(sizes)
+    return np.frombuffer(b"".join([*values, bytes(_VARINT_BYTES_MAX + 1)]), np.uint8), end - sizes, end
+
+
+def _timed(event: _Fields) -> Mask:
+    """The rules of `streaming.codec` for times [N]."""
     time_us, known_us = event.value[_TIME], event.value[_KNOWN_AT]
     ok = (time_us > 0) & (time_us < TIME_US_MAX)
-    ok &= (known_us == 0) | ((known_us >= time_us) & (known_us < TIME_US_MAX))
+    return np.asarray(ok & ((known_us == 0) | ((known_us >= time_us) & (known_us < TIME_US_MAX))))
+
+
+def _valid(event: _Fields, body: _Fields, propensity: npt.NDArray[np.float32]) -> Mask:
+    """The rules of `streaming.codec` for actions [N]."""
+    ok = _timed(event)
     for size in (event.size[_EVENT_ID], body.size[_USER], body.size[_ITEM]):
         ok &= (size > 0) & (size <= ID_BYTES_MAX)
     for size in (body.size[_SESSION], body.size[_REQUEST]):
