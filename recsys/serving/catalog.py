@@ -10,12 +10,13 @@ import asyncio
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 from double11.v1 import admin_pb2
 
 from recsys.core import Clock, Double11Error, EventBatch, VersionMismatch, logging, metrics
-from recsys.ranking.live import LiveCatalogue
+from recsys.ranking.live import Applied
 from recsys.serving.config import CatalogConfig
 from streaming.codec import decode_events
 from streaming.config import JobConfig
@@ -26,11 +27,25 @@ _CLOSE_S = 2.0
 _LOOK_S = 0.02
 
 
+class Catalog(Protocol):
+    """What is fed: a gateway's LiveCatalogue, a worker's LiveItems."""
+
+    trusted: bool
+
+    def apply(self, batch: EventBatch) -> Applied:
+        """Take events of the topic."""
+        ...
+
+    def num_unavailable(self) -> int:
+        """Items that are kept out."""
+        ...
+
+
 class CatalogFollower:
-    """Feeds a LiveCatalogue from the log. `start`, `wait_caught_up`, `close`."""
+    """Feeds a Catalog from the log. `start`, `wait_caught_up`, `close`."""
 
     def __init__(
-        self, log: Log, topic: str, live: LiveCatalogue, clock: Clock, config: CatalogConfig, job: JobConfig
+        self, log: Log, topic: str, live: Catalog, clock: Clock, config: CatalogConfig, job: JobConfig
     ) -> None:
         """clock: for the delay metric. job: its future_skew_max_s holds here too, so that features and slates agree."""
         self._consumer_log, self._topic, self.live, self._clock, self._config = log, topic, live, clock, config

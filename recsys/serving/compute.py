@@ -15,8 +15,9 @@ T = TypeVar("T")
 class ComputeThread:
     """Runs plain functions off the event loop, one at a time, in order of arrival."""
 
-    def __init__(self, queue_items_max: int) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="compute")
+    def __init__(self, queue_items_max: int, start: Callable[[], None] | None = None) -> None:
+        """start: called once, on the thread, before its first work."""
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="compute", initializer=start)
         self._queue_items_max = queue_items_max
         self._waiting = 0
 

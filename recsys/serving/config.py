@@ -187,9 +187,13 @@ def _plan(name: str, table: Any) -> PeakPlan:
 @section("serving.worker")
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
-    """One scoring worker. threads: of torch and FAISS. queue_items_max: calls waiting for the compute thread."""
+    """One scoring worker. threads: of torch and FAISS. queue_items_max: calls waiting for the compute thread.
+
+    metrics_port: Prometheus text over HTTP on serving.metrics_host, 0 = off; not for several workers on one host.
+    """
 
     threads: int = 1
+    metrics_port: int = 0
     queue_items_max: int = 64
     deadline_ms_default: float = 1_000.0
     deadline_ms_max: float = 60_000.0
@@ -197,6 +201,7 @@ class WorkerConfig:
 
     def __post_init__(self) -> None:
         in_range("serving.worker.threads", self.threads, 1, 1_024)
+        in_range("serving.worker.metrics_port", self.metrics_port, 0, 65_535)
         in_range("serving.worker.queue_items_max", self.queue_items_max, 1, 100_000)
         in_range("serving.worker.deadline_ms_max", self.deadline_ms_max, 1, 600_000)
         in_range("serving.worker.deadline_ms_default", self.deadline_ms_default, 1, self.deadline_ms_max)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, TypeAlias
 
+import faiss
 import grpc
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +13,18 @@ import torch
 from double11.v1 import scoring_pb2 as pb
 from double11.v1 import scoring_pb2_grpc as pb_grpc
 
-from recsys.candidates.nearest.static import AnnIndex
+from recsys.candidates.nearest.live import DEFAULT, DEFAULT_LIVE, LiveIndex
+from recsys.candidates.nearest.monitor import RecallMonitor
+from recsys.candidates.nearest.static import AnnIndex, other_dimension
 from recsys.core import BadInput, Deadline, RunDirectory
+from recsys.core.items import ItemTable
+from recsys.models.cold import ColdItems
+from recsys.models.config import IndexConfig, LiveIndexConfig
 from recsys.models.ranker import Ranker
 from recsys.models.tower import Tower
 from recsys.serving.compute import ComputeThread
 from recsys.serving.config import WorkerConfig
+from recsys.serving.live_items import LiveItems, attributes_of
 from recsys.serving.remote import HISTORY_ITEMS_MAX
 from recsys.serving.wire import deadline_of
 
@@ -28,13 +36,25 @@ History = tuple[npt.NDArray[np.int64], npt.NDArray[np.int8], npt.NDArray[np.int6
 class ScoringService(pb_grpc.ScoringServiceServicer):
     """Nearest items and ranker scores of one run."""
 
-    def __init__(self, run: RunDirectory, config: WorkerConfig) -> None:
-        """Load the models. Raises: NotFound, CorruptData, VersionMismatch."""
+    def __init__(
+        self,
+        run: RunDirectory,
+        config: WorkerConfig,
+        index: IndexConfig = DEFAULT,
+        live: LiveIndexConfig = DEFAULT_LIVE,
+    ) -> None:
+        """Load the models. Raises: NotFound, CorruptData, VersionMismatch, Unavailable (a device that is not there)."""
         torch.set_num_threads(config.threads)
-        self._tower, self._index, self._ranker = Tower.load(run), AnnIndex.load(run), Ranker.load(run)
+        self._tower, self._ranker = Tower.load(run), Ranker.load(run)
+        items, base = ItemTable.read(run.path("items.parquet")), AnnIndex.load(run, index)
+        if base.dim != self._tower.dim:
+            raise other_dimension(f"a tower of dimension {self._tower.dim}", base.dim)
+        self._index = LiveIndex(base, attributes_of(items, base.row_key), config=index, live=live)
+        self.items = LiveItems(self._index, ColdItems(self._tower, items), items)
+        self._monitor = RecallMonitor(self._index, live)
         self._warm_up()
         self._config = config
-        self._compute = ComputeThread(config.queue_items_max)
+        self._compute = ComputeThread(config.queue_items_max, partial(faiss.omp_set_num_threads, config.threads))
 
     async def Retrieve(self, request: pb.RetrieveRequest, context: Context) -> pb.RetrieveResponse:  # noqa: N802
         """Nearest items to the user's vector, excluded ones left out."""
@@ -83,6 +103,7 @@ class ScoringService(pb_grpc.ScoringServiceServicer):
     def close(self) -> None:
         """Finish the call being computed."""
         self._compute.close()
+        self._monitor.close()
 
     def _deadline(self, context: Context) -> Deadline:
         return deadline_of(context, self._config.deadline_ms_default, self._config.deadline_ms_max)

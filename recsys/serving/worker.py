@@ -1,7 +1,8 @@
 """Scoring worker: a process that serves ScoringService for gateways.
 
-    python -m recsys.serving.worker --run RUN --listen 127.0.0.1:0
+    python -m recsys.serving.worker --run RUN --listen 127.0.0.1:0 --log URL
 
+With a log it follows the catalogue topic: new items become retrievable, delisted and sold-out ones leave.
 Prints one JSON line {"ready": true, "port": N} on stdout once it serves. SIGTERM drains: health goes NOT_SERVING,
 calls in flight are finished. Compute runs on one thread, never on the event loop.
 """
@@ -11,25 +12,54 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from double11.v1 import scoring_pb2 as pb
 from double11.v1 import scoring_pb2_grpc as pb_grpc
+from prometheus_client import start_http_server
 
-from recsys.core import Double11Error, RunDirectory, logging
+from recsys.core import Double11Error, RunDirectory, WallClock, logging
 from recsys.core.config import Config
-from recsys.serving.config import WorkerConfig
+from recsys.models.config import IndexConfig, LiveIndexConfig
+from recsys.serving.catalog import Catalog, CatalogFollower
+from recsys.serving.config import CatalogConfig, ServingConfig, WorkerConfig
 from recsys.serving.server import Server, stop_signal
+from streaming.config import JobConfig
+from streaming.log import open_log, topics_at
+
+if TYPE_CHECKING:
+    from recsys.serving.scoring_service import ScoringService
 
 
-async def serve(run_path: Path, listen: str, config: Config) -> None:
+async def serve(run_path: Path, listen: str, log_url: str, config: Config) -> None:
     """Load, serve, say so on stdout, drain on SIGTERM or SIGINT."""
     stop, worker = stop_signal(), config.get(WorkerConfig)
     run = RunDirectory.open(run_path, verify=False)  # the gateway has checked the hashes
     from recsys.serving.scoring_service import ScoringService  # heavy: a bad run is told before seconds of imports
 
-    service = ScoringService(run, worker)
+    service = ScoringService(run, worker, config.get(IndexConfig), config.get(LiveIndexConfig))
+    with ExitStack() as stack:
+        if log_url:
+            await _follow(stack, log_url, service.items, config)
+        if worker.metrics_port:
+            start_http_server(worker.metrics_port, config.get(ServingConfig).metrics_host)
+        await _until_stopped(service, stop, listen, worker)
+
+
+async def _follow(stack: ExitStack, log_url: str, items: Catalog, config: Config) -> None:
+    """Read the catalogue topic into the index; come back when all that was there is in it, or its time is over."""
+    log = stack.enter_context(open_log(log_url, config))
+    topic = topics_at(log_url, config).catalog
+    follower = CatalogFollower(log, topic, items, WallClock(), config.get(CatalogConfig), config.get(JobConfig))
+    follower.start()
+    stack.callback(follower.close)
+    await follower.wait_caught_up()
+
+
+async def _until_stopped(service: ScoringService, stop: asyncio.Event, listen: str, worker: WorkerConfig) -> None:
     server = Server(worker.drain_s_max, share_port=True)
     pb_grpc.add_ScoringServiceServicer_to_server(service, server.grpc)
     port = await server.start(listen, (pb.DESCRIPTOR.services_by_name["ScoringService"].full_name,))
@@ -43,13 +73,14 @@ async def serve(run_path: Path, listen: str, config: Config) -> None:
 @click.command()
 @click.option("--run", "run_path", type=click.Path(path_type=Path), required=True, help="Run directory.")
 @click.option("--listen", default="127.0.0.1:0", show_default=True, help="HOST:PORT; port 0 = any free one.")
+@click.option("--log", "log_url", default="", help="Log URL; follow its catalogue topic.")
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="double11.toml.")
 @click.option("--log-level", type=click.Choice(logging.LEVELS), default="info", show_default=True)
-def main(run_path: Path, listen: str, config_path: Path | None, log_level: str) -> None:
+def main(run_path: Path, listen: str, log_url: str, config_path: Path | None, log_level: str) -> None:
     """Serve the towers, the index and the ranker of one run to gateways."""
     logging.configure(log_level)
     try:
-        asyncio.run(serve(run_path, listen, Config.load(config_path)))
+        asyncio.run(serve(run_path, listen, log_url, Config.load(config_path)))
     except Double11Error as error:
         print(json.dumps(error.as_json()), flush=True)  # for whoever supervises
         print(f"scoring worker: {error}", file=sys.stderr)

@@ -77,6 +77,11 @@ class LiveIndex:
     def __len__(self) -> int:
         return self._state.base.num_alive + len(self._state.delta)
 
+    @property
+    def room_items_max(self) -> int:
+        """Items that the delta takes between two rebuilds."""
+        return self._live.delta_items_max
+
     def search(self, vectors: Vectors, k: int, where: Where = EVERYTHING) -> tuple[Keys, Vectors]:
         """See VectorIndex."""
         queries = checked(vectors, self.dim)
