@@ -42,7 +42,8 @@ def tell(log, event_id, item_id, listed, category="", at_us=1_000):
 @pytest.fixture(scope="module")
 def worker(run, log, categories, tmp_path_factory):
     tell(log, "before", "listed-before-the-start", True, categories[0])
-    command = [sys.executable, "-m", "recsys.serving.worker", "--run", str(run.root), "--log", f"embedded:{log.path.parent}"]
+    follow = ["--log", f"embedded:{log.path.parent}"]
+    command = [sys.executable, "-m", "recsys.serving.worker", "--run", str(run.root), *follow]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         yield f"127.0.0.1:{json.loads(process.stdout.readline())['port']}"
         process.send_signal(signal.SIGTERM)
