@@ -27,10 +27,7 @@ _PROPERTIES = """
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
 controller.listener.names=CONTROLLER
-inter.broker.listener.name=PLAINTEXT
 log.dirs={folder}/data
 auto.create.topics.enable=false
 offsets.topic.num.partitions=4
@@ -44,12 +41,18 @@ group.initial.rebalance.delay.ms=0
 log.cleaner.backoff.ms=200
 transaction.abort.timed.out.transaction.cleanup.interval.ms=500
 """
+_OPEN = """
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+inter.broker.listener.name=PLAINTEXT
+"""
 
 
 class ApacheKafka:
     """One broker on its own folder; `start` again after `kill` keeps the data."""
 
-    def __init__(self, home: str, folder: Path) -> None:
+    def __init__(self, home: str, folder: Path, listeners: str = _OPEN, *format_options: str) -> None:
+        """listeners: properties of the listeners, with {port} and {controller}; format_options: as users to add."""
         self.folder, (self.port, controller) = folder, free_ports(2)
         java = str(Path(os.environ["JAVA_HOME"], "bin", "java")) if os.environ.get("JAVA_HOME") else "java"
         self._java = [java, "-Xmx512m", "-Xms128m", "-XX:+UseG1GC", "-cp", f"{home}/libs/*"]
@@ -57,10 +60,11 @@ class ApacheKafka:
             self._java.append(f"-Dlog4j2.configurationFile={settings}")
         folder.mkdir(parents=True)
         self._properties = folder / "server.properties"
-        self._properties.write_text(_PROPERTIES.format(port=self.port, controller=controller, folder=folder))
+        ports = {"port": self.port, "controller": controller}
+        self._properties.write_text((_PROPERTIES + listeners).format(folder=folder, **ports))
         # 16 bytes in URL-safe base64 is what a cluster's id is.
         command = ["kafka.tools.StorageTool", "format", "-t", "ZG91YmxlMTEtdGVzdHMhIQ", "-c", str(self._properties)]
-        subprocess.run([*self._java, *command], check=True, capture_output=True)
+        subprocess.run([*self._java, *command, *format_options], check=True, capture_output=True)
 
     @property
     def address(self) -> str:

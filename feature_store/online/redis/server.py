@@ -27,6 +27,7 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
 )
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
 from feature_store.config import RedisStoreConfig
@@ -138,7 +139,10 @@ class Address:
 
 @contextmanager
 def errors_of(what: str) -> Iterator[None]:
-    """Errors of redis-py as ours. Raises: BadInput for a login, Overloaded for a full server, Unavailable."""
+    """Errors of redis-py as ours.
+
+    Raises: BadInput for a login or a certificate, Overloaded for a full server, Unavailable.
+    """
     try:
         yield
     except (AuthenticationError, AuthorizationError) as error:
@@ -153,6 +157,15 @@ def errors_of(what: str) -> Iterator[None]:
             came=str(error),
             expected="memory below maxmemory",
             fix="Raise maxmemory or add nodes; nothing is lost, the step runs again.",
+        ) from error
+    except RedisConnectionError as error:
+        if "CERTIFICATE_VERIFY_FAILED" not in str(error):  # redis-py keeps no more of it
+            raise _unavailable(what, error) from error
+        raise BadInput(
+            what,
+            came=str(error),
+            expected="a certificate that we can verify",
+            fix="Set [feature_store.redis] ca_file to the server's authority, or renew the certificate.",
         ) from error
     except (RedisError, RedisClusterException, OSError) as error:  # down, loading, failing over
         raise _unavailable(what, error) from error

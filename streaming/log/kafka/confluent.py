@@ -32,10 +32,13 @@ _log = logging.get_logger(__name__)
 _WAIT_S = 0.1
 _REFUSED = {
     KafkaError._AUTHENTICATION,
+    KafkaError._SSL,
     KafkaError.SASL_AUTHENTICATION_FAILED,
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
 }
+_UNREACHED = {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT}
+_PASSING = {*_UNREACHED, KafkaError._RESOLVE}
 # A partition has just got a leader, or another one; librdkafka's admin client leaves asking again to us.
 _MOVING = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
@@ -52,6 +55,7 @@ class ConfluentLog(KafkaLog):
     def __init__(self, servers: str, config: KafkaConfig, topics: Topics, clock: Clock | None = None) -> None:
         super().__init__(servers, config, topics, clock)
         self._timeout_s = config.request_timeout_ms / 1e3
+        self._refusal: KafkaError | None = None  # the last one; calls only say that no broker was reached
         self._admin = AdminClient(self.settings())
 
     def settings(self) -> dict[str, Any]:
@@ -63,7 +67,7 @@ class ConfluentLog(KafkaLog):
             "security.protocol": c.security_protocol,
             "socket.timeout.ms": c.request_timeout_ms,
             "reconnect.backoff.max.ms": 1_000,
-            "error_cb": _on_error,
+            "error_cb": self._on_error,
             "log_level": 2,  # what matters reaches error_cb
         }
         if c.security_protocol.startswith("SASL"):
@@ -90,6 +94,8 @@ class ConfluentLog(KafkaLog):
         """An error of librdkafka as one of ours."""
         if isinstance(error, KafkaException):
             error = _inner(error)
+        if error.code() in _UNREACHED:
+            error = self._refusal or error
         if error.code() in _REFUSED:
             return self.refused(error.str())
         if error.code() == KafkaError.INVALID_REPLICATION_FACTOR:
@@ -104,11 +110,19 @@ class ConfluentLog(KafkaLog):
         except KafkaException as error:
             raise self.error(error, "") from error
 
+    def _on_error(self, error: KafkaError) -> None:
+        """Librdkafka goes on trying by itself; the reader of the log should know what it is about."""
+        if error.code() in _REFUSED:
+            self._refusal = error
+        _log.warning("kafka_client_error", code=error.name(), detail=error.str())
+
     def _present(self) -> dict[str, int]:
         try:
             topics = self._admin.list_topics(timeout=self._timeout_s).topics
         except KafkaException as error:
+            self._admin.poll(0)  # hands over what `_on_error` gets
             raise self.error(error, "") from error
+        self._refusal = None
         return {name: len(t.partitions) for name, t in topics.items() if t.error is None and t.partitions}
 
     def _create(self, partitions: Mapping[str, int]) -> None:
@@ -245,15 +259,7 @@ class ConfluentConsumer(KafkaConsumer):
         return bool(messages)
 
 
-_PASSING = {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._RESOLVE}
-
-
 def _inner(error: KafkaException) -> KafkaError:
     found = error.args[0]
     assert isinstance(found, KafkaError), "librdkafka raises with a KafkaError"
     return found
-
-
-def _on_error(error: KafkaError) -> None:
-    """Librdkafka goes on trying by itself; the reader of the log should know what it is about."""
-    _log.warning("kafka_client_error", code=error.name(), detail=error.str())

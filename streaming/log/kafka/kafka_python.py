@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -34,6 +35,7 @@ class KafkaPythonLog(KafkaLog):
 
     def __init__(self, servers: str, config: KafkaConfig, topics: Topics, clock: Clock | None = None) -> None:
         super().__init__(servers, config, topics, clock)
+        self._reason = _Reason()
         self._client: Any = None
         self._lock = threading.Lock()
 
@@ -68,6 +70,7 @@ class KafkaPythonLog(KafkaLog):
 
     def close(self) -> None:
         """Let go of the admin connections."""
+        self._reason.close()
         with self._lock:
             if self._client is not None:
                 self._client.close()
@@ -82,8 +85,9 @@ class KafkaPythonLog(KafkaLog):
 
     def error(self, error: Exception, topic: str) -> Double11Error:
         """An error of kafka-python as one of ours."""
-        came = f"{type(error).__name__} {error}"
-        if isinstance(error, _REFUSED):
+        reason = self._reason.last if isinstance(error, errors.KafkaTimeoutError) else None
+        came = f"{type(error).__name__} {error}" if reason is None else f"{type(reason).__name__} {reason}"
+        if isinstance(reason or error, _REFUSED) or (reason is not None and "SSL" in str(reason)):
             return self.refused(came)
         if isinstance(error, errors.InvalidReplicationFactorError):
             return self.too_few_brokers(came)
@@ -96,6 +100,7 @@ class KafkaPythonLog(KafkaLog):
         with self._lock:
             if self._client is None:
                 self._client = self.guarded(lambda: KafkaAdminClient(**self.settings()), topic)
+            self._reason.last = None
             try:
                 return self.guarded(lambda: question(self._client), topic)
             except Unavailable:
@@ -131,6 +136,27 @@ class KafkaPythonLog(KafkaLog):
         asked = {TopicPartition(topic, p): spec for p in range(self.num_partitions(topic))}
         found = self._ask(lambda admin: admin.list_partition_offsets(asked, IsolationLevel.READ_COMMITTED), topic)
         return {at.partition: int(there.offset) for at, there in found.items()}
+
+
+class _Reason(logging.Handler):
+    """Why no broker was reached: kafka-python raises a timeout, and tells its log alone that it was not let in."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.last: Exception | None = None
+        self._source = logging.getLogger("kafka.net.manager")
+        self._source.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a refusal rather than the mere loss of a connection that comes with it."""
+        found = [a for a in record.args or () if isinstance(a, Exception)]
+        if found and (isinstance(found[0], _REFUSED) or "SSL" in str(found[0])):
+            self.last = found[0]
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._source.removeHandler(self)
+        super().close()
 
 
 class KafkaPythonProducer(KafkaProducer):
