@@ -40,6 +40,7 @@ COMMANDS: dict[str, str] = {
     "streaming": "streaming",
     "stress": "load",
     "train": "train",
+    "train-online": "train",
 }
 
 

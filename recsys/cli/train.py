@@ -63,6 +63,37 @@ def promote(run: Path, as_json: bool) -> None:
     emit({"run": str(run), "current": str(link)}, as_json=as_json, text=lambda: f"{link} -> {link.resolve()}")
 
 
+@click.command("train-online")
+@click.option("--run", "run_path", required=True, type=click.Path(path_type=Path), help="The run that is served.")
+@click.option("--log", required=True, help="Log URL: samples are read there, deltas published.")
+@click.option("--store", help="Feature store URL, for users' histories (default: as --log, if embedded).")
+@click.option("--state", type=click.Path(path_type=Path), help="Folder of the trainer's commits (default RUN.online).")
+@click.option("--until-caught-up", is_flag=True, help="Stop when the samples there are at the start are trained.")
+@config_option
+@json_option
+def train_online(
+    run_path: Path,
+    log: str,
+    store: str | None,
+    state: Path | None,
+    until_caught_up: bool,
+    config_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Train RUN's towers on from the samples on the log, and publish what changes as deltas.
+
+    Prints one JSON line {"ready": true, "run_id", "sequence"} on stdout once it trains.
+    """
+    from recsys.core.config import Config
+    from recsys.core.urls import default_url
+    from recsys.training.online import train_online as train
+
+    url = store or (log if log.startswith("embedded:") else default_url())
+    state = state or run_path.resolve().with_name(run_path.resolve().name + ".online")
+    done = train(run_path, log, url, state, Config.load(config_path), until_caught_up=until_caught_up)
+    emit(done, as_json=as_json, text=lambda: f"{done['deltas']} deltas, the last is {done['sequence']}")
+
+
 def _text(run: RunDirectory) -> str:
     judged = run.manifest["measures"]["validation"]
     lines = [f"run {run.run_id} in {run.root}, {len(run.manifest['files'])} files"]

@@ -35,6 +35,12 @@ CATALOG_DELAY_MS = Histogram(
     "double11_catalog_delay_ms", "Append to in force, oldest of a batch, milliseconds", buckets=_MS_BUCKETS
 )
 CATALOG_RECONNECTS = Counter("double11_catalog_reconnects_total", "Times the gateway began to read the catalogue again")
+TRAINING_SAMPLES = Counter("double11_training_samples_total", "Samples read by train-online, by outcome", ["outcome"])
+DELTAS = Counter(
+    "double11_deltas_total", "Deltas by outcome: published by training, applied or refused by serving", ["outcome"]
+)
+DELTA_SEQUENCE = Gauge("double11_delta_sequence", "Sequence of the delta in force, 0 = the run itself", ["run_id"])
+DELTA_AGE_S = Gauge("double11_delta_age_seconds", "Now less the newest sample in the delta in force")
 RERANK_BATCH_ITEMS = Histogram(
     "double11_rerank_batch_items", "Candidates per engine batch", buckets=(1, 8, 16, 32, 64, 128, 256, 512)
 )

@@ -9,7 +9,7 @@ Shape legend: R rows, D dimension.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -99,6 +99,7 @@ class DeltaTarget:
     """Tensors of loaded models that deltas change, and the version they have.
 
     tables: name to (vocabulary, weight [rows, D]); dense: name to tensor. sequence 0 is the snapshot itself.
+    on_rows: called with a table and its changed rows when a delta has been applied.
     """
 
     run_id: str
@@ -106,6 +107,7 @@ class DeltaTarget:
     dense: Mapping[str, Tensor]
     sequence: int = 0
     samples_until_us: int = 0
+    on_rows: Callable[[str, npt.NDArray[np.int64]], None] = lambda _table, _rows: None
     _waiting: dict[int, bytes] = field(default_factory=dict)
 
     def offer(self, message: bytes) -> bool:
@@ -145,6 +147,8 @@ class DeltaTarget:
             for name, values in delta.dense.items():
                 self.dense[name].copy_(torch.from_numpy(values))
         self.sequence, self.samples_until_us = delta.sequence, delta.samples_until_us
+        for name, places in found.items():
+            self.on_rows(name, places)
         return True
 
     def _check_next(self, run_id: str, sequence: int) -> None:

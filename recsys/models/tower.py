@@ -55,6 +55,11 @@ class ItemRows:
             rows[table], num_rows[table] = vocabulary.rows(codes), vocabulary.num_rows
         return cls(items.item_key, rows), num_rows
 
+    def own(self, places: npt.NDArray[np.int64]) -> None:
+        """Give items, by their row in the vocabulary, an id row of their own from now on."""
+        self.rows["item"][places - 1] = places
+        self._by_place["item"][places] = places
+
     def lookup(
         self,
         item_key: npt.NDArray[np.int64],
@@ -170,8 +175,13 @@ class Tower:
     def item_vectors(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Every item of the catalogue: keys int64 [M] and vectors [M, D]."""
         item_key = self.items.vocabulary.keys
+        return item_key, self.encode_items(item_key)
+
+    @torch.inference_mode()
+    def encode_items(self, item_key: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Item vectors [N, D]; what is not of the catalogue is "some item" without category and brand."""
         parts = [
             self.net.items(self.net.embed(self.items.lookup(part, np.array([len(part)])))).numpy()
             for part in np.split(item_key, range(_ITEMS_PER_BATCH, len(item_key), _ITEMS_PER_BATCH))
         ]
-        return item_key, np.concatenate(parts)
+        return np.concatenate(parts)

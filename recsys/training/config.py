@@ -70,3 +70,44 @@ class TrainingConfig:
         in_range("training.ranker_learning_rate", self.ranker_learning_rate, 1e-7, 10)
         in_range("training.threads", self.threads, 1, 1_024)
         in_range("training.checkpoint_steps", self.checkpoint_steps, 0, 1 << 40)
+
+
+@section("training.online")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OnlineConfig:
+    """`double11 train-online`.
+
+    interval_s: samples are collected that long, or up to samples_max, for one delta. batch: examples of one step;
+    negatives_min: uniform negatives of a smaller batch. whole_commits: every so often a commit holds all that changed.
+    seen_samples_max: repeats of a sample are found that far back. idle_ms: pause when nothing came.
+    metrics_port: Prometheus text over HTTP on metrics_host, 0 = off.
+    """
+
+    interval_s: float = 5.0
+    samples_max: int = 16_384
+    batch: int = 256
+    negatives_min: int = 64
+    learning_rate: float = 0.0003
+    table_learning_rate: float = 0.03
+    whole_commits: int = 100
+    seen_samples_max: int = 1_000_000
+    store_timeout_ms: float = 5_000.0
+    idle_ms: int = 50
+    seed: int = 0
+    threads: int = 1
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = 0
+
+    def __post_init__(self) -> None:
+        in_range("training.online.interval_s", self.interval_s, 0.01, 3_600)
+        in_range("training.online.samples_max", self.samples_max, 1, 1 << 24)
+        in_range("training.online.batch", self.batch, 1, 1 << 20)
+        in_range("training.online.negatives_min", self.negatives_min, 1, 1 << 20)
+        in_range("training.online.learning_rate", self.learning_rate, 1e-9, 10)
+        in_range("training.online.table_learning_rate", self.table_learning_rate, 1e-9, 10)
+        in_range("training.online.whole_commits", self.whole_commits, 1, 1 << 20)
+        in_range("training.online.seen_samples_max", self.seen_samples_max, 1, 1 << 28)
+        in_range("training.online.store_timeout_ms", self.store_timeout_ms, 1, 600_000)
+        in_range("training.online.idle_ms", self.idle_ms, 1, 10_000)
+        in_range("training.online.threads", self.threads, 1, 1_024)
+        in_range("training.online.metrics_port", self.metrics_port, 0, 65_535)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import psutil
@@ -111,6 +111,25 @@ class Sharded(Generic[N]):
                 }
             state |= {f"dense.{names[id(parameter)]}.{n}": t for n, t in made.items()}
         return state
+
+    @torch.no_grad()
+    def fill(self, whole: Mapping[str, Tensor]) -> None:
+        """Start from the weights of a plain net."""
+        for name, tensor in self._parallel.state_dict().items():
+            for local, row, column in _local(tensor) if hasattr(tensor, "local_shards") else [(tensor, 0, 0)]:
+                source = whole[name]
+                if local.dim() == 2 and hasattr(tensor, "local_shards"):
+                    source = source[row : row + local.shape[0], column : column + local.shape[1]]
+                local.copy_(source)
+
+    def table(self, name: str) -> tuple[Tensor, Tensor]:
+        """A table and its row accumulators, as one rank has them: views, what is written into them counts."""
+        assert self.ranks.size == 1, "rows are on several ranks"
+        weight = next(t for n, t in self._tables() if n == name).local_shards()[0].tensor
+        for moments in self._parallel.fused_optimizer.state_dict()["state"].values():
+            if f"{name}.momentum1" in moments:
+                return weight, moments[f"{name}.momentum1"].local_shards()[0].tensor
+        raise AssertionError("every table has an accumulator")
 
     def whole(self) -> dict[str, Tensor]:
         """The plain net's state on rank 0, tables gathered there; nothing on the others."""

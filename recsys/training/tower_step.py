@@ -3,7 +3,7 @@
 Every rank draws the same random numbers for the whole batch and uses its share of them, so that the loss does not
 depend on how many ranks there are.
 
-Shape legend: B examples, b of them this rank's, N items scored against (B positives, then B uniform), D dimension.
+Shape legend: B examples, b of them this rank's, N items scored against (B positives, then uniform ones), D dimension.
 Source: Yi et al. 2019 (logQ correction); Yang et al. 2020 (mixed negative sampling).
 """
 
@@ -22,7 +22,7 @@ from recsys.models.history import Histories
 from recsys.models.tower import ItemRows, TowerNet
 from recsys.training.ranks import Ranks
 
-_UNKNOWN_SHARE = 0.05  # of items trained as "unknown", so that row 0 stands for a newcomer
+UNKNOWN_SHARE = 0.05  # of items trained as "unknown", so that row 0 stands for a newcomer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,16 +49,22 @@ class TowerStep:
         chance: npt.NDArray[np.float64],
         rng: np.random.Generator,
         ranks: Ranks,
+        *,
+        negatives_min: int = 0,
+        unknown_share: float = UNKNOWN_SHARE,
     ) -> None:
+        """negatives_min: uniform negatives of a batch smaller than that. unknown_share: of ids hidden."""
+        self._negatives_min, self._unknown_share = negatives_min, unknown_share
         self.net, self.rows, self.config, self.chance, self.rng, self.ranks = net, rows, config, chance, rng, ranks
 
     def __call__(self, batch: Examples) -> tuple[Tensor, dict[str, Tensor]]:
         """The rank's share of the batch's mean loss, and what to save should it be no number."""
         ranks, device, count = self.ranks, self.ranks.device, len(batch.item_key)
-        mine, histories = ranks.share(count), batch.histories
-        uniform = self.rng.choice(self.rows.vocabulary.keys, size=count)
-        hidden = self._hidden(batch.lengths, mine)
-        targets = np.concatenate([batch.item_key[mine], uniform[mine]])
+        num_uniform = max(count, self._negatives_min)
+        mine, drawn, histories = ranks.share(count), ranks.share(num_uniform), batch.histories
+        uniform = self.rng.choice(self.rows.vocabulary.keys, size=num_uniform)
+        hidden = self._hidden(batch.lengths, mine, num_uniform, drawn)
+        targets = np.concatenate([batch.item_key[mine], uniform[drawn]])
         keys = np.concatenate([histories.item_key, targets])
         ids = self.rows.lookup(keys, np.array([*histories.lengths, len(targets)]), hidden)
         embedded_VD = self.net.embed(ids.to(device))
@@ -69,13 +75,14 @@ class TowerStep:
             torch.from_numpy(histories.age_bucket()).to(device),
             torch.from_numpy(histories.lengths).to(device),
         )
-        positive_bD, uniform_bD = self.net.items(embedded_VD[num_history:]).chunk(2)
-        item_ND = torch.cat([ranks.gathered(positive_bD, count), ranks.gathered(uniform_bD, count)])
+        target_nD = self.net.items(embedded_VD[num_history:])
+        positive_bD, uniform_uD = target_nD[: len(user_bD)], target_nD[len(user_bD) :]
+        item_ND = torch.cat([ranks.gathered(positive_bD, count), ranks.gathered(uniform_uD, num_uniform)])
         place = self.rows.vocabulary.rows(np.concatenate([batch.item_key, uniform]))
-        expected = count * self.chance[place] + count / len(self.rows.vocabulary.keys)
+        expected = count * self.chance[place] + num_uniform / len(self.rows.vocabulary.keys)
         logit_bN = user_bD @ item_ND.T / self.config.temperature
         logit_bN = logit_bN - torch.from_numpy(np.log(expected)).float().to(device)
-        same_bN = torch.from_numpy(place[mine, None] == place[None, :])
+        same_bN = torch.from_numpy(place[:count][mine, None] == place[None, :])
         own = torch.arange(mine.start, mine.stop)
         same_bN[torch.arange(len(own)), own] = False  # an item is no negative of itself
         masked_bN = logit_bN.masked_fill(same_bN.to(device), -1e9)
@@ -84,9 +91,11 @@ class TowerStep:
         saved = {"target": torch.from_numpy(targets), "logit": logit_bN.detach()}
         return (loss_b * weight_B[mine]).sum() / weight_B.sum(), saved
 
-    def _hidden(self, lengths: npt.NDArray[np.int64], mine: slice) -> npt.NDArray[np.bool_]:
-        """Which of this rank's keys, histories then positives then uniform ones, are shown as unknown."""
-        drawn, count = self.rng.random(int(lengths.sum()) + 2 * len(lengths)) < _UNKNOWN_SHARE, len(lengths)
-        histories, positive, uniform = np.split(drawn, [len(drawn) - 2 * count, len(drawn) - count])
+    def _hidden(
+        self, lengths: npt.NDArray[np.int64], mine: slice, num_uniform: int, drawn: slice
+    ) -> npt.NDArray[np.bool_]:
+        """Which of the rank's keys, histories then positives then uniform ones, are shown as unknown."""
         edges = np.concatenate([[0], np.cumsum(lengths)])
-        return np.concatenate([histories[edges[mine.start] : edges[mine.stop]], positive[mine], uniform[mine]])
+        chance = self.rng.random(int(edges[-1]) + len(lengths) + num_uniform)
+        histories, positive, uniform = np.split(chance < self._unknown_share, [edges[-1], edges[-1] + len(lengths)])
+        return np.concatenate([histories[edges[mine.start] : edges[mine.stop]], positive[mine], uniform[drawn]])

@@ -1,0 +1,175 @@
+"""Online training in this process: what is trained, what is published, and what a restart makes of it."""
+
+import json
+
+import numpy as np
+import online_world as world
+import pytest
+
+from recsys.core import Conflict, CorruptData, VersionMismatch, WallClock, key
+from recsys.core.metrics import TRAINING_SAMPLES
+from recsys.models.delta import target_of
+from recsys.models.ranker import Ranker
+from recsys.models.tower import Tower
+from recsys.training.config import OnlineConfig
+from recsys.training.online.trainer import OnlineTrainer
+from streaming.log import open_log
+from streaming.log.base import read_all
+
+CONFIG = OnlineConfig(interval_s=0.05, batch=16, negatives_min=16, samples_max=40, idle_ms=1, whole_commits=3)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return world.make_run(tmp_path_factory.mktemp("online"))
+
+
+@pytest.fixture(scope="module")
+def store(made):
+    run, dataset = made
+    return world.make_store(dataset, run.until_us)
+
+
+@pytest.fixture
+def url(tmp_path):
+    url = f"embedded:{tmp_path / 'home'}"
+    world.make_log(url)
+    return url
+
+
+def trained(run, url, store, state, config=CONFIG):
+    """One trainer's life: until caught up. Returns its deltas and its last sequence."""
+    with open_log(url) as log:
+        trainer = OnlineTrainer(run, log, world.TOPICS, store, state, config, WallClock())
+        try:
+            return trainer.run(lambda: False, until_caught_up=True), trainer.sequence
+        finally:
+            trainer.close()
+
+
+def deltas(url):
+    with open_log(url) as log:
+        return [value for batch in read_all(log, world.TOPICS.deltas) for value in batch.values]
+
+
+def server(run):
+    """The models a worker has, and what deltas change in them."""
+    tower, ranker = Tower.load(run), Ranker.load(run)
+    return tower, target_of(run.run_id, tower, ranker)
+
+
+def followed(run, url):
+    tower, target = server(run)
+    for value in deltas(url):
+        target.offer(value)
+    return tower, target
+
+
+def test_samples_become_deltas_that_move_the_items_acted_on(made, store, url, tmp_path):
+    run, dataset = made
+    some = list(world.samples(dataset, run, 100))
+    world.send(url, some)
+    published, sequence = trained(run, url, store, tmp_path / "state")
+    assert published == sequence >= 2  # at most 40 samples each
+    before, _ = server(run)
+    after, target = followed(run, url)
+    assert (target.sequence, target.samples_until_us) == (sequence, max(s.event_time_us for s in some))
+    acted = {key(s.item_id) for s in some if s.action_types} & set(before.items.vocabulary.keys.tolist())
+    weight = "tables.embeddings.item.weight"
+    moved = (before.net.state_dict()[weight] != after.net.state_dict()[weight]).any(dim=1).numpy()
+    places = before.items.vocabulary.rows(np.array(sorted(acted)))
+    assert moved[places].all()
+    assert not moved[0]
+    for name, tensor in after.net.state_dict().items():
+        fixed = name.startswith(("item.", "tables.embeddings.category", "tables.embeddings.brand"))
+        assert not fixed or (tensor == before.net.state_dict()[name]).all(), name
+
+
+def test_restarts_change_nothing_in_what_is_published(made, store, url, tmp_path):
+    run, dataset = made
+    again = f"embedded:{tmp_path / 'again'}"
+    world.make_log(again)
+    some = list(world.samples(dataset, run, 240))
+    with open_log(url) as log:
+        trainer = OnlineTrainer(run, log, world.TOPICS, store, tmp_path / "state", CONFIG, WallClock())
+        for start in range(0, 240, 40):
+            for at in (url, again):
+                world.send(at, some[start : start + 40])
+            trainer.run(lambda: False, until_caught_up=True)
+            trained(run, again, store, tmp_path / "restarted")  # a life for each 40; some whole commits among them
+        trainer.close()
+    assert followed(run, url)[1].sequence == 6
+    assert deltas(again) == deltas(url)
+    assert len(list((tmp_path / "restarted").glob("commit-*"))) <= CONFIG.whole_commits
+
+
+def test_a_delta_that_was_not_published_is_published_by_whoever_restarts(made, store, url, tmp_path):
+    run, dataset = made
+    world.send(url, world.samples(dataset, run, 40))
+    assert trained(run, url, store, tmp_path / "state") == (1, 1)
+    lost = f"embedded:{tmp_path / 'lost'}"
+    world.make_log(lost)
+    world.send(lost, world.samples(dataset, run, 40))
+    trained(run, lost, store, tmp_path / "state")  # killed after the commit: the log has no delta
+    assert deltas(lost) == deltas(url)
+    trained(run, lost, store, tmp_path / "state")
+    assert deltas(lost) == deltas(url)  # and it is not doubled
+
+
+def test_repeats_and_samples_without_actions_train_nothing(made, store, url, tmp_path):
+    run, dataset = made
+    some = list(world.samples(dataset, run, 40))
+    world.send(url, some)
+    trained(run, url, store, tmp_path / "state")
+    before = TRAINING_SAMPLES.labels(outcome="repeat")._value.get()
+    world.send(url, some)
+    assert trained(run, url, store, tmp_path / "state") == (0, 1)
+    assert TRAINING_SAMPLES.labels(outcome="repeat")._value.get() - before == 20
+
+
+def test_garbage_on_the_topic_is_counted_and_passed(made, store, url, tmp_path):
+    run, dataset = made
+    before = TRAINING_SAMPLES.labels(outcome="undecodable")._value.get()
+    with open_log(url) as log:
+        producer = log.producer()
+        producer.send(world.TOPICS.samples, b"u", b"\xff\xff")
+        producer.close()
+    world.send(url, world.samples(dataset, run, 40))
+    assert trained(run, url, store, tmp_path / "state")[0] >= 1
+    assert TRAINING_SAMPLES.labels(outcome="undecodable")._value.get() - before == 1
+
+
+def test_a_loss_that_is_no_number_stops_with_the_batch_saved_and_nothing_published(made, store, url, tmp_path):
+    run, dataset = made
+    world.send(url, world.samples(dataset, run, 40))
+    config = OnlineConfig(interval_s=0.05, batch=4, negatives_min=16, idle_ms=1, learning_rate=1.0)
+    with open_log(url) as log:
+        trainer = OnlineTrainer(run, log, world.TOPICS, store, tmp_path / "state", config, WallClock())
+        trainer._tower._net.query.weight.data.fill_(float("nan"))
+        with pytest.raises(CorruptData, match="bad-batch"):
+            trainer.run(lambda: False, until_caught_up=True)
+        trainer.close()
+    assert list((tmp_path / "state").glob("online-bad-batch-*.safetensors"))
+    assert not deltas(url)
+
+
+def test_a_state_of_another_run_another_trainer_and_broken_files_are_refused(made, store, url, tmp_path):
+    run, dataset = made
+    state = tmp_path / "state"
+    world.send(url, world.samples(dataset, run, 40))
+    trained(run, url, store, state)
+    with open_log(url) as log:
+        first = OnlineTrainer(run, log, world.TOPICS, store, state, CONFIG, WallClock())
+        with pytest.raises(Conflict, match="another trainer"):
+            OnlineTrainer(run, log, world.TOPICS, store, state, CONFIG, WallClock())
+        first.close()
+        with pytest.raises(Conflict, match="delta 1 of another trainer"):
+            OnlineTrainer(run, log, world.TOPICS, store, tmp_path / "fresh", CONFIG, WallClock())
+    manifest = json.loads((run.root / "manifest.json").read_text())
+    other = type(run)(run.root, manifest | {"run_id": "other"})
+    with pytest.raises(VersionMismatch, match=r"run .*--state"):
+        trained(other, url, store, state)
+    (commit,) = state.glob("commit-*")
+    commit.write_bytes(b"\x80\x04cbuiltins\nexit\n(tR.")
+    with pytest.raises(CorruptData, match="Restore"):
+        trained(run, url, store, state)
