@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
-
-import numpy as np
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeGuard
 
 from feature_store.base import FeatureReader
 from feature_store.forget import FORGOTTEN
-from feature_store.state import Table, Words
+from feature_store.state import Table
 from recsys.core import VersionMismatch
-from recsys.core.murmur2 import partitions_of
 
 EntryKind = Literal["user", "item", "seen", "shown"]
 EntityKind = Literal["user", "item"]
@@ -35,17 +32,27 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class OffsetStep:
-    """A partition's stored offset moves from `expected` (what the writer started from) to `next`."""
+    """A partition's stored offset moves from `expected` (what the writer started from) to `next`.
+
+    side, bucket: where a store of buckets keeps it; other stores keep one offset per (topic, partition). The offset of
+    what a bucket's side reads itself is in the bucket of the partition's number (bucket None): `events` and
+    `impressions` on side "user", `item-updates` and `catalog` on side "item". With a bucket it is a mark of that
+    bucket's items: the offset of (topic, partition) below which they have everything that the user stage sent them.
+    """
 
     topic: str
     partition: int
     expected: int
     next: int
+    side: EntityKind = "user"
+    bucket: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Commit:
-    """One atomic step: feature state, seen event ids and tombstones, offsets, the largest event time."""
+    """One step: feature state, seen event ids and tombstones, offsets, the largest event time. Atomic as a whole, in a
+    store of buckets per side of a bucket.
+    """
 
     updates: Sequence[Update]
     seen_event_ids: Sequence[Update] = ()
@@ -59,28 +66,15 @@ class Commit:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Unfinished:
-    """Some buckets of a store are ahead of `OnlineStore.offsets`: a step ended between two of them.
+class Position:
+    """What one side of one bucket has come to: next offsets of what it reads, and marks (see OffsetStep)."""
 
-    done: by (topic, partition), then by (shadow, side), the next offset of every bucket [P]; side "item" holds items,
-    side "user" everything else.
-    """
-
-    num_buckets: int
-    done: Mapping[tuple[str, int], Mapping[tuple[bool, EntityKind], Words]]
-
-    def next_offsets(self, side: EntityKind, ids: Sequence[str], source: tuple[str, int], *, shadow: bool) -> Words:
-        """Next offset of a (topic, partition) in the bucket of each entity [len(ids)]: what is below is applied."""
-        done = self.done.get(source, {}).get((shadow, side), np.zeros(self.num_buckets, np.int64))
-        return done[partitions_of([i.encode() for i in ids], self.num_buckets)]
-
-    def end(self, source: tuple[str, int]) -> int:
-        """From this offset on every bucket takes everything."""
-        return max((int(d.max()) for d in self.done.get(source, {}).values()), default=0)
+    offsets: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    marks: Mapping[tuple[str, int], int] = field(default_factory=dict)
 
 
 class OnlineStore(FeatureReader, Protocol):
-    """The one writer of a store, which is also a reader of it."""
+    """A writer of a store, which is also a reader of it. The only one, unless it is a BucketStore."""
 
     @property
     def store_id(self) -> str:
@@ -89,13 +83,6 @@ class OnlineStore(FeatureReader, Protocol):
 
     def offsets(self, topic: str) -> Mapping[int, int]:
         """Next offset to read, by partition; partitions never committed are missing (read from 0)."""
-        ...
-
-    def unfinished(self) -> Unfinished | None:
-        """Which entities are ahead of `offsets`, for a writer that starts there; None when none is.
-
-        Its caller leaves out, per entity, the events that are applied already. A store of one transaction has none.
-        """
         ...
 
     def bind(self, log_id: str) -> None:
@@ -110,7 +97,7 @@ class OnlineStore(FeatureReader, Protocol):
         ...
 
     def commit(self, step: Commit) -> None:
-        """All of the step or nothing of it; durable on return. What ends in between (see `unfinished`) is an error.
+        """All of the step or nothing of it (`BucketStore`: per side of a bucket); durable on return.
 
         Raises: Conflict when a stored offset is not the expected one; Overloaded when the store is full; Unavailable.
         """
@@ -132,8 +119,53 @@ def other_log(what: str, came: str, expected: str) -> VersionMismatch:
     )
 
 
+class BucketStore(OnlineStore, Protocol):
+    """What a store of buckets adds: several writers, each of some sides of some buckets (ADR 8).
+
+    Bucket = murmur2(id) modulo `num_buckets`. Its sides, items and what is kept by user, move each by itself, in one
+    call with the offsets that brought it there. A commit is refused unless the side is as this writer claimed or
+    committed it last; the offsets alone would not tell a side that was lost and written again.
+    """
+
+    what: str  # how its errors name it
+
+    @property
+    def num_buckets(self) -> int:
+        """P, fixed when the store was created."""
+        ...
+
+    def namespace(self) -> str:
+        """Names this store and its live namespace among all; another one's item updates are not for it."""
+        ...
+
+    def claim(self, side: EntityKind, buckets: Iterable[int]) -> Mapping[int, Position]:
+        """What has been applied to one side of some buckets, read anew; commits to them follow from it.
+
+        Raises: Unavailable, VersionMismatch.
+        """
+        ...
+
+    def verify(self, side: EntityKind, buckets: Iterable[int]) -> None:
+        """Return if nobody has written since, and nothing was lost: what was loaded meanwhile is of one piece.
+
+        Raises: Conflict, Unavailable.
+        """
+        ...
+
+
+def has_buckets(store: OnlineStore) -> TypeGuard[BucketStore]:
+    """Whether a store moves bucket by bucket; the others take a step as one transaction, from one writer."""
+    return hasattr(store, "claim")
+
+
 class Rebuild(Protocol):
-    """A new, empty namespace beside the live one; readers see it after `switch`."""
+    """A new, empty namespace beside the live one; readers see it after `switch`.
+
+    Streaming goes on in it from the offsets that its commits carry: of (events, p) and (impressions, p), side "user",
+    and of (catalog, q), side "item", `expected` being what this rebuild gave before (0 at first). A store of buckets
+    takes the user stage's offsets for the marks of all its items too: they were folded from the same events. So
+    `item-updates` needs no offset; it is read from its beginning, and what belongs to the old namespace left out.
+    """
 
     def load(self, kind: EntryKind, ids: Sequence[str], *, shadow: bool = False) -> list[bytes]:
         """Packed state of entities in the new namespace. Raises: Unavailable."""

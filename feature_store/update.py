@@ -77,21 +77,19 @@ def _seen_ids(events: EventColumns, at: Words, kind: EntryKind, delivery: State,
     return Update(kind, events.user_ids, encode(State({**delivery.rows, "seen": seen})))
 
 
-def folded(
-    load: Load,
-    events: EventColumns,
-    cleared: npt.NDArray[np.bool_],
-    *,
-    of_items: npt.NDArray[np.bool_] | None = None,
-    shadow: bool = False,
-) -> list[Update]:
-    """Updates of users and items by accepted events; cleared [users of `events`] are deleted first.
+def folded(load: Load, events: EventColumns, cleared: npt.NDArray[np.bool_], *, shadow: bool = False) -> list[Update]:
+    """Updates of users and items by accepted events; cleared [users of `events`] are deleted first."""
+    return [users_folded(load, events, cleared, shadow=shadow), items_folded(load, events, shadow=shadow)]
 
-    of_items [N]: which events items do not have yet; None = all.
-    """
-    nobody = np.zeros(len(events.item_ids), np.bool_)
-    for_items = events if of_items is None else events.where(of_items)
-    return [_folded(load, USER, events, cleared, shadow), _folded(load, ITEM, for_items, nobody, shadow)]
+
+def users_folded(load: Load, events: EventColumns, cleared: npt.NDArray[np.bool_], *, shadow: bool = False) -> Update:
+    """Update of users by accepted events; cleared [users of `events`] are deleted first."""
+    return _folded(load, USER, events, cleared, shadow)
+
+
+def items_folded(load: Load, events: EventColumns, *, shadow: bool = False) -> Update:
+    """Update of items by accepted events."""
+    return _folded(load, ITEM, events, np.zeros(len(events.item_ids), np.bool_), shadow)
 
 
 def _folded(load: Load, views: Views, events: EventColumns, cleared: npt.NDArray[np.bool_], shadow: bool) -> Update:

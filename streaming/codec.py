@@ -25,12 +25,13 @@ ATTRIBUTES_BYTES_MAX = 16 << 10
 IMPRESSION_ITEMS_MAX = 500
 _INT32_MAX = (1 << 31) - 1
 
-UNDECODABLE, INVALID, FUTURE, TOO_LARGE, UNKNOWN_VERSION = (
+UNDECODABLE, INVALID, FUTURE, TOO_LARGE, UNKNOWN_VERSION, MISPLACED = (
     "undecodable",
     "invalid",
     "future",
     "too-large",
     "unknown-version",
+    "misplaced",
 )
 
 

@@ -10,6 +10,8 @@ from recsys.core.config import in_range, section
 from recsys.core.errors import BadInput
 from streaming.topics import StreamingConfig, Topics
 
+_HEARTBEAT_MS = 3_000
+
 __all__ = [
     "ArchiveConfig",
     "EmbeddedLogConfig",
@@ -48,7 +50,9 @@ class KafkaConfig:
     of producers. replication_factor, min_insync_replicas: of topics that `streaming init` creates.
     catalog_history_s: of `catalog`, likewise: how long every record can be read; after that the newest of each key.
     request_timeout_ms: how long a broker may be silent; delivery_timeout_ms: how long a record may take to be durable,
-    so how long a broker may be away before `flush` gives up.
+    so how long a broker may be away before `flush` gives up. session_timeout_ms: after how long a silent member's
+    partitions go to others. group_instance_id: a lasting name, one per process (a pod's), so that a restart within the
+    session moves no partitions; "" = none.
     """
 
     driver: Literal["confluent", "kafka-python"] = "confluent"
@@ -68,6 +72,8 @@ class KafkaConfig:
     catalog_history_s: int = 86_400
     request_timeout_ms: int = 30_000
     delivery_timeout_ms: int = 120_000
+    session_timeout_ms: int = 45_000
+    group_instance_id: str = ""
 
     def __post_init__(self) -> None:
         in_range("streaming.kafka.prefetch_bytes_max", self.prefetch_bytes_max, 4 << 20, 1 << 31)
@@ -79,6 +85,7 @@ class KafkaConfig:
         in_range("streaming.kafka.request_timeout_ms", self.request_timeout_ms, 1_000, 300_000)
         low = self.request_timeout_ms + self.linger_ms
         in_range("streaming.kafka.delivery_timeout_ms", self.delivery_timeout_ms, low, 3_600_000)
+        in_range("streaming.kafka.session_timeout_ms", self.session_timeout_ms, 1_000, 1_800_000)
         if self.security_protocol.startswith("SASL") and not (self.sasl_username and self.sasl_password_file):
             raise BadInput(
                 "configuration [streaming.kafka]",
@@ -86,6 +93,11 @@ class KafkaConfig:
                 expected="sasl_username and sasl_password_file",
                 fix="Set both; the password is the file's only content.",
             )
+
+    @property
+    def heartbeat_ms(self) -> int:
+        """How often a member of a group is heard of; it learns of a rebalance no sooner."""
+        return min(_HEARTBEAT_MS, self.session_timeout_ms // 3)
 
     def password(self) -> str:
         """The SASL password. Raises: BadInput for a file that cannot be read."""
@@ -106,7 +118,8 @@ class KafkaConfig:
 class JobConfig:
     """batch_*_max: bounds of a micro-batch, per topic. dedup_horizon_s: how far behind a user's latest event an event
     may come. future_skew_max_s: how far an event time may be ahead of the record's. idle_ms: pause when nothing came.
-    metrics_port: Prometheus text over HTTP on metrics_host, 0 = off; one job per port.
+    away_s_max: how long store or log may be away before the job gives up; it asks again every retry_ms, then twice
+    that, up to retry_ms_max. metrics_port: Prometheus text over HTTP on metrics_host, 0 = off; one job per port.
     """
 
     batch_records_max: int = 32_768
@@ -114,6 +127,9 @@ class JobConfig:
     dedup_horizon_s: int = 86_400
     future_skew_max_s: int = 300
     idle_ms: int = 20
+    away_s_max: int = 600
+    retry_ms: int = 50
+    retry_ms_max: int = 2_000
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 0
 
@@ -123,6 +139,9 @@ class JobConfig:
         in_range("streaming.job.dedup_horizon_s", self.dedup_horizon_s, 1, 30 * 86_400)
         in_range("streaming.job.future_skew_max_s", self.future_skew_max_s, 0, 86_400)
         in_range("streaming.job.idle_ms", self.idle_ms, 1, 10_000)
+        in_range("streaming.job.away_s_max", self.away_s_max, 0, 86_400)
+        in_range("streaming.job.retry_ms", self.retry_ms, 1, 10_000)
+        in_range("streaming.job.retry_ms_max", self.retry_ms_max, self.retry_ms, 60_000)
         in_range("streaming.job.metrics_port", self.metrics_port, 0, 65_535)
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 
-from double11.v1.event_pb2 import DeadLetter
+from double11.v1.event_pb2 import DeadLetter, Event, Impression
+from google.protobuf.message import DecodeError
 
-from streaming.codec import Rejected
+from recsys.core.murmur2 import partition_of
+from streaming.codec import MISPLACED, Rejected, owner_of, record_key
 from streaming.log.base import SCHEMA_HEADER, SCHEMA_VERSION, Log, Producer, RecordBatch, read_all
 
 PAYLOAD_BYTES_MAX = 64 << 10
 _DETAIL_CHARS_MAX = 256
+_KEY_S, _PAUSE_S = 10.0, 0.005
 
 
 def put_aside(producer: Producer, topic: str, source: RecordBatch, row: int, rejected: Rejected, at_us: int) -> None:
@@ -48,25 +53,43 @@ def requeue(log: Log, topic: str, cause: str | None) -> tuple[int, int]:
 
     cause: only dead letters of this cause. Requeueing twice is harmless: the event ids are the same.
     """
-    producer, done, cut = log.producer(), 0, 0
-    sources: dict[tuple[str, int, int], bytes] = {}
-    chosen = [m for m in letters(log, topic) if cause is None or m.cause == cause]
-    for letter in chosen:
-        if letter.payload_bytes > len(letter.payload):
-            cut += 1
-        else:
-            sources[letter.topic, letter.partition, letter.offset] = letter.payload
-    for (source, partition, offset), payload in sources.items():
-        key = _key_of(log, source, partition, offset)
-        producer.send(source, key, payload, {SCHEMA_HEADER: SCHEMA_VERSION}, partition)
-        done += 1
+    producer, cut = log.producer(), 0
+    chosen: dict[tuple[str, int, int], DeadLetter] = {}
+    for letter in letters(log, topic):
+        if cause is None or letter.cause == cause:
+            if letter.payload_bytes > len(letter.payload):
+                cut += 1
+            else:
+                chosen[letter.topic, letter.partition, letter.offset] = letter
+    for (source, partition, offset), letter in chosen.items():
+        key, at = _key_of(log, source, partition, offset), partition
+        if letter.cause == MISPLACED:
+            at = partition_of(_owner(letter), log.num_partitions(source))
+        producer.send(source, key, letter.payload, {SCHEMA_HEADER: SCHEMA_VERSION}, at)
     producer.close()
-    return done, cut
+    return len(chosen), cut
+
+
+def _owner(letter: DeadLetter) -> bytes:
+    """The user or item whose partition a record belongs to."""
+    with suppress(DecodeError):
+        event = Event.FromString(letter.payload)
+        if event.WhichOneof("body") is not None:
+            return owner_of(record_key(event))
+    return Impression.FromString(letter.payload).user_id.encode()
 
 
 def _key_of(log: Log, topic: str, partition: int, offset: int) -> bytes:
     """The key of the record at some coordinates, b"" when it is gone."""
-    consumer = log.consumer(topic, {partition: offset})
-    batches = consumer.poll(records_max=1, bytes_max=1)
-    consumer.close()
-    return batches[0].keys[0] if batches and int(batches[0].offset[0]) == offset else b""
+    if not log.begin_offsets(topic)[partition] <= offset < log.end_offsets(topic)[partition]:
+        return b""
+    consumer, deadline_s = log.consumer(topic, {partition: offset}), time.monotonic() + _KEY_S
+    try:
+        while time.monotonic() < deadline_s:
+            for batch in consumer.poll(records_max=1, bytes_max=1):
+                if len(batch):
+                    return batch.keys[0] if int(batch.offset[0]) == offset else b""
+            time.sleep(_PAUSE_S)
+    finally:
+        consumer.close()
+    return b""

@@ -1,102 +1,40 @@
-"""The streaming job: poll, decode, validate, dedupe, fold, and move the offsets in the same atomic step.
+"""The streaming job: events from the log become features in the store, each exactly once.
 
-The store's offsets are the only start position. A step is: poll a bounded micro-batch of every topic; put aside what
-cannot be read (dead letters are durable before the step); classify repeats and late events; archive; fold; commit.
-SIGKILL at any point loses nothing and doubles nothing: either the commit happened or the step runs again.
+A step is: poll a bounded micro-batch; put aside what cannot be read (dead letters are durable before the step);
+classify repeats and late events; fold; archive; move state and offsets together (`streaming.stages`). The store's
+offsets are the only start position, so SIGKILL at any point loses nothing and doubles nothing: either a bucket's
+commit happened or its step runs again.
 
-Shape legend: N events of a micro-batch.
+Between steps the job follows its consumer group, and when store or log is away it waits and asks again.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from threading import Event as StopEvent
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-
-from feature_store.columns import EventColumns
-from feature_store.commit import DELIVERY, Commit, EntityKind, EntryKind, OffsetStep, OnlineStore, Unfinished, Update
-from feature_store.forget import clear, screen
-from feature_store.state import State, Words, decode, encode
-from feature_store.update import folded
-from recsys.core import Clock, EventBatch, EventKind, VersionMismatch, WallClock, logging, metrics
-from streaming.archive import Archive, Part
-from streaming.codec import FUTURE, Decoded, Rejected, decode_events, decode_impressions
+from feature_store.commit import OnlineStore, has_buckets
+from recsys.core import Clock, Conflict, Overloaded, Unavailable, VersionMismatch, WallClock, logging, metrics
+from streaming.archive import Archive
 from streaming.config import JobConfig
-from streaming.dead_letter import put_aside
-from streaming.dedup import Outcome, classify
-from streaming.log.base import Consumer, Log, RecordBatch
+from streaming.intake import JobReport, Means, Outbox
+from streaming.log.base import EverythingAssigned, Log, Membership
+from streaming.stages import ItemStage, SingleStage, Stage, UserStage
 from streaming.topics import Topics
 
+__all__ = ["Job", "JobReport"]
 _log = logging.get_logger(__name__)
-_SECOND_US = 1_000_000
-_IDLE_WORK_S = 60.0
-
-
-@dataclass(kw_only=True, slots=True)
-class JobReport:
-    """What a run did: events by outcome, dead letters by cause, steps committed, seconds."""
-
-    events: Counter[str] = field(default_factory=Counter)
-    dead_letters: Counter[str] = field(default_factory=Counter)
-    steps: int = 0
-    records: int = 0
-    seconds: float = 0.0
-
-    def as_json(self) -> dict[str, object]:
-        """For --json."""
-        rate = round(self.records / self.seconds) if self.seconds else 0
-        return {
-            "events": dict(self.events),
-            "dead_letters": dict(self.dead_letters),
-            "steps": self.steps,
-            "records": self.records,
-            "seconds": round(self.seconds, 3),
-            "records_per_s": rate,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """The valid events of one partition's records."""
-
-    source: RecordBatch
-    decoded: Decoded
-    is_slate: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Merged:
-    """All parts as one batch of N events.
-
-    part, offset, slate [N]: which part; offset of the record; which slate of the step, -1 for other events.
-    """
-
-    batch: EventBatch
-    part: Words
-    offset: Words
-    slate: Words
-    stress: npt.NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, parts: Sequence[_Part]) -> _Merged:
-        """Parts in order."""
-        batch = EventBatch.concat([p.decoded.batch for p in parts])
-        part = np.repeat(np.arange(len(parts)), [len(p.decoded.batch) for p in parts])
-        slates = [
-            (i << 32) | p.decoded.row if p.is_slate else np.full(len(p.decoded.row), -1) for i, p in enumerate(parts)
-        ]
-        offset = np.concatenate([p.source.offset[p.decoded.row] for p in parts])
-        return cls(batch, part, offset, np.concatenate(slates).astype(np.int64), batch.numpy("stress"))
+_LAG_S = 10.0
+_ARCHIVE_S = 60.0
+_GROUP_COMMIT_S = 1.0
+_CAUGHT_UP_S = 0.1
+_Ends = Mapping[str, Mapping[int, int]]
 
 
 class Job:
-    """One writer: reads all partitions of events, catalog and impressions into one store."""
+    """One worker: reads the partitions that are its own of events, impressions and catalog into one store."""
 
     def __init__(
         self,
@@ -109,263 +47,219 @@ class Job:
         archive: Archive | None = None,
         on_step: Callable[[int], object] | None = None,
     ) -> None:
-        """on_step is told the number of records after each commit."""
+        """on_step is told the number of records after each step.
+
+        Raises: VersionMismatch for offsets that the log no longer has, or topics with other partitions than the store
+        has buckets; Unavailable.
+        """
         self._log, self._store = log, store
         self._config, self._topics = config or JobConfig(), topics or Topics()
-        self._clock, self._archive, self._on_step = clock or WallClock(), archive, on_step
-        self._producer = log.producer()
-        self._offsets: dict[str, dict[int, int]] = {}
-        self._consumers: dict[str, Consumer] = {}
+        self._archive, self._on_step = archive, on_step
         self.report = JobReport()
-        self._idle_next_s = 0.0
-        self._unfinished = store.unfinished()
-        self._prefixes = {self._topics.catalog: "c", self._topics.events: "", self._topics.impressions: "i"}
         store.bind(log.log_id())
-        for topic in self._prefixes:
-            stored = store.offsets(topic)
-            self._offsets[topic] = {p: stored.get(p, 0) for p in range(log.num_partitions(topic))}
-            _check_begin(topic, self._offsets[topic], log.begin_offsets(topic))
-            self._consumers[topic] = log.consumer(topic, self._offsets[topic])
-        if archive is not None:
-            # What is below an offset of any bucket was archived before that bucket was written.
-            taken = {
-                (prefix, t): {p: max(o, self._end(t, p)) for p, o in self._offsets[t].items()}
-                for t, prefix in self._prefixes.items()
-            }
-            archive.take(log.log_id(), taken)
+        self._outbox = Outbox(log)
+        means = Means(
+            log=log,
+            config=self._config,
+            topics=self._topics,
+            clock=clock or WallClock(),
+            archive=archive,
+            outbox=self._outbox,
+            report=self.report,
+        )
+        t = self._topics
+        self._sources = (t.events, t.impressions, t.catalog)
+        self._membership: Membership = EverythingAssigned({t.events: log.num_partitions(t.events)})
+        self._stages: dict[str, Stage] = {}
+        if has_buckets(store):
+            self._check_partitions(store.num_buckets)
+            self._stages = {t.events: UserStage(means, store), t.item_updates: ItemStage(means, store)}
+            self._membership = log.membership(f"double11-{store.store_id}", list(self._stages))
+        else:
+            self._stages = {t.events: SingleStage(means, store)}
+        self._assigned: dict[str, frozenset[int]] = {}
+        self._next_s = dict.fromkeys(("lag", "archive", "group", "caught up"), 0.0)
+        self._emitted: _Ends | None = None
+        self._away: _Away | None = None
+        self._follow()
+
+    @property
+    def publishes_archive(self) -> bool:
+        """Whether this worker writes the archive's dataset.json: the one that has partition 0."""
+        return 0 in self._assigned.get(self._topics.events, ())
 
     def run(self, *, until_caught_up: bool = False, stop: StopEvent | None = None) -> JobReport:
-        """Step until stopped, or until what was in the log at the start is applied. The step under way is finished.
+        """Step until stopped, or until what was in the log at the start is applied, whoever applies it.
 
-        Raises: Conflict when another writer moved the offsets; Unavailable, Overloaded from log and store.
+        The step under way is finished. When store or log is away this waits, up to `away_s_max`.
+        Raises: Conflict when another writer moved what is this one's alone; Unavailable, Overloaded from log and store.
         """
         stop = stop or StopEvent()
-        target = {t: self._log.end_offsets(t) for t in self._consumers} if until_caught_up else None
         started = time.perf_counter()
+        target: _Ends | None = None
         while not stop.is_set():
-            if target is not None and self._reached(target):
-                break
-            if not self.step():
-                self._when_idle()
+            try:
+                self._start_again()
+                if until_caught_up:
+                    target = target or {t: self._log.end_offsets(t) for t in self._sources}
+                    if self._reached(target):
+                        break
+                taken = self.step()
+            except (Conflict, Unavailable, Overloaded) as error:
+                stop.wait(self._refused(error))
+                continue
+            self._back()
+            self._housekeeping(idle=not taken)
+            if not taken:
                 stop.wait(self._config.idle_ms / 1e3)
         self.report.seconds += time.perf_counter() - started
         return self.report
 
+    def step(self) -> int:
+        """One micro-batch of each stage; returns the number of records taken.
+
+        Raises: Conflict, Unavailable, Overloaded; `run` knows what to do then.
+        """
+        self._follow()
+        taken = 0
+        for stage in self._stages.values():
+            records = self.report.records
+            taken += stage.step()
+            if self._on_step is not None and self.report.records > records:
+                self._on_step(self.report.records - records)
+        return taken
+
     def lag(self) -> dict[str, int]:
-        """Records not applied yet, by topic; also set as a metric per partition."""
+        """Records not applied yet, by topic, of the partitions that are ours; also set as a metric per partition."""
         found = {}
-        for topic, offsets in self._offsets.items():
-            behind = {p: end - offsets[p] for p, end in self._log.end_offsets(topic).items()}
+        for topic, offsets in self._offsets().items():
+            ends = self._log.end_offsets(topic)
+            behind = {p: ends[p] - offset for p, offset in offsets.items()}
             for partition, records in behind.items():
                 metrics.LAG_RECORDS.labels(topic, str(partition)).set(records)
             found[topic] = sum(behind.values())
         return found
 
     def close(self) -> None:
-        """Let go of producer and consumers; log and store stay open."""
-        for consumer in self._consumers.values():
-            consumer.close()
-        self._producer.close()
+        """Leave the group, let go of producer and consumers; log and store stay open."""
+        self._membership.commit(self._offsets())
+        self._membership.close()
+        for stage in self._stages.values():
+            stage.close()
+        self._outbox.close()
 
-    def step(self) -> int:
-        """One micro-batch; returns the number of records taken."""
-        bounds = {"records_max": self._config.batch_records_max, "bytes_max": self._config.batch_bytes_max}
-        polled = [(t, batch) for t, consumer in self._consumers.items() for batch in consumer.poll(**bounds)]
-        if not polled:
-            return 0
-        parts = [self._decode(topic, batch) for topic, batch in polled]
-        if any(p.decoded.rejected for p in parts):
-            self._producer.flush()
-        merged = _Merged.of(parts)
-        outcome = np.zeros(len(merged.batch), np.int8)
-        updates: list[Update] = []
-        seen: list[Update] = []
-        newest_us = 0
-        for shadow in (False, True):
-            rows = np.flatnonzero(merged.stress == shadow)
-            if not len(rows):
-                continue
-            events = EventColumns.of(merged.batch if len(rows) == len(merged.batch) else merged.batch.take(rows))
-            of_items = np.ones(len(rows), np.bool_)
-            if self._unfinished is not None:
-                users_have, items_have = _applied(self._unfinished, events, merged, parts, rows, shadow)
-                outcome[rows[users_have]] = Outcome.DUPLICATE
-                rows, of_items, events = rows[~users_have], ~items_have[~users_have], events.where(~users_have)
-            outcome[rows], new_updates, new_seen = self._fold(events, merged.slate[rows], of_items, shadow)
-            updates += new_updates
-            seen += new_seen
-            if not shadow:
-                newest_us = int(events.time_us[outcome[rows] == Outcome.APPLIED].max(initial=0))
-        if self._archive is not None:
-            self._write_archive(self._archive, parts, merged, outcome)
-        steps = [OffsetStep(t, b.partition, self._offsets[t][b.partition], b.next_offset) for t, b in polled]
-        self._store.commit(Commit(updates=updates, seen_event_ids=seen, offsets=steps, max_event_time_us=newest_us))
-        return self._committed(steps, sum(len(b) for _, b in polled), outcome)
+    def _offsets(self) -> dict[str, Mapping[int, int]]:
+        return {topic: at for stage in self._stages.values() for topic, at in stage.offsets.items()}
 
-    def _committed(self, steps: Sequence[OffsetStep], num_records: int, outcome: npt.NDArray[np.int8]) -> int:
-        for o in steps:
-            self._offsets[o.topic][o.partition] = o.next
-        sources = ((t, p, offset) for t, offsets in self._offsets.items() for p, offset in offsets.items())
-        if self._unfinished is not None and all(offset >= self._end(t, p) for t, p, offset in sources):
-            self._unfinished = None
-        for kind, number in zip(Outcome, np.bincount(outcome, minlength=len(Outcome)).tolist(), strict=True):
-            if number:
-                metrics.EVENTS.labels(kind.name.lower()).inc(number)
-                self.report.events[kind.name.lower()] += number
-        self.report.steps += 1
-        self.report.records += num_records
-        if self._on_step is not None:
-            self._on_step(num_records)
-        return num_records
+    def _follow(self) -> None:
+        """Take on and let go of partitions as the group says."""
+        assigned = self._membership.poll()
+        for topic, stage in self._stages.items():
+            now = assigned[topic]
+            if self._assigned.get(topic) != now:
+                if topic in self._assigned:
+                    metrics.REBALANCES.inc()
+                    _log.info("partitions_assigned", topic=topic, partitions=sorted(now))
+                for p in self._assigned.get(topic, frozenset()) - now:
+                    metrics.LAG_RECORDS.labels(topic, str(p)).set(0)
+                stage.assign(now)
+                self._assigned[topic] = now
+                metrics.PARTITIONS.labels(topic).set(len(now))
 
-    def _end(self, topic: str, partition: int) -> int:
-        """From this offset on no bucket of the store is ahead."""
-        return 0 if self._unfinished is None else self._unfinished.end((topic, partition))
+    def _refused(self, error: Conflict | Unavailable | Overloaded) -> float:
+        """Count a step that was not taken; returns after how many seconds to start again from what is stored.
 
-    def _reached(self, target: Mapping[str, Mapping[int, int]]) -> bool:
-        return all(self._offsets[t][p] >= end for t, ends in target.items() for p, end in ends.items())
-
-    def _write_archive(
-        self, archive: Archive, parts: Sequence[_Part], merged: _Merged, outcome: npt.NDArray[np.int8]
-    ) -> None:
-        kept = ~merged.stress & ((outcome == Outcome.APPLIED) | (outcome == Outcome.LATE))
-        late = merged.batch.table.schema.get_field_index("late")
-        table = merged.batch.table.set_column(
-            late, merged.batch.table.schema.field(late), pa.array(outcome == Outcome.LATE)
-        )
-        archive.write(
-            [
-                Part(
-                    self._prefixes[part.source.topic],
-                    part.source.partition,
-                    self._offsets[part.source.topic][part.source.partition],
-                    part.source.next_offset,
-                    EventBatch(table).filter(kept & (merged.part == i)),
-                    merged.offset[kept & (merged.part == i)],
-                    int(part.source.append_us.max(initial=0)),
-                )
-                for i, part in enumerate(parts)
-            ]
-        )
-
-    def _when_idle(self) -> None:
-        """Caught up: publish the archive's catalogue, so that it can be read while it grows, and measure the lag."""
-        if self._archive is not None:
-            self._archive.idle()
-        now_s = time.monotonic()
-        if now_s < self._idle_next_s:
-            return
-        self._idle_next_s = now_s + _IDLE_WORK_S
-        self.lag()
-        if self._archive is not None:
-            self._archive.finish()
-
-    def _decode(self, topic: str, source: RecordBatch) -> _Part:
-        """Decode and validate; what fails goes to dead letters (not flushed yet)."""
-        is_slate = topic == self._topics.impressions
-        decoded = (decode_impressions if is_slate else decode_events)(source.values, source.headers)
-        ahead_us = decoded.batch.numpy("event_time") - source.append_us[decoded.row]
-        future = ahead_us > self._config.future_skew_max_s * _SECOND_US
-        rejected = list(decoded.rejected)
-        if future.any():
-            rejected += self._future(decoded, np.flatnonzero(future), ahead_us)
-            decoded = replace(decoded, batch=decoded.batch.filter(~future), row=decoded.row[~future])
-        now_us = self._clock.now_us()
-        for r in rejected:
-            put_aside(self._producer, self._topics.dead_letter, source, r.row, r, now_us)
-            metrics.DEAD_LETTERS.labels(r.cause).inc()
-            self.report.dead_letters[r.cause] += 1
-            _log.warning(
-                "dead_letter",
-                cause=r.cause,
-                topic=topic,
-                partition=source.partition,
-                offset=int(source.offset[r.row]),
-                detail=r.detail,
-            )
-        return _Part(source, replace(decoded, rejected=rejected), is_slate)
-
-    @staticmethod
-    def _future(decoded: Decoded, at: Words, ahead_us: Words) -> list[Rejected]:
-        """One rejection per record, however many events it holds."""
-        ids = decoded.batch.strings("event_id")
-        first = {int(decoded.row[i]): int(i) for i in at[::-1]}
-        detail = "event time {} s after the record's; expected at most the allowed skew"
-        return [
-            Rejected(row, FUTURE, detail.format(int(ahead_us[i]) // _SECOND_US), ids[i] or "")
-            for row, i in sorted(first.items())
-        ]
-
-    def _fold(
-        self, events: EventColumns, slate: Words, of_items: npt.NDArray[np.bool_], shadow: bool
-    ) -> tuple[npt.NDArray[np.int8], list[Update], list[Update]]:
-        """Outcomes [N] and updates of one namespace. slate [N]: number of the slate of each event, -1 for others.
-
-        of_items [N]: events that their items do not have yet.
+        Raises: the error, when it cannot be helped.
         """
-        load = self._store.load
-        ids = events.user_ids
-        seen = decode(DELIVERY, load("seen", ids, shadow=shadow))
-        screened = screen(events, seen["forgotten"])
-        seen = State({**clear(seen, screened.cleared).rows, "forgotten": screened.forgotten})
-        horizon_us = self._config.dedup_horizon_s * _SECOND_US
-        outcome = np.zeros(len(events), np.int8)
-        outcome[~screened.keep & (events.kind != EventKind.FORGET)] = Outcome.FORGOTTEN
-        acted = np.flatnonzero(screened.keep & (events.user_code >= 0) & (slate < 0))
-        user, time_us, event_key = events.user_code[acted], events.time_us[acted], events.event_key[acted]
-        outcome[acted], seen_ids = classify(user, time_us, event_key, seen["seen"], horizon_us)
-        updates = [_delivered("seen", ids, State({**seen.rows, "seen": seen_ids}), shadow)]
-        shown = np.flatnonzero(screened.keep & (slate >= 0))
-        if len(shown):
-            # A slate is one unit: its events live or fall together, under the key of its first event.
-            _, first, unit = np.unique(slate[shown], return_index=True, return_inverse=True)
-            of_slate = shown[first]
-            known = clear(decode(DELIVERY, load("shown", ids, shadow=shadow)), screened.cleared)
-            user, time_us, event_key = (c[of_slate] for c in (events.user_code, events.time_us, events.event_key))
-            found, kept = classify(user, time_us, event_key, known["seen"], horizon_us)
-            outcome[shown] = found[unit]
-            updates.append(_delivered("shown", ids, State({**known.rows, "seen": kept}), shadow))
-        applied = (outcome == Outcome.APPLIED) & screened.keep
-        new = folded(load, events.where(applied), screened.cleared, of_items=of_items[applied], shadow=shadow)
-        return outcome, new, updates
+        metrics.STEPS_REFUSED.labels(type(error).__name__.lower()).inc()
+        _log.warning("step_refused", cause=str(error))
+        if isinstance(error, Conflict) and (not has_buckets(self._store) or self._is_overtaken()):
+            raise error
+        now_s = time.monotonic()
+        if self._away is None:
+            of_store = has_buckets(self._store) and error.what.startswith(self._store.what)
+            away = _Away("store" if of_store else "log", now_s, self._config.retry_ms / 1e3)
+        else:
+            away = replace(self._away, wait_s=min(2 * self._away.wait_s, self._config.retry_ms_max / 1e3))
+        if now_s - away.since_s > self._config.away_s_max:
+            raise error
+        self._away = away
+        return away.wait_s
+
+    def _is_overtaken(self) -> bool:
+        """Whether a worker that shares with nobody finds offsets that it cannot have written. Raises: Unavailable."""
+        if self._membership.is_group or not has_buckets(self._store):
+            return False
+        stored = {t: self._store.offsets(t) for t in self._sources}
+        furthest = {t: at for stage in self._stages.values() for t, at in stage.furthest.items()}
+        return any(o > furthest[t].get(p, 0) for t, at in stored.items() for p, o in at.items())
+
+    def _start_again(self) -> None:
+        """After a refused step: whatever is held may be wrong. Raises: Unavailable."""
+        if self._away is not None:
+            self._outbox.renew()
+            self._assigned.clear()
+
+    def _back(self) -> None:
+        """A step went through."""
+        if self._away is not None:
+            metrics.AWAY_S.labels(self._away.of).inc(time.monotonic() - self._away.since_s)
+            _log.info("steps_go_on", after_s=round(time.monotonic() - self._away.since_s, 3))
+            self._away = None
+
+    def _reached(self, target: _Ends) -> bool:
+        """Whether the store has everything up to these ends, and every item update that came of it."""
+        for topic, offsets in self._offsets().items():
+            if any(offset < target.get(topic, {}).get(p, 0) for p, offset in offsets.items()):
+                return False
+        if not has_buckets(self._store):
+            return True
+        if not self._is_due("caught up", _CAUGHT_UP_S) or not self._stored_reach(target):
+            return False
+        if self._emitted is None:  # all is accepted: nothing of it will be sent any more
+            topic = self._topics.item_updates
+            self._emitted = {topic: self._log.end_offsets(topic)}
+        return self._stored_reach(self._emitted)
+
+    def _stored_reach(self, ends: _Ends) -> bool:
+        stored = {t: self._store.offsets(t) for t in ends}
+        return all(stored[t].get(p, 0) >= end for t, at in ends.items() for p, end in at.items())
+
+    def _housekeeping(self, *, idle: bool) -> None:
+        """Measure the lag, tell the group, and publish the archive's catalogue, so that it can be read as it grows."""
+        if self._is_due("group", _GROUP_COMMIT_S):
+            self._membership.commit(self._offsets())
+        if self._is_due("lag", _LAG_S):
+            self.lag()
+        if idle and self._archive is not None:
+            self._archive.idle()
+            if self.publishes_archive and self._is_due("archive", _ARCHIVE_S):
+                self._archive.finish()
+
+    def _is_due(self, what: str, every_s: float) -> bool:
+        now_s = time.monotonic()
+        if now_s < self._next_s[what]:
+            return False
+        self._next_s[what] = now_s + every_s
+        return True
+
+    def _check_partitions(self, num_buckets: int) -> None:
+        t = self._topics
+        for topic in (*self._sources, t.item_updates):
+            if (found := self._log.num_partitions(topic)) != num_buckets:
+                raise VersionMismatch(
+                    f"topic {topic}",
+                    came=f"{found} partitions",
+                    expected=f"{num_buckets}, the buckets of the store, which never change",
+                    fix="Write to a store made with [feature_store.redis] buckets = the partitions of the topics, "
+                    "or name topics with that many in [streaming.topics].",
+                )
 
 
-def _applied(
-    unfinished: Unfinished,
-    events: EventColumns,
-    merged: _Merged,
-    parts: Sequence[_Part],
-    rows: npt.NDArray[np.int64],
-    shadow: bool,
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Which events (rows of `merged`) the user's bucket, and the item's, has already [N].
+@dataclass(frozen=True, slots=True)
+class _Away:
+    """Store or log is away: which, since when, how long to wait before asking again."""
 
-    No user is ahead of an item, so what a user has is done with. Events without a user go by their item.
-    """
-    part, offset = merged.part[rows], merged.offset[rows]
-    sides: list[tuple[EntityKind, list[str], Words]] = [
-        ("user", events.user_ids, events.user_code),
-        ("item", events.item_ids, events.item_code),
-    ]
-    have = np.zeros((2, len(events)), np.bool_)
-    for row, (side, ids, code) in enumerate(sides):
-        for i in np.unique(part).tolist():
-            source, at = parts[i].source, np.flatnonzero(part == i)
-            done = unfinished.next_offsets(side, ids, (source.topic, source.partition), shadow=shadow)
-            have[row, at] = offset[at] < np.append(done, 0)[code[at]]
-    return np.where(events.user_code >= 0, have[0], have[1]), have[1]
-
-
-def _delivered(kind: EntryKind, ids: Sequence[str], state: State, shadow: bool) -> Update:
-    return Update(kind, ids, encode(state), shadow)
-
-
-def _check_begin(topic: str, stored: Mapping[int, int], begin: Mapping[int, int]) -> None:
-    for partition, first in begin.items():
-        if stored[partition] < first:
-            raise VersionMismatch(
-                f"{topic}, partition {partition}",
-                came=f"a stored offset of {stored[partition]}, below the log's start",
-                expected=f"at least {first}",
-                fix="Records are gone: rebuild with double11 features materialize ARCHIVE --store URL.",
-            )
+    of: str
+    since_s: float
+    wait_s: float

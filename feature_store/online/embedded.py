@@ -140,9 +140,6 @@ class EmbeddedStore(EmbeddedReader):
                     found[int.from_bytes(key[len(prefix) :], "big")] = int.from_bytes(value, "little")
         return found
 
-    def unfinished(self) -> None:
-        """A step is one transaction."""
-
     def commit(self, step: Commit) -> None:
         """Take the whole step in one fsynced transaction. Raises: Conflict, Overloaded."""
         try:

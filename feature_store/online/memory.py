@@ -72,9 +72,6 @@ class MemoryStore:
         known = self._blobs.get((kind, shadow), {})
         return [known.get(i, b"") for i in ids]
 
-    def unfinished(self) -> None:
-        """A step is one transaction."""
-
     def bind(self, log_id: str) -> None:
         """Say which log the offsets are of. Raises: VersionMismatch."""
         self._log_id = self._log_id or log_id

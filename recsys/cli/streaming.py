@@ -138,9 +138,10 @@ def ingest(
             if settings.metrics_port:
                 start_http_server(settings.metrics_port, settings.metrics_host)
             report = job.run(until_caught_up=until_caught_up, stop=_stop_on_signal())
+            publishes = job.publishes_archive
             job.close()
             if kept is not None:
-                kept.finish()
+                kept.finish() if publishes else kept.flush()
                 if until_caught_up:
                     kept.purge()
         finally:

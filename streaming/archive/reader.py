@@ -11,12 +11,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from feature_store.commit import OffsetStep, other_log
+from feature_store.commit import EntityKind, OffsetStep, other_log
 from feature_store.materialize import Archived, Covered
 from recsys.core import EventBatch, EventKind, VersionMismatch
 from recsys.core.events import EVENT_TYPE_BY_LABEL
 from streaming.archive.coverage import covered
-from streaming.archive.files import SHOWN, Span, found, split
+from streaming.archive.files import CATALOG, SHOWN, Span, found, split
 from streaming.archive.tombstones import tombstones, without
 from streaming.log.base import Log
 from streaming.topics import Topics
@@ -43,9 +43,10 @@ def goes_on(root: Path) -> Covered:
     """
     stones = tombstones(root).group_by("user_id").agg(pl.col("until_us").max()).sort("user_id")
     offsets = []
-    for coverage in covered(root).values():
+    for source, coverage in covered(root).items():
         coverage.check_whole(f"archive {root}")
-        offsets.append(OffsetStep(coverage.topic, coverage.partition, 0, coverage.end))
+        side: EntityKind = "item" if source.startswith(CATALOG) else "user"
+        offsets.append(OffsetStep(coverage.topic, coverage.partition, 0, coverage.end, side))
     return Covered(
         log_id=log_of(root), offsets=offsets, users=stones["user_id"].to_list(), until_us=stones["until_us"].to_list()
     )
@@ -53,8 +54,9 @@ def goes_on(root: Path) -> Covered:
 
 def starts_at(log: Log, topics: Topics) -> Covered:
     """Where streaming starts after a rebuild from a dataset that is of no log: at the first record still there."""
-    begins = {t: log.begin_offsets(t) for t in (topics.events, topics.impressions, topics.catalog)}
-    offsets = [OffsetStep(t, p, 0, first) for t, begin in begins.items() for p, first in begin.items() if first]
+    sides: dict[str, EntityKind] = {topics.events: "user", topics.impressions: "user", topics.catalog: "item"}
+    begins = {t: log.begin_offsets(t) for t in sides}
+    offsets = [OffsetStep(t, p, 0, first, sides[t]) for t, at in begins.items() for p, first in at.items() if first]
     return Covered(log_id=log.log_id(), offsets=offsets)
 
 

@@ -8,7 +8,16 @@ from recsys.core import BadInput, Clock
 from recsys.core.config import Config
 from recsys.core.urls import default_url, embedded_path, kafka_address, scheme
 from streaming.config import EmbeddedLogConfig, KafkaConfig
-from streaming.log.base import SCHEMA_HEADER, SCHEMA_VERSION, STRESS_HEADER, Consumer, Log, Producer, RecordBatch
+from streaming.log.base import (
+    SCHEMA_HEADER,
+    SCHEMA_VERSION,
+    STRESS_HEADER,
+    Consumer,
+    Log,
+    Membership,
+    Producer,
+    RecordBatch,
+)
 from streaming.log.embedded import EmbeddedLog
 from streaming.topics import Topics
 
@@ -18,6 +27,7 @@ __all__ = [
     "STRESS_HEADER",
     "Consumer",
     "Log",
+    "Membership",
     "Producer",
     "RecordBatch",
     "default_url",

@@ -103,9 +103,17 @@ class Producer(Protocol):
         """Flush and let go."""
         ...
 
+    def abandon(self) -> None:
+        """Let go without waiting: what was sent since the last flush may still land, or never."""
+        ...
+
 
 class Consumer(Protocol):
     """Reads some partitions of one topic from given offsets on."""
+
+    def assign(self, offsets: Mapping[int, int]) -> None:
+        """Read these partitions, from these offsets on, instead of what was read until now. Raises: Unavailable."""
+        ...
 
     def poll(self, *, records_max: int, bytes_max: int) -> list[RecordBatch]:
         """What has arrived, fairly over partitions, within both bounds (but at least one record if there is one).
@@ -118,6 +126,54 @@ class Consumer(Protocol):
     def close(self) -> None:
         """Let go."""
         ...
+
+
+class Membership(Protocol):
+    """Which partitions of some topics are this process's to read: one member of a consumer group, or everything.
+
+    It only says so: reading starts from a store's offsets, never from the group's.
+    """
+
+    @property
+    def is_group(self) -> bool:
+        """Whether others may share the topics; else all partitions stay with this process."""
+        ...
+
+    def poll(self) -> Mapping[str, frozenset[int]]:
+        """Partitions that are this process's now, by topic, without waiting. To be called at least every few seconds.
+
+        Whoever calls has finished what concerns partitions that are gone from the answer: asking again lets go.
+        Raises: Conflict when another process has taken this one's name (`group_instance_id`).
+        """
+        ...
+
+    def commit(self, offsets: Mapping[str, Mapping[int, int]]) -> None:
+        """Tell lag tools and KEDA how far this process is, by topic and partition. Failures are only counted."""
+        ...
+
+    def close(self) -> None:
+        """Leave the group."""
+        ...
+
+
+class EverythingAssigned:
+    """A Membership of one process alone."""
+
+    is_group = False
+
+    def __init__(self, partitions: Mapping[str, int]) -> None:
+        """partitions: by topic."""
+        self._assigned = {topic: frozenset(range(number)) for topic, number in partitions.items()}
+
+    def poll(self) -> Mapping[str, frozenset[int]]:
+        """All of them, always."""
+        return self._assigned
+
+    def commit(self, offsets: Mapping[str, Mapping[int, int]]) -> None:
+        """Nobody to tell."""
+
+    def close(self) -> None:
+        """Nothing to leave."""
 
 
 class Log(Protocol):
@@ -152,6 +208,10 @@ class Log(Protocol):
 
     def consumer(self, topic: str, offsets: Mapping[int, int]) -> Consumer:
         """A consumer of the given partitions from the given offsets on."""
+        ...
+
+    def membership(self, group: str, topics: Sequence[str]) -> Membership:
+        """Join the consumer group that shares these topics; a log that one process reads gives it everything."""
         ...
 
     def close(self) -> None:

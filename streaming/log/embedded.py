@@ -10,7 +10,7 @@ import os
 import struct
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
@@ -23,7 +23,15 @@ import numpy as np
 
 from recsys.core import Clock, CorruptData, NotFound, VersionMismatch, WallClock, embedded
 from streaming.config import EmbeddedLogConfig
-from streaming.log.base import Consumer, Producer, RecordBatch, check_size, partition_for
+from streaming.log.base import (
+    Consumer,
+    EverythingAssigned,
+    Membership,
+    Producer,
+    RecordBatch,
+    check_size,
+    partition_for,
+)
 
 _KEY = struct.Struct(">HQ")
 _HEAD = struct.Struct("<qHHH")
@@ -114,6 +122,10 @@ class EmbeddedLog:
         """A consumer. Raises: NotFound."""
         return EmbeddedConsumer(self, topic, offsets)
 
+    def membership(self, group: str, topics: Sequence[str]) -> Membership:
+        """Everything: one process reads an embedded log for one store. Raises: NotFound."""
+        return EverythingAssigned({topic: self.num_partitions(topic) for topic in topics})
+
     def close(self) -> None:
         """Close every topic."""
         with self._lock:
@@ -193,6 +205,12 @@ class EmbeddedProducer:
         """Flush."""
         self.flush()
 
+    def abandon(self) -> None:
+        """Drop what is buffered."""
+        with self._buffer_lock:
+            self._buffer.clear()
+            self._records = self._bytes = 0
+
     def _write(self, topic: str, records: list[tuple[int, bytes, bytes, Mapping[str, bytes]]]) -> None:
         env, _ = self._log.env(topic)
         try:
@@ -215,8 +233,12 @@ class EmbeddedConsumer:
 
     def __init__(self, log: EmbeddedLog, topic: str, offsets: Mapping[int, int]) -> None:
         self._log, self._topic = log, topic
-        self._next = dict(offsets)
         log.env(topic)
+        self.assign(offsets)
+
+    def assign(self, offsets: Mapping[int, int]) -> None:
+        """Read these instead."""
+        self._next = dict(offsets)
 
     def poll(self, *, records_max: int, bytes_max: int) -> list[RecordBatch]:
         """What is there now; the partition read first goes to the back of the line. Raises: CorruptData."""

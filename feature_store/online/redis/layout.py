@@ -2,12 +2,14 @@
 
     {d11}:meta              hash: store_id, buckets (P, fixed at creation), live (NS), rebuilds (how many began), log
                             (id of the log that the offsets are of)
-    {d11:NS:B}:off          hash: "SIDE:TOPIC:PARTITION" -> next offset applied to a side; SIDE -> how often it was
-                            written; newest (in bucket 0) -> the largest event time
+    {d11:NS:B}:off          hash: "SIDE:TOPIC:PARTITION" -> next offset applied to a side (u or i); "m:TOPIC:PARTITION"
+                            -> mark of the items: offset of the user stage's source below which they have everything;
+                            SIDE -> a random number, the name of its last write; newest -> the largest event time
     {d11:NS:B}:u:ID  :i:ID  packed state of a user, an item; :s: seen event ids and tombstone, :w: slates shown
+    {d11:NS:B}:shadow-u:ID  the same of stress tests, and so on
 
-B = murmur2(ID) mod P. NS = version of the view set, a dot, the number of the rebuild; `shadow-` before it for stress
-tests. The braces are the hash tag: a bucket is in one slot of a cluster.
+B = murmur2(ID) mod P. NS = version of the view set, a dot, the number of the rebuild. The braces are the hash tag: a
+bucket is in one slot of a cluster, its shadow too, so that one call moves all that goes with an offset.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from feature_store.commit import EntityKind, EntryKind
+import numpy as np
+
+from feature_store.commit import EntityKind, EntryKind, OffsetStep
 from feature_store.views import VIEW_SET
 from recsys.core import CorruptData, VersionMismatch
-from recsys.core.murmur2 import partition_of
+from recsys.core.murmur2 import partition_of, partitions_of
 
 META = "{d11}:meta"
 NEWEST = "newest"
@@ -83,23 +87,43 @@ def side_of(kind: EntryKind) -> EntityKind:
     return "item" if kind == "item" else "user"
 
 
+def field_of(o: OffsetStep) -> tuple[int, str]:
+    """Bucket and field of an offset or mark."""
+    if o.bucket is not None:
+        return o.bucket, f"m:{o.topic}:{o.partition}"
+    return o.partition, f"{o.side[0]}:{o.topic}:{o.partition}"
+
+
+Group = tuple[int, list[int], list[str]]
+
+
 class Keys:
     """Keys of one namespace."""
 
-    def __init__(self, ns: str, num_buckets: int, *, shadow: bool = False) -> None:
+    def __init__(self, ns: str, num_buckets: int) -> None:
         self.num_buckets = num_buckets
-        self._tags = [f"{{d11:{'shadow-' if shadow else ''}{ns}:{b}}}" for b in range(num_buckets)]
+        self._tags = [f"{{d11:{ns}:{b}}}" for b in range(num_buckets)]
 
     def offsets(self, bucket: int) -> str:
         """Key of a bucket's offsets."""
         return f"{self._tags[bucket]}:off"
 
-    def entity(self, kind: EntryKind, bucket: int, entity_id: str) -> str:
-        """Key of an entity whose bucket is known."""
-        return f"{self._tags[bucket]}:{LETTER[kind]}:{entity_id}"
-
     def of(self, kind: EntryKind, ids: Sequence[str]) -> tuple[list[str], list[int]]:
-        """Keys and buckets of entities."""
+        """Keys and buckets of the entities of one request: the same ids come often, so their buckets are cached."""
         tags, letter, n = self._tags, LETTER[kind], self.num_buckets
         buckets = [partition_of(i.encode(), n) for i in ids]
         return [f"{tags[b]}:{letter}:{i}" for b, i in zip(buckets, ids, strict=True)], buckets
+
+    def grouped(self, kind: EntryKind, ids: Sequence[str], *, shadow: bool = False) -> list[Group]:
+        """Many entities by bucket: its number, their places among `ids`, their keys."""
+        if not ids:
+            return []
+        buckets = partitions_of([i.encode() for i in ids], self.num_buckets)
+        order = np.argsort(buckets, kind="stable")
+        found, first = np.unique(buckets[order], return_index=True)
+        letter = f":{'shadow-' if shadow else ''}{LETTER[kind]}:"
+        out = []
+        for bucket, at in zip(found.tolist(), np.split(order, first[1:]), strict=True):
+            places, prefix = at.tolist(), self._tags[bucket] + letter
+            out.append((bucket, places, [prefix + ids[i] for i in places]))
+        return out

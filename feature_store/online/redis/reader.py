@@ -14,7 +14,7 @@ from feature_store.base import ItemFeatures, UserFeatures
 from feature_store.commit import EntryKind
 from feature_store.config import RedisStoreConfig
 from feature_store.online.redis.fetch import Answers, fetch
-from feature_store.online.redis.layout import CREATE, META, NEWEST, Keys, Meta, new_meta
+from feature_store.online.redis.layout import CREATE, META, NEWEST, Group, Keys, Meta, new_meta
 from feature_store.online.redis.server import Address, AsyncClient, Client, errors_of
 from feature_store.read import item_features, user_features
 from feature_store.views import VIEW_SET
@@ -57,14 +57,18 @@ class Reads:
     def max_event_time_us(self) -> int:
         """The largest event time applied; 0 for an empty store. Waits for the server."""
         meta = self.meta()
+        keys = Keys(meta.live, meta.buckets)
         with errors_of(self.what):
-            stored: Any = self._client.hget(Keys(meta.live, meta.buckets).offsets(0), NEWEST)
-        return int(stored or 0)
+            pipe: Any = self._client.pipeline(transaction=False)
+            for bucket in range(meta.buckets):
+                pipe.execute_command("HGET", keys.offsets(bucket), NEWEST)
+            return max(int(stored or 0) for stored in pipe.execute())
 
     def load(self, kind: EntryKind, ids: Sequence[str], *, shadow: bool = False) -> list[bytes]:
         """Packed state of entities, b"" for unknown ones. Raises: Unavailable, VersionMismatch."""
         meta = self.meta()
-        return load(self._client, Keys(meta.live, meta.buckets, shadow=shadow), kind, ids, self.what)
+        groups = Keys(meta.live, meta.buckets).grouped(kind, ids, shadow=shadow)
+        return load(self._client, groups, self.what)
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -171,21 +175,20 @@ class RedisReader(Reads):
         return self._async
 
 
-def load(client: Client, keys: Keys, kind: EntryKind, ids: Sequence[str], what: str) -> list[bytes]:
+def load(client: Client, groups: Sequence[Group], what: str) -> list[bytes]:
     """Packed state of entities, b"" for unknown ones, in calls of bounded size. Raises: Unavailable."""
-    if not ids:
-        return []
-    names, buckets = keys.of(kind, ids)
     parts = [
-        at[start : start + _KEYS_PER_CALL_MAX]
-        for at in _by_bucket(buckets).values()
+        (at[start : start + _KEYS_PER_CALL_MAX], names[start : start + _KEYS_PER_CALL_MAX])
+        for _, at, names in groups
         for start in range(0, len(at), _KEYS_PER_CALL_MAX)
     ]
+    if not parts:
+        return []
     with errors_of(what):
         pipe: Any = client.pipeline(transaction=False)
-        for at in parts:
-            pipe.execute_command("MGET", *(names[i] for i in at))
-        return _scattered(len(ids), parts, pipe.execute())
+        for _, names in parts:
+            pipe.execute_command("MGET", *names)
+        return _scattered(sum(len(at) for at, _ in parts), [at for at, _ in parts], pipe.execute())
 
 
 def _by_bucket(buckets: Sequence[int]) -> dict[int, list[int]]:

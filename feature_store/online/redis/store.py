@@ -1,55 +1,49 @@
-"""The one writer of a Redis store. Each side of each bucket moves with its offsets in one Lua call (ADR 7).
-
-Items are written first, then what is kept by user. So whatever ends a step in between, no user is ahead of an item, and
-a writer that starts again knows from the offsets of a bucket alone which events to leave out of it.
-"""
+"""A writer of a Redis store. Each side of each bucket moves with its offsets in one Lua call (ADR 8)."""
 
 from __future__ import annotations
 
+import secrets
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 from redis.cluster import RedisCluster
 
 from feature_store.base import ItemFeatures, UserFeatures
-from feature_store.commit import Commit, EntityKind, EntryKind, OffsetStep, Unfinished, other_log
+from feature_store.commit import Commit, EntityKind, EntryKind, OffsetStep, Position, other_log
 from feature_store.config import RedisStoreConfig
-from feature_store.online.redis.layout import BIND, META, SWITCH, Keys, Meta, side_of
+from feature_store.online.redis.layout import BIND, META, SWITCH, Keys, Meta, field_of, side_of
 from feature_store.online.redis.reader import Reads, load
 from feature_store.online.redis.server import Client, check_server, errors_of
 from feature_store.read import item_features, user_features
-from feature_store.state import Words
 from feature_store.views import VIEW_SET
-from recsys.core import Conflict, Deadline, VersionMismatch
-from recsys.core.murmur2 import partitions_of
+from recsys.core import Conflict, Deadline
 
 Source = tuple[str, int]
-Part = tuple[bool, EntityKind, int]  # shadow, side, bucket
-_SIDES: tuple[EntityKind, EntityKind] = ("item", "user")
+Part = tuple[EntityKind, int]  # side, bucket
+_SIDES: tuple[EntityKind, EntityKind] = ("user", "item")
 _DROP_KEYS_PER_CALL = 1_000
 
-# KEYS: the offsets, then entities. ARGV: number of sources; field, expected, next of each; newest event time; side and
-# how often it has been written; blobs. The count also refuses a writer whose step is of other sources than the steps
-# that came between. A call whose answer was lost is sent again: then every source is at `next` already.
+# KEYS: the offsets, then entities. ARGV: side; name of the write it follows from; name of this one; newest event time;
+# number of offsets; field, expected, next of each; blobs. A call whose answer was lost is sent again: then the side has
+# its name already.
 _STEP = """
-local n, off, done, stale = tonumber(ARGV[1]), KEYS[1], tonumber(ARGV[1]) > 0, false
-local newest, side, writes, base = ARGV[3 * n + 2], ARGV[3 * n + 3], ARGV[3 * n + 4], 3 * n + 3
-for i = 2, 3 * n, 3 do
+local off, side, n = KEYS[1], ARGV[1], tonumber(ARGV[5])
+local name = redis.call('HGET', off, side) or ''
+if name == ARGV[3] then return {} end
+for i = 6, 5 + 3 * n, 3 do
   local stored = redis.call('HGET', off, ARGV[i]) or '0'
-  if stored ~= ARGV[i + 2] then done = false end
-  if stored ~= ARGV[i + 1] and not stale then stale = {ARGV[i], stored} end
+  if stored ~= ARGV[i + 1] then return {ARGV[i], ARGV[i + 1], stored} end
 end
-if done then return {} end
-if stale then return stale end
-local written = redis.call('HGET', off, side) or '0'
-if written ~= writes then return {side, written} end
-redis.call('HINCRBY', off, side, 1)
-for i = 2, 3 * n, 3 do redis.call('HSET', off, ARGV[i], ARGV[i + 2]) end
-local stored = tonumber(redis.call('HGET', off, 'newest') or '0')
-if tonumber(newest) > stored then redis.call('HSET', off, 'newest', newest) end
+if name ~= ARGV[2] then return {side, ARGV[2], name} end
+redis.call('HSET', off, side, ARGV[3])
+for i = 6, 5 + 3 * n, 3 do redis.call('HSET', off, ARGV[i], ARGV[i + 2]) end
+if tonumber(ARGV[4]) > tonumber(redis.call('HGET', off, 'newest') or '0') then
+  redis.call('HSET', off, 'newest', ARGV[4])
+end
+local base = 4 + 3 * n
 for k = 2, #KEYS do
   if ARGV[base + k] == '' then redis.call('DEL', KEYS[k]) else redis.call('SET', KEYS[k], ARGV[base + k]) end
 end
@@ -58,7 +52,7 @@ return {}
 
 
 class RedisStore(Reads):
-    """The writer. A second one is not kept out but fenced: whoever comes second with a step gets a Conflict."""
+    """A BucketStore. Writers are not kept out but fenced: whoever comes second with a step gets a Conflict."""
 
     def __init__(self, url: str, config: RedisStoreConfig | None = None) -> None:
         """Raises: BadInput for the URL or the login; VersionMismatch for a server that evicts state; Unavailable."""
@@ -66,6 +60,18 @@ class RedisStore(Reads):
         with errors_of(self.what):
             check_server(self._client, self.what)
         self._open: _Namespace | None = None
+        self._num_buckets = 0
+
+    @property
+    def num_buckets(self) -> int:
+        """P, fixed when the store was created."""
+        self._num_buckets = self._num_buckets or self.meta().buckets
+        return self._num_buckets
+
+    def namespace(self) -> str:
+        """The store and what is live in it."""
+        meta = self.meta()
+        return f"{meta.store_id}/{meta.live}"
 
     async def user(self, user_id: str, as_of_us: int, deadline: Deadline) -> UserFeatures:
         """All features of one user; waits for the server. Raises: DeadlineExceeded, Unavailable, CorruptData."""
@@ -82,27 +88,38 @@ class RedisStore(Reads):
         return self._live.load(kind, ids, shadow=shadow)
 
     def offsets(self, topic: str) -> Mapping[int, int]:
-        """Next offset to read, by partition: the smallest of all buckets. Raises: Unavailable, VersionMismatch."""
-        live = self._live
-        found = {p: live.position((t, p)) for t, p in live.sources() if t == topic}
-        return {p: offset for p, offset in found.items() if offset}
+        """Next offset to read, by partition, read anew. Raises: Unavailable, VersionMismatch."""
+        return self._live.offsets(topic)
 
-    def unfinished(self) -> Unfinished | None:
-        """Where buckets are ahead of `offsets`.
+    def claim(self, side: EntityKind, buckets: Iterable[int]) -> Mapping[int, Position]:
+        """What one side of some buckets has come to; commits follow from it. Raises: Unavailable, VersionMismatch."""
+        meta = self.meta()
+        if self._open is None or self._open.ns != meta.live:
+            self._open = _Namespace(self._client, self.what, meta.live, meta.buckets)
+        return self._open.claim(side, buckets)
 
-        Raises: VersionMismatch when users are ahead of items: a cluster's node lost what the others kept.
+    def verify(self, side: EntityKind, buckets: Iterable[int]) -> None:
+        """Return if nobody has written to these since, nothing was lost, and no rebuild was switched to.
+
+        Raises: Conflict, Unavailable.
         """
-        return self._live.unfinished()
+        meta = self.meta()
+        if meta.live != self._live.ns:
+            raise Conflict(
+                f"step for {self.what}",
+                came=f"one for namespace {self._live.ns}",
+                expected=f"{meta.live}, which is live",
+                fix="A rebuilt store was switched to; start from its offsets.",
+            )
+        self._live.verify(side, buckets)
 
     def commit(self, step: Commit) -> None:
-        """Take the step, bucket by bucket; see `unfinished` for what may end in between.
+        """Take the step, each side of each bucket by itself.
 
-        Raises: Conflict when a stored offset is not the expected one; Overloaded, Unavailable.
+        Raises: Conflict when one was not as claimed or committed last; others may have taken their part. Overloaded,
+        Unavailable; then it is not known which have.
         """
         live = self._live
-        for o in step.offsets:
-            if (at := live.position((o.topic, o.partition))) != o.expected:
-                raise _conflict(self.what, o.topic, o.partition, o.expected, at)
         self._open = None  # until the step is through, what is stored is not known
         live.write(step)
         self._open = live
@@ -130,153 +147,140 @@ class RedisStore(Reads):
         return self._open
 
 
+@dataclass(slots=True)
+class _Call:
+    """What one side of one bucket takes."""
+
+    offsets: list[tuple[str, int, int]] = field(default_factory=list)  # field, expected, next
+    names: list[str] = field(default_factory=list)
+    blobs: list[bytes] = field(default_factory=list)
+
+
 class _Namespace:
-    """Buckets of one namespace and its shadow, and what this writer has read of their offsets."""
+    """Buckets of one namespace, and the name of the last write to each side that this writer knows."""
 
     def __init__(self, client: Client, what: str, ns: str, num_buckets: int) -> None:
         self._client, self._what, self.ns, self.num_buckets = client, what, ns, num_buckets
-        self._keys = {shadow: Keys(ns, num_buckets, shadow=shadow) for shadow in (False, True)}
-        self._at, self._writes = self._stored()
-
-    def _stored(self) -> tuple[dict[Part, dict[Source, int]], Counter[Part]]:
-        """Offsets and numbers of writes as they are now."""
-        at: dict[Part, dict[Source, int]] = {}
-        writes: Counter[Part] = Counter()
-        wanted = [(shadow, bucket) for shadow in (False, True) for bucket in range(self.num_buckets)]
-        with errors_of(self._what):
-            pipe: Any = self._client.pipeline(transaction=False)
-            for shadow, bucket in wanted:
-                pipe.execute_command("HGETALL", self._keys[shadow].offsets(bucket))
-            answers = pipe.execute()
-        for (shadow, bucket), stored in zip(wanted, answers, strict=True):
-            for name, value in stored.items():
-                if b":" in name:
-                    side, topic, partition = _parsed(name)
-                    at.setdefault((shadow, side, bucket), {})[(topic, partition)] = int(value)
-            for side in _SIDES:
-                writes[shadow, side, bucket] = int(stored.get(side.encode(), 0))
-        return at, writes
+        self._keys = Keys(ns, num_buckets)
+        self._known: dict[Part, str] = {}
 
     def load(self, kind: EntryKind, ids: Sequence[str], *, shadow: bool = False) -> list[bytes]:
-        """Packed state of entities."""
-        return load(self._client, self._keys[shadow], kind, ids, self._what)
+        """Packed state of entities. A commit follows from what was there before the first load of its side."""
+        groups = self._keys.grouped(kind, ids, shadow=shadow)
+        self._claim_unknown(side_of(kind), {bucket for bucket, _, _ in groups})
+        return load(self._client, groups, self._what)
 
-    def sources(self) -> set[Source]:
-        """Every (topic, partition) that a bucket has."""
-        return {source for at in self._at.values() for source in at}
+    def offsets(self, topic: str) -> dict[int, int]:
+        """Next offset by partition."""
+        found = {}
+        for bucket, stored in enumerate(self._stored(range(self.num_buckets))):
+            for side in _SIDES:
+                _, name = field_of(OffsetStep(topic, bucket, 0, 0, side))
+                if name.encode() in stored:
+                    found[bucket] = int(stored[name.encode()])
+        return found
 
-    def position(self, source: Source) -> int:
-        """The smallest offset of all buckets; those of the shadow take part in a step only when it concerns them."""
-        return int(min(self._done(source, shadow=False, side=side).min() for side in _SIDES))
+    def claim(self, side: EntityKind, buckets: Iterable[int]) -> dict[int, Position]:
+        """Positions as they are now."""
+        wanted, found = list(buckets), {}
+        for bucket, stored in zip(wanted, self._stored(wanted), strict=True):
+            self._known[side, bucket] = stored.get(side.encode(), b"").decode()
+            offsets, marks = {}, {}
+            for name, value in stored.items():
+                letter, _, source = name.decode().partition(":")
+                topic, _, partition = source.rpartition(":")
+                if letter == side[0] and topic:
+                    offsets[topic, int(partition)] = int(value)
+                elif letter == "m" and side == "item":
+                    marks[topic, int(partition)] = int(value)
+            found[bucket] = Position(offsets=offsets, marks=marks)
+        return found
 
-    def unfinished(self) -> Unfinished | None:
-        """See `RedisStore.unfinished`."""
-        done = {
-            source: {(shadow, side): self._done(source, shadow, side) for shadow in (False, True) for side in _SIDES}
-            for source in self.sources()
-        }
-        for (topic, partition), by_side in done.items():
-            item, user = by_side[False, "item"], by_side[False, "user"]
-            if item.min() < user.max():
-                raise VersionMismatch(
-                    f"{self._what}, {topic}, partition {partition}",
-                    came=f"items as of offset {item.min()}, users as of {user.max()}: a node lost what others kept",
-                    expected="no user ahead of an item",
-                    fix="Rebuild it: double11 features materialize ARCHIVE --store URL.",
-                )
-        ahead = any(int(d.max()) > self.position(s) for s, by_side in done.items() for d in by_side.values())
-        return Unfinished(num_buckets=self.num_buckets, done=done) if ahead else None
+    def _claim_unknown(self, side: EntityKind, buckets: Iterable[int]) -> None:
+        if unknown := [b for b in buckets if (side, b) not in self._known]:
+            self.claim(side, unknown)
 
-    def write(self, step: Commit) -> None:
-        """All sides of all buckets: items first; shadows first, as `position` goes by the others.
-
-        A bucket that is past the whole step is left alone, and so is a shadow or a rebuild's bucket without updates.
-        """
-        self._check_unmoved()
-        for side in _SIDES:
-            for shadow in (True, False):
-                self._write(step, side, shadow)
-
-    def _check_unmoved(self) -> None:
-        """Refuse before anything is written when any bucket is not as this writer knows it.
-
-        A step is made from what several buckets held: items that count an event depend on the ids its user has seen.
-        So it is not enough that each bucket refuses for itself.
-        """
-        at, writes = self._stored()
-        for part in self._writes | writes:
-            known, stored = self._at.get(part, {}), at.get(part, {})
-            for source in known.keys() | stored.keys():
-                if known.get(source, 0) != stored.get(source, 0):
-                    raise _conflict(self._what, *source, known.get(source, 0), stored.get(source, 0))
-            if self._writes[part] != writes[part]:
-                raise self._overtaken(part, writes[part])
-
-    def _overtaken(self, part: Part, writes: int) -> Conflict:
-        return Conflict(
-            f"bucket {part[2]} of {self._what}",
-            came=f"a step upon {self._writes[part]} writes",
-            expected=f"upon {writes}",
-            fix="Another writer was first; start again from the stored offset.",
-        )
-
-    def _write(self, step: Commit, side: EntityKind, shadow: bool) -> None:
-        entries = self._entries(step, side, shadow)
-        carries_newest = side == "item" and not shadow and step.max_event_time_us > 0
-        wanted = [b for b, e in enumerate(entries) if e or (b == 0 and carries_newest) or (step.offsets and not shadow)]
-        parts: list[Part] = [(shadow, side, b) for b in wanted if not self._is_past((shadow, side, b), step.offsets)]
-        if not parts:
-            return
+    def verify(self, side: EntityKind, buckets: Iterable[int]) -> None:
+        """Raises: Conflict for a side that is not as this writer knows it."""
+        wanted = list(buckets)
         with errors_of(self._what):
             pipe: Any = self._client.pipeline(transaction=False)
-            for part in parts:
-                pipe.execute_command("EVAL", _STEP, *self._call(part, step, entries[part[2]]))
+            for bucket in wanted:
+                pipe.execute_command("HGET", self._keys.offsets(bucket), side)
             answers = pipe.execute()
-        for part, answer in zip(parts, answers, strict=True):
-            if answer and b":" in answer[0]:
-                _, topic, partition = _parsed(answer[0])
-                raise _conflict(self._what, topic, partition, self.position((topic, partition)), int(answer[1]))
+        for bucket, answer in zip(wanted, answers, strict=True):
+            if (answer or b"").decode() != self._known.get((side, bucket), ""):
+                raise self._overtaken((side, bucket))
+
+    def write(self, step: Commit) -> None:
+        """One call for each side of each bucket that the step concerns; a side never claimed is claimed first."""
+        calls = self._calls(step)
+        for side in _SIDES:
+            self._claim_unknown(side, {b for s, b in calls if s == side})
+        name = secrets.token_hex(8)
+        with errors_of(self._what):
+            pipe: Any = self._client.pipeline(transaction=False)
+            for part, call in calls.items():
+                pipe.execute_command("EVAL", _STEP, *self._arguments(part, call, name, step.max_event_time_us))
+            answers = pipe.execute()
+        for part, answer in zip(calls, answers, strict=True):
+            if not answer:
+                self._known[part] = name
+        for part, answer in zip(calls, answers, strict=True):
             if answer:
-                raise self._overtaken(part, int(answer[1]))
-        self._writes.update(parts)
-        for part in parts:
-            moved = {(o.topic, o.partition): self._next(part, o) for o in step.offsets}
-            self._at.setdefault(part, {}).update(moved)
+                raise self._refused(part, *(a.decode() for a in answer))
 
-    def _entries(self, step: Commit, side: EntityKind, shadow: bool) -> list[list[tuple[str, bytes]]]:
-        """Keys and blobs by bucket."""
-        out: list[list[tuple[str, bytes]]] = [[] for _ in range(self.num_buckets)]
-        keys = self._keys[shadow]
-        for update in step.all_updates:
-            if side_of(update.kind) == side and update.shadow == shadow:
-                buckets = partitions_of([i.encode() for i in update.ids], self.num_buckets).tolist()
-                for bucket, entity_id, blob in zip(buckets, update.ids, update.blobs, strict=True):
-                    out[bucket].append((keys.entity(update.kind, bucket, entity_id), blob))
-        return out
-
-    def _call(self, part: Part, step: Commit, entries: Sequence[tuple[str, bytes]]) -> list[str | bytes | int]:
-        """Arguments of one EVAL."""
-        shadow, side, bucket = part
-        at = self._at.get(part, {})
-        sources: list[str | int] = []
+    def _calls(self, step: Commit) -> dict[Part, _Call]:
+        calls: defaultdict[Part, _Call] = defaultdict(_Call)
         for o in step.offsets:
-            now = at.get((o.topic, o.partition), 0)
-            sources += [f"{side[0]}:{o.topic}:{o.partition}", now, self._next(part, o)]
-        newest = step.max_event_time_us if (side, bucket, shadow) == ("item", 0, False) else 0
-        names, blobs = [k for k, _ in entries], [b for _, b in entries]
-        off = self._keys[shadow].offsets(bucket)
-        return [1 + len(names), off, *names, len(step.offsets), *sources, newest, side, self._writes[part], *blobs]
+            bucket, name = field_of(o)
+            calls["item" if o.bucket is not None else o.side, bucket].offsets.append((name, o.expected, o.next))
+        for update in step.all_updates:
+            side = side_of(update.kind)
+            for bucket, at, names in self._keys.grouped(update.kind, update.ids, shadow=update.shadow):
+                call = calls[side, bucket]
+                call.names += names
+                call.blobs += [update.blobs[i] for i in at]
+        if not calls and step.max_event_time_us:
+            calls["user", 0] = _Call()
+        return calls
 
-    def _next(self, part: Part, o: OffsetStep) -> int:
-        return max(self._at.get(part, {}).get((o.topic, o.partition), 0), o.next)
+    def _arguments(self, part: Part, call: _Call, name: str, newest_us: int) -> list[str | bytes | int]:
+        side, bucket = part
+        moves = [value for move in call.offsets for value in move]
+        head = [side, self._known[part], name, newest_us, len(call.offsets), *moves]
+        return [1 + len(call.names), self._keys.offsets(bucket), *call.names, *head, *call.blobs]
 
-    def _is_past(self, part: Part, steps: Sequence[OffsetStep]) -> bool:
-        at = self._at.get(part, {})
-        return bool(steps) and all(at.get((o.topic, o.partition), 0) >= o.next for o in steps)
+    def _stored(self, buckets: Iterable[int]) -> list[dict[bytes, bytes]]:
+        """The offsets of some buckets as they are now."""
+        with errors_of(self._what):
+            pipe: Any = self._client.pipeline(transaction=False)
+            for bucket in buckets:
+                pipe.execute_command("HGETALL", self._keys.offsets(bucket))
+            found: list[dict[bytes, bytes]] = pipe.execute()
+        return found
 
-    def _done(self, source: Source, shadow: bool, side: EntityKind) -> Words:
-        buckets = range(self.num_buckets)
-        return np.array([self._at.get((shadow, side, b), {}).get(source, 0) for b in buckets], np.int64)
+    def _refused(self, part: Part, name: str, expected: str, stored: str) -> Conflict:
+        source, _, partition = name.partition(":")[2].rpartition(":")
+        if not source:
+            return self._overtaken(part)
+        return Conflict(
+            f"offset of {source}, partition {partition}, in bucket {part[1]} of {self._what}",
+            came=f"a step from {expected}",
+            expected=f"from {stored}, which is stored",
+            fix=_FIX,
+        )
+
+    def _overtaken(self, part: Part) -> Conflict:
+        return Conflict(
+            f"{part[0]} side of bucket {part[1]} of {self._what}",
+            came="a step made from what it held before",
+            expected="from what it holds now",
+            fix=_FIX,
+        )
+
+
+_FIX = "Another writer was first, or the server lost its last second; start again from the stored offset."
 
 
 class RedisRebuild:
@@ -297,8 +301,13 @@ class RedisRebuild:
         return self._new.load(kind, ids)
 
     def commit(self, step: Commit) -> None:
-        """Write into the new namespace. Raises: Overloaded, Unavailable."""
-        self._new.write(step)
+        """Write into the new namespace; offsets of side "user" become the marks of all items (see `Rebuild`).
+
+        Raises: Conflict for an offset that is not as expected; Overloaded, Unavailable.
+        """
+        buckets = range(self._new.num_buckets)
+        marks = [replace(o, side="item", bucket=b) for o in step.offsets if o.side == "user" for b in buckets]
+        self._new.write(replace(step, offsets=[*step.offsets, *marks]))
 
     def switch(self, log_id: str = "") -> None:
         """Make the new namespace live; the old one is dropped once no reader can be in it.
@@ -340,18 +349,3 @@ def _unlink(client: Client, names: Sequence[bytes]) -> None:
     for name in names:
         pipe.execute_command("UNLINK", name)
     pipe.execute()
-
-
-def _parsed(field: bytes) -> tuple[EntityKind, str, int]:
-    side, _, rest = field.decode().partition(":")
-    topic, _, partition = rest.rpartition(":")
-    return ("item" if side == "i" else "user"), topic, int(partition)
-
-
-def _conflict(what: str, topic: str, partition: int, came: int, stored: int) -> Conflict:
-    return Conflict(
-        f"offset of {topic}, partition {partition}, in {what}",
-        came=f"a step from {came}",
-        expected=f"from {stored}, which is stored",
-        fix="Another writer was first, or the server lost its last second; start again from the stored offset.",
-    )

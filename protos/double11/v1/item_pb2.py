@@ -24,15 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64ouble11/v1/item.proto\x12\x0b\x64ouble11.v1\"\xba\x01\n\nItemUpdate\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x14\n\x0csource_topic\x18\x02 \x01(\t\x12\x18\n\x10source_partition\x18\x03 \x01(\x05\x12\x15\n\rsource_offset\x18\x04 \x01(\x03\x12)\n\x07\x62uckets\x18\x05 \x03(\x0b\x32\x18.double11.v1.BucketDelta\x12\x19\n\x11\x65vent_time_max_us\x18\x06 \x01(\x03\x12\x0e\n\x06stress\x18\x07 \x01(\x08\"a\n\x0b\x42ucketDelta\x12\x13\n\x0b\x61\x63tion_type\x18\x01 \x01(\x05\x12\x16\n\x0e\x62ucket_width_s\x18\x02 \x01(\x05\x12\x16\n\x0e\x62ucket_start_s\x18\x03 \x01(\x03\x12\r\n\x05\x63ount\x18\x04 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64ouble11/v1/item.proto\x12\x0b\x64ouble11.v1\"\xc8\x02\n\x0bItemUpdates\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12/\n\x07sources\x18\x02 \x03(\x0b\x32\x1e.double11.v1.ItemUpdatesSource\x12\x10\n\x08item_ids\x18\x03 \x03(\t\x12\x0c\n\x04item\x18\x04 \x01(\x0c\x12\x15\n\rsource_offset\x18\x05 \x01(\x0c\x12\x15\n\revent_time_us\x18\x06 \x01(\x0c\x12\x11\n\tevent_key\x18\x07 \x01(\x0c\x12\x0c\n\x04kind\x18\x08 \x01(\x0c\x12\x13\n\x0b\x61\x63tion_type\x18\t \x01(\x0c\x12\x0e\n\x06stress\x18\n \x01(\x0c\x12\x13\n\x0bprice_minor\x18\x0b \x01(\x0c\x12\x13\n\x0bstock_units\x18\x0c \x01(\x0c\x12\x0e\n\x06listed\x18\r \x01(\x0c\x12\x14\n\x0c\x63\x61tegory_key\x18\x0e \x01(\x0c\x12\x11\n\tbrand_key\x18\x0f \x01(\x0c\"C\n\x11ItemUpdatesSource\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x0c\n\x04rows\x18\x03 \x01(\x05\"\xbe\x01\n\nItemUpdate\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x14\n\x0csource_topic\x18\x02 \x01(\t\x12\x18\n\x10source_partition\x18\x03 \x01(\x05\x12\x15\n\rsource_offset\x18\x04 \x01(\x03\x12)\n\x07\x62uckets\x18\x05 \x03(\x0b\x32\x18.double11.v1.BucketDelta\x12\x19\n\x11\x65vent_time_max_us\x18\x06 \x01(\x03\x12\x0e\n\x06stress\x18\x07 \x01(\x08:\x02\x18\x01\"e\n\x0b\x42ucketDelta\x12\x13\n\x0b\x61\x63tion_type\x18\x01 \x01(\x05\x12\x16\n\x0e\x62ucket_width_s\x18\x02 \x01(\x05\x12\x16\n\x0e\x62ucket_start_s\x18\x03 \x01(\x03\x12\r\n\x05\x63ount\x18\x04 \x01(\x03:\x02\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'double11.v1.item_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ITEMUPDATE']._serialized_start=40
-  _globals['_ITEMUPDATE']._serialized_end=226
-  _globals['_BUCKETDELTA']._serialized_start=228
-  _globals['_BUCKETDELTA']._serialized_end=325
+  _globals['_ITEMUPDATE']._loaded_options = None
+  _globals['_ITEMUPDATE']._serialized_options = b'\030\001'
+  _globals['_BUCKETDELTA']._loaded_options = None
+  _globals['_BUCKETDELTA']._serialized_options = b'\030\001'
+  _globals['_ITEMUPDATES']._serialized_start=40
+  _globals['_ITEMUPDATES']._serialized_end=368
+  _globals['_ITEMUPDATESSOURCE']._serialized_start=370
+  _globals['_ITEMUPDATESSOURCE']._serialized_end=437
+  _globals['_ITEMUPDATE']._serialized_start=440
+  _globals['_ITEMUPDATE']._serialized_end=630
+  _globals['_BUCKETDELTA']._serialized_start=632
+  _globals['_BUCKETDELTA']._serialized_end=733
 # @@protoc_insertion_point(module_scope)

@@ -5,14 +5,25 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Self
 
-from recsys.core import BadInput, Clock, Double11Error, NotFound, Overloaded, Unavailable, VersionMismatch, WallClock
+from recsys.core import (
+    BadInput,
+    Clock,
+    Conflict,
+    Double11Error,
+    NotFound,
+    Overloaded,
+    Unavailable,
+    VersionMismatch,
+    WallClock,
+    metrics,
+)
 from streaming.config import KafkaConfig
-from streaming.log.base import Consumer, Producer, RecordBatch, check_size, partition_for
+from streaming.log.base import Consumer, Membership, Producer, RecordBatch, check_size, partition_for
 from streaming.log.kafka.buffer import FairBuffer
 from streaming.topics import Topics
 
@@ -91,6 +102,19 @@ class KafkaLog(ABC):
     @abstractmethod
     def consumer(self, topic: str, offsets: Mapping[int, int]) -> Consumer:
         """A consumer of the given partitions from the given offsets on."""
+
+    @abstractmethod
+    def membership(self, group: str, topics: Sequence[str]) -> Membership:
+        """Join a consumer group."""
+
+    def name_taken(self) -> Conflict:
+        """Another process has joined the group under our static name."""
+        return Conflict(
+            f"Kafka at {self.servers}",
+            came=f"another member named {self.config.group_instance_id}",
+            expected="a name of its own for each process",
+            fix="Give each `double11 ingest` its own [streaming.kafka] group_instance_id, e.g. its pod's name.",
+        )
 
     @abstractmethod
     def close(self) -> None:
@@ -203,6 +227,10 @@ class KafkaProducer(ABC):
         """Flush and let go."""
 
     @abstractmethod
+    def abandon(self) -> None:
+        """Let go without waiting for what was sent."""
+
+    @abstractmethod
     def _send(self, topic: str, partition: int, key: bytes, value: bytes, headers: list[tuple[str, bytes]]) -> None:
         """Buffer one record; waits for space up to the delivery timeout."""
 
@@ -224,6 +252,45 @@ class KafkaProducer(ABC):
         )
 
 
+class KafkaMembership(ABC):
+    """A member of a consumer group that fetches nothing: what it is assigned stays paused."""
+
+    is_group = True
+
+    def __init__(self, log: KafkaLog, topics: Sequence[str]) -> None:
+        self._log, self._topics = log, tuple(topics)
+        for topic in topics:
+            log.num_partitions(topic)
+
+    def poll(self) -> Mapping[str, frozenset[int]]:
+        """Partitions that are ours now. Raises: Conflict, BadInput."""
+        assigned = self._poll()
+        return {t: frozenset(p for topic, p in assigned if topic == t) for t in self._topics}
+
+    def commit(self, offsets: Mapping[str, Mapping[int, int]]) -> None:
+        """Send offsets to the group, not waiting for an answer."""
+        at = {(t, p): offset for t, by_partition in offsets.items() for p, offset in by_partition.items()}
+        if at:
+            self._commit(at)
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave the group."""
+
+    @abstractmethod
+    def _poll(self) -> set[tuple[str, int]]:
+        """Serve the group, and pause what is new."""
+
+    @abstractmethod
+    def _commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
+        """Send offsets."""
+
+
+def count_commit(failed: bool) -> None:
+    """Group offsets are information: a failure costs nothing but their freshness."""
+    metrics.GROUP_COMMITS.labels("failed" if failed else "done").inc()
+
+
 class KafkaConsumer(ABC):
     """Hands out fairly what the client has fetched; asks after a broker that has been silent too long."""
 
@@ -231,6 +298,12 @@ class KafkaConsumer(ABC):
         log.num_partitions(topic)
         self._log, self._topic = log, topic
         self._buffer = FairBuffer(topic, offsets)
+        self._heard_s = time.monotonic()
+
+    def assign(self, offsets: Mapping[int, int]) -> None:
+        """Read these instead; what has arrived is thrown away. Raises: Unavailable."""
+        self._assign(offsets)
+        self._buffer = FairBuffer(self._topic, offsets)
         self._heard_s = time.monotonic()
 
     def poll(self, *, records_max: int, bytes_max: int) -> list[RecordBatch]:
@@ -256,6 +329,10 @@ class KafkaConsumer(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of the connections."""
+
+    @abstractmethod
+    def _assign(self, offsets: Mapping[int, int]) -> None:
+        """Tell the client."""
 
     @abstractmethod
     def _fetched(self) -> bool:

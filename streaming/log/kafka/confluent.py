@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import Consumer as Client
@@ -22,7 +22,9 @@ from streaming.log.kafka.base import (
     REFILL_RECORDS,
     KafkaConsumer,
     KafkaLog,
+    KafkaMembership,
     KafkaProducer,
+    count_commit,
     headers_of,
 )
 from streaming.log.kafka.buffer import Records
@@ -86,6 +88,10 @@ class ConfluentLog(KafkaLog):
     def consumer(self, topic: str, offsets: Mapping[int, int]) -> ConfluentConsumer:
         """A consumer. Raises: NotFound."""
         return ConfluentConsumer(self, topic, offsets)
+
+    def membership(self, group: str, topics: Sequence[str]) -> ConfluentMembership:
+        """Join a consumer group. Raises: NotFound."""
+        return ConfluentMembership(self, group, topics)
 
     def close(self) -> None:
         """The admin client has nothing to finish; its connections go with it."""
@@ -182,6 +188,10 @@ class ConfluentProducer(KafkaProducer):
         """Flush."""
         self.flush()
 
+    def abandon(self) -> None:
+        """Drop what has not been sent."""
+        self._client.purge(in_queue=True, in_flight=True, blocking=False)
+
     def _send(self, topic: str, partition: int, key: bytes, value: bytes, headers: Any) -> None:
         timestamp_ms = self._log.clock.now_us() // 1_000
         deadline_s = 0.0
@@ -231,11 +241,14 @@ class ConfluentConsumer(KafkaConsumer):
                 "fetch.message.max.bytes": min(half, MESSAGE_BYTES_MAX),
             }
         )
-        self._client.assign([TopicPartition(topic, p, o) for p, o in offsets.items()])
+        self._assign(offsets)
 
     def close(self) -> None:
         """Let go of the connections."""
         self._client.close()
+
+    def _assign(self, offsets: Mapping[int, int]) -> None:
+        self._client.assign([TopicPartition(self._topic, p, o) for p, o in offsets.items()])
 
     def _fetched(self) -> bool:
         messages: list[Any] = self._client.consume(REFILL_RECORDS, timeout=0)
@@ -257,6 +270,60 @@ class ConfluentConsumer(KafkaConsumer):
             )
             self._buffer.fill(partition, records)
         return bool(messages)
+
+
+class ConfluentMembership(KafkaMembership):
+    """Joins with cooperative-sticky: a rebalance moves only the partitions that change hands."""
+
+    _log: ConfluentLog
+
+    def __init__(self, log: ConfluentLog, group: str, topics: Sequence[str]) -> None:
+        super().__init__(log, topics)
+        c = log.config
+        named = {"group.instance.id": c.group_instance_id} if c.group_instance_id else {}
+        self._client = Client(
+            log.settings()
+            | named
+            | {
+                "group.id": group,
+                "partition.assignment.strategy": "cooperative-sticky",
+                "session.timeout.ms": c.session_timeout_ms,
+                "heartbeat.interval.ms": c.heartbeat_ms,
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "auto.offset.reset": "latest",
+                "queued.max.messages.kbytes": 1,
+                "fetch.message.max.bytes": 1,
+                "on_commit": lambda error, _: count_commit(error is not None),
+            }
+        )
+        self._client.subscribe(list(topics))
+        self._paused: set[tuple[str, int]] = set()
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._client.close()
+
+    def _poll(self) -> set[tuple[str, int]]:
+        while (message := self._client.poll(0)) is not None:
+            error = message.error()
+            if error is None:
+                continue  # came before its partition was paused
+            if error.code() == KafkaError.FENCED_INSTANCE_ID:
+                raise self._log.name_taken()
+            if error.code() in _REFUSED or error.fatal():
+                raise self._log.error(error, "")
+        assigned = {(at.topic, at.partition) for at in self._client.assignment()}
+        if new := assigned - self._paused:
+            self._client.pause([TopicPartition(t, p) for t, p in new])
+        self._paused = assigned
+        return assigned
+
+    def _commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
+        try:
+            self._client.commit(offsets=[TopicPartition(t, p, o) for (t, p), o in offsets.items()], asynchronous=True)
+        except KafkaException:
+            count_commit(failed=True)
 
 
 def _inner(error: KafkaException) -> KafkaError:

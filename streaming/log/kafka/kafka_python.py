@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from kafka import KafkaAdminClient, TopicPartition, errors
 from kafka import KafkaConsumer as Client
 from kafka import KafkaProducer as ProducerClient
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.protocol.consumer import IsolationLevel, OffsetSpec
+from kafka.structs import OffsetAndMetadata
 
 from recsys.core import Clock, Double11Error, Unavailable
+from recsys.core.logging import get_logger
 from streaming.config import KafkaConfig
 from streaming.log.kafka.base import (
     MESSAGE_BYTES_MAX,
     REFILL_RECORDS,
     KafkaConsumer,
     KafkaLog,
+    KafkaMembership,
     KafkaProducer,
+    count_commit,
     headers_of,
 )
 from streaming.log.kafka.buffer import Records
 from streaming.topics import Topics
 
 T = TypeVar("T")
+_log = get_logger(__name__)
 _REFUSED = (errors.AuthorizationError, errors.SaslAuthenticationFailedError, errors.UnsupportedSaslMechanismError)
 _GONE = (errors.OffsetOutOfRangeError, errors.NoOffsetForPartitionError, errors.LogTruncationError)
 
@@ -67,6 +74,10 @@ class KafkaPythonLog(KafkaLog):
     def consumer(self, topic: str, offsets: Mapping[int, int]) -> KafkaPythonConsumer:
         """A consumer. Raises: NotFound."""
         return KafkaPythonConsumer(self, topic, offsets)
+
+    def membership(self, group: str, topics: Sequence[str]) -> KafkaPythonMembership:
+        """Join a consumer group. Raises: NotFound."""
+        return KafkaPythonMembership(self, group, topics)
 
     def close(self) -> None:
         """Let go of the admin connections."""
@@ -192,6 +203,14 @@ class KafkaPythonProducer(KafkaProducer):
         try:
             self.flush()
         finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Drop what has not been sent."""
+        # Its own close() first waits for what is under way, and when that takes longer, raises and lets nothing go.
+        if self._client._sender is not None:
+            self._client._sender.force_close()
+        with suppress(errors.KafkaTimeoutError):
             self._client.close(timeout=0)
 
     def _send(self, topic: str, partition: int, key: bytes, value: bytes, headers: list[tuple[str, bytes]]) -> None:
@@ -228,14 +247,17 @@ class KafkaPythonConsumer(KafkaConsumer):
             ),
             topic,
         )
-        self._partitions = [TopicPartition(topic, p) for p in offsets]
-        self._client.assign(self._partitions)
-        for at in self._partitions:
-            self._client.seek(at, offsets[at.partition])
+        self._assign(offsets)
 
     def close(self) -> None:
         """Let go of the connections."""
         self._client.close()
+
+    def _assign(self, offsets: Mapping[int, int]) -> None:
+        self._partitions = [TopicPartition(self._topic, p) for p in offsets]
+        self._client.assign(self._partitions)
+        for at in self._partitions:
+            self._client.seek(at, offsets[at.partition])
 
     def _fetched(self) -> bool:
         arrived = self._log.guarded(lambda: self._client.poll(timeout_ms=0, max_records=REFILL_RECORDS), self._topic)
@@ -254,3 +276,55 @@ class KafkaPythonConsumer(KafkaConsumer):
             if position is not None:
                 self._buffer.reached(at.partition, position)
         return bool(arrived)
+
+
+class KafkaPythonMembership(KafkaMembership):
+    """Joins with cooperative-sticky, so beside members of either driver."""
+
+    _log: KafkaPythonLog
+
+    def __init__(self, log: KafkaPythonLog, group: str, topics: Sequence[str]) -> None:
+        super().__init__(log, topics)
+        c = log.config
+        self._client = log.guarded(
+            lambda: Client(
+                **log.settings(),
+                group_id=group,
+                group_instance_id=c.group_instance_id or None,
+                partition_assignment_strategy=(CooperativeStickyAssignor,),
+                session_timeout_ms=c.session_timeout_ms,
+                heartbeat_interval_ms=c.heartbeat_ms,
+                enable_auto_commit=False,
+                auto_offset_reset="latest",
+                allow_auto_create_topics=False,
+                fetch_max_bytes=1,
+                max_partition_fetch_bytes=1,
+            ),
+            "",
+        )
+        self._client.subscribe(list(topics))
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._client.close()
+
+    def _poll(self) -> set[tuple[str, int]]:
+        try:
+            self._client.poll(timeout_ms=0)
+        except errors.FencedInstanceIdError as error:
+            raise self._log.name_taken() from error
+        except _REFUSED as error:
+            raise self._log.error(error, "") from error
+        except errors.KafkaError as error:  # the group's coordinator is away, or is moving; it goes on trying
+            _log.warning("kafka_group_error", detail=str(error))
+        assigned = self._client.assignment()
+        if new := assigned - self._client.paused():
+            self._client.pause(*new)
+        return {(at.topic, at.partition) for at in assigned}
+
+    def _commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
+        at = {TopicPartition(t, p): OffsetAndMetadata(o, "", -1) for (t, p), o in offsets.items()}
+        try:
+            self._client.commit_async(at, callback=lambda _, found: count_commit(isinstance(found, Exception)))
+        except errors.KafkaError:
+            count_commit(failed=True)

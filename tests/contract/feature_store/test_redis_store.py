@@ -207,3 +207,82 @@ def test_partitions_of_many_keys_are_those_of_each():
     ids = [b"", b"a", *(f"买{i}".encode() for i in range(999)), b"x" * 10_000]
     assert partitions_of(ids, 7).tolist() == [partition_of(i, 7) for i in ids]
     assert partitions_of([], 7).tolist() == []
+
+
+@both
+def test_each_side_of_each_bucket_moves_by_itself(redis_url):
+    store, other = open_store(redis_url), open_store(redis_url)
+    user, mark = OffsetStep("events", 3, 0, 7), OffsetStep("events", 3, 0, 7, "item", bucket=5)
+    assert store.claim("user", [3])[3].offsets == {}
+    store.commit(Commit(updates=[], offsets=[user]))
+    store.commit(Commit(updates=[], offsets=[OffsetStep("item-updates", 5, 0, 2, "item"), mark]))
+    assert other.claim("user", [3])[3].offsets == {("events", 3): 7}
+    assert other.claim("user", [5])[5].offsets == {}
+    at = other.claim("item", [5])[5]
+    assert (at.offsets, at.marks) == ({("item-updates", 5): 2}, {("events", 3): 7})
+    assert other.offsets("events") == {3: 7}
+    assert other.offsets("item-updates") == {5: 2}
+    store.commit(Commit(updates=[], offsets=[OffsetStep("events", 3, 7, 9)]))
+    other.verify("item", [5])
+    with pytest.raises(Conflict, match="user side of bucket 3"):
+        other.verify("user", [3])
+    store.close()
+    other.close()
+
+
+@standalone
+def test_a_side_that_was_lost_and_written_again_is_not_taken_for_what_it_was(redis_url):
+    store, other = open_store(redis_url), open_store(redis_url)
+    at = partition_of(b"a", 8)
+    store.commit(Commit(updates=[Update("user", ["a"], [b"1"])], offsets=[OffsetStep("events", at, 0, 5)]))
+    store._client.delete(*store._client.keys(f"{{d11:{VIEW_SET}.0:{at}}}*"))  # a replica without them took over
+    other.commit(Commit(updates=[Update("user", ["a"], [b"2"])], offsets=[OffsetStep("events", at, 0, 5)]))
+    with pytest.raises(Conflict, match="user side of bucket"):
+        store.commit(Commit(updates=[Update("user", ["a"], [b"3"])], offsets=[OffsetStep("events", at, 5, 9)]))
+    assert store.load("user", ["a"]) == [b"2"]
+    store.close()
+    other.close()
+
+
+@standalone
+def test_a_call_whose_answer_was_lost_counts_once(redis_url, monkeypatch):
+    monkeypatch.setattr("secrets.token_hex", lambda _: "one")
+    store = open_store(redis_url)
+    step = Commit(updates=[Update("user", ["a"], [b"1"])], offsets=[OffsetStep("events", 0, 0, 5)])
+    store.commit(step)
+    store.commit(step)  # what redis-py does when the connection broke before the answer came
+    assert store.offsets("events") == {0: 5}
+    store.close()
+
+
+@both
+def test_a_rebuild_brings_the_offsets_to_go_on_from_and_the_marks_of_its_items(redis_url):
+    store = open_store(redis_url, Config({"feature_store": {"redis": {"meta_refresh_s": 0.01}}}))
+    store.commit(Commit(updates=[], offsets=[OffsetStep("item-updates", 2, 0, 9, "item")]))
+    zombie, before = open_store(redis_url), store.namespace()
+    assert zombie.claim("user", [1])[1].offsets == {}
+    rebuild = store.rebuild()
+    rebuild.commit(Commit(updates=[Update("item", ["i"], [b"1"])], offsets=[OffsetStep("events", 1, 0, 40)]))
+    rebuild.commit(
+        Commit(updates=[], offsets=[OffsetStep("events", 1, 40, 50), OffsetStep("catalog", 2, 0, 4, "item")])
+    )
+    rebuild.switch()
+    assert store.namespace() != before
+    assert store.claim("user", [1])[1].offsets == {("events", 1): 50}
+    for q, at in store.claim("item", range(8)).items():
+        assert at.marks == {("events", 1): 50}
+        assert at.offsets == ({("catalog", 2): 4} if q == 2 else {})
+    with pytest.raises(Conflict, match="rebuilt store"):
+        zombie.verify("user", [1])
+    store.close()
+    zombie.close()
+
+
+@standalone
+def test_stress_state_is_in_its_bucket_under_names_of_its_own(redis_url):
+    store = open_store(redis_url)
+    store.commit(Commit(updates=[Update("user", ["a"], [b"x"], shadow=True)]))
+    at = partition_of(b"a", 8)
+    assert store._client.get(f"{{d11:{VIEW_SET}.0:{at}}}:shadow-u:a") == b"x"
+    assert store.load("user", ["a"]) == [b""]
+    store.close()

@@ -11,6 +11,9 @@ from recsys.core.config import Config
 from streaming.config import StreamingConfig, Topics
 from streaming.log import Log, open_log
 
+# tansu, which stands in for Apache Kafka where there is no Java, does not carry a cooperative rebalance through.
+collect_ignore = [] if os.environ.get("DOUBLE11_KAFKA_HOME") else ["test_membership.py"]
+
 
 @dataclass(frozen=True)
 class Driver:

@@ -177,3 +177,30 @@ def test_creating_again_is_harmless_and_never_changes_p(log, topics):
     with pytest.raises(VersionMismatch, match="8 partitions"):
         log.create_topics({topics.events: 8})
     assert log.num_partitions(topics.events) == 4
+
+
+def test_a_producer_that_is_abandoned_takes_back_nothing_that_was_flushed(log, topics):
+    producer = log.producer()
+    producer.send(topics.events, b"k", b"kept")
+    producer.flush()
+    producer.send(topics.events, b"k", b"perhaps")
+    producer.abandon()
+    send(log, topics.events, [b"later"])
+    found = values(read_all(log, topics.events))
+    assert [v for v in found if v != b"perhaps"] == [b"kept", b"later"]
+
+
+def test_a_consumer_can_be_sent_elsewhere(log, topics):
+    for key in (b"e", b"k"):
+        send(log, topics.events, [b"%s%d" % (key, i) for i in range(3)], key=key)
+    home, other = partition_of(b"k", 4), partition_of(b"e", 4)
+    assert home != other
+    consumer = log.consumer(topics.events, {home: 2})
+    deadline_s = time.monotonic() + ARRIVAL_S
+    while not values(consumer.poll(records_max=1, bytes_max=1)):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+    consumer.assign({other: 1, home: 1})
+    found = arrived(consumer, 4)
+    assert {b.partition for b in found} == {home, other}
+    assert sorted(values(found)) == [b"e1", b"e2", b"k1", b"k2"]
