@@ -72,7 +72,7 @@ class KafkaConfig:
     catalog_history_s: int = 86_400
     request_timeout_ms: int = 30_000
     delivery_timeout_ms: int = 120_000
-    session_timeout_ms: int = 45_000
+    session_timeout_ms: int = 10_000
     group_instance_id: str = ""
 
     def __post_init__(self) -> None:

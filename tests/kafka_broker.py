@@ -163,6 +163,7 @@ def settings(driver: str, **more: object) -> dict[str, str]:
         "min_insync_replicas": 1,
         "request_timeout_ms": 15_000,
         "delivery_timeout_ms": 60_000,
+        "session_timeout_ms": 6_000,
     } | more
     topics = {name: f"{prefix}-{name.replace('_', '-')}" for name in _TOPICS}
     found = {f"DOUBLE11__STREAMING__KAFKA__{k.upper()}": str(v) for k, v in kafka.items()}
