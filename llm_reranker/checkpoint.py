@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from llm_reranker.extras import Extras
+from llm_reranker.linear import Precision
 from llm_reranker.model import Model, ModelConfig
 from llm_reranker.prompt import CONTROL_TOKENS
 from recsys.core.errors import CorruptData, VersionMismatch
@@ -97,14 +98,16 @@ class Checkpoint:
     items: SoftItems | None
 
 
-def read(folder: Path, *, has: Callable[[str], bool] | None = None) -> Checkpoint:
+def read(folder: Path, *, has: Callable[[str], bool] | None = None, precision: Precision = "fp32") -> Checkpoint:
     """Read a folder. has: which file names count (a run counts only what its manifest lists; default: what is there).
+
+    precision: of the model's products; files are float32 or narrower floats.
 
     Raises: CorruptData for missing files or keys, and missing, extra or mis-shaped tensors; VersionMismatch.
     """
     has = has or (lambda name: (folder / name).is_file())
     config = ModelConfig.from_json(read_json(folder / "config.json"), str(folder / "config.json"))
-    model = Model(config, read_model_tensors(folder, config))
+    model = Model(config, read_model_tensors(folder, config), precision)
     tokenizer = read_tokenizer(folder / "tokenizer.json", config.vocab_size)
     card, extras, items = None, None, None
     if has("double11.json") and has("extras.safetensors"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from recsys.core.config import in_range, section
 from recsys.core.errors import BadInput
@@ -17,6 +18,7 @@ class RerankConfig:
     """Bounds of serving.
 
     prefix_tokens_max and item_tokens_max are for folders without double11.json; ours carry their own.
+    precision: of the model's products; int8 is faster and keeps the order but for near ties.
     threads: of torch, in the server; more than there are free cores is far slower than one. metrics_port: 0 = off.
     deadline_ms_default: for callers that set none.
     """
@@ -27,6 +29,7 @@ class RerankConfig:
     batch_tokens_max: int = 8192
     queue_requests_max: int = 256
     prefix_cache_bytes_max: int = 256 << 20
+    precision: Literal["fp32", "int8"] = "fp32"
     threads: int = 1
     deadline_ms_default: float = 200.0
     deadline_ms_max: float = 10_000.0

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llm_reranker.linear import Linear, Precision, linear
 from recsys.core.errors import CorruptData
 
 # keys and values of one sequence: per layer k_GPd and v_GPd
@@ -161,26 +162,29 @@ class _Layer:
     """One layer's weights, projections that share an input fused. router_ED is None in a dense layer (E = 1)."""
 
     attn_norm_D: Tensor
-    qkv_QD: Tensor
+    qkv: Linear
     q_norm_d: Tensor
     k_norm_d: Tensor
-    o_DQ: Tensor
+    o: Linear
     mlp_norm_D: Tensor
     router_ED: Tensor | None
-    gate_up: tuple[Tensor, ...]  # E of [2W, D]
-    down: tuple[Tensor, ...]  # E of [D, W]
+    gate_up: tuple[Linear, ...]  # E of [2W, D]
+    down: tuple[Linear, ...]  # E of [D, W]
 
 
 class Model:
-    """The network without its head. Weights are float32 and never change."""
+    """The network without its head. Weights never change; norms, router, embeddings and attention are float32."""
 
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
-        """tensors: by Hugging Face name, as `config.shapes()` lists them (llm_reranker.checkpoint checks that)."""
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor], precision: Precision = "fp32") -> None:
+        """tensors: by Hugging Face name, as `config.shapes()` lists them (llm_reranker.checkpoint checks that).
+
+        precision: of the projections and the experts.
+        """
         self.config = config
         self.embed_VD = tensors["model.embed_tokens.weight"]
         self.head_VD = self.embed_VD if config.tie_word_embeddings else tensors["lm_head.weight"]
         self._norm_D = tensors["model.norm.weight"]
-        self._layers = [_layer(config, tensors, i) for i in range(config.num_hidden_layers)]
+        self._layers = [_layer(config, tensors, i, precision) for i in range(config.num_hidden_layers)]
         half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
         self._inverse_frequency = 1.0 / config.rope_theta**half
 
@@ -202,13 +206,13 @@ class Model:
         cos, sin = torch.cat([angle.cos()] * 2, -1)[:, None], torch.cat([angle.sin()] * 2, -1)[:, None]  # [T, 1, d]
         heads = [c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads]
         for index, layer in enumerate(self._layers):
-            qkv = F.linear(rms_norm(x_TD, layer.attn_norm_D, c.rms_norm_eps), layer.qkv_QD)
+            qkv = layer.qkv(rms_norm(x_TD, layer.attn_norm_D, c.rms_norm_eps))
             q_THd, k_TGd, v_TGd = torch.split(qkv.view(len(x_TD), -1, c.head_dim), heads, dim=1)
             q_THd = _rotate(rms_norm(q_THd, layer.q_norm_d, c.rms_norm_eps), cos, sin)
             k_TGd = _rotate(rms_norm(k_TGd, layer.k_norm_d, c.rms_norm_eps), cos, sin)
             if layer is self._layers[-1] and attention.wanted_L is not None:
                 x_TD, q_THd = x_TD[attention.wanted_L], q_THd[attention.wanted_L]
-            x_TD = x_TD + F.linear(attention(index, q_THd, k_TGd, v_TGd).flatten(1), layer.o_DQ)
+            x_TD = x_TD + layer.o(attention(index, q_THd, k_TGd, v_TGd).flatten(1))
             x_TD = x_TD + self._mlp(layer, rms_norm(x_TD, layer.mlp_norm_D, c.rms_norm_eps))
         return rms_norm(x_TD, self._norm_D, c.rms_norm_eps)
 
@@ -344,12 +348,12 @@ def _rotate(x_THd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x_THd * cos + torch.cat([-second, first], -1) * sin
 
 
-def _swiglu(x_TD: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    gate, up = F.linear(x_TD, gate_up).chunk(2, dim=-1)
-    return F.linear(F.silu(gate) * up, down)
+def _swiglu(x_TD: Tensor, gate_up: Linear, down: Linear) -> Tensor:
+    gate, up = gate_up(x_TD).chunk(2, dim=-1)
+    return down(F.silu(gate) * up)
 
 
-def _layer(config: ModelConfig, tensors: Mapping[str, Tensor], index: int) -> _Layer:
+def _layer(config: ModelConfig, tensors: Mapping[str, Tensor], index: int, precision: Precision) -> _Layer:
     def at(name: str) -> Tensor:
         return tensors[f"model.layers.{index}.{name}.weight"]
 
@@ -357,12 +361,12 @@ def _layer(config: ModelConfig, tensors: Mapping[str, Tensor], index: int) -> _L
     mlps = [f"mlp.experts.{e}." for e in range(config.num_experts)] if sparse else ["mlp."]
     return _Layer(
         attn_norm_D=at("input_layernorm"),
-        qkv_QD=torch.cat([at(f"self_attn.{n}_proj") for n in "qkv"]),
+        qkv=linear(torch.cat([at(f"self_attn.{n}_proj") for n in "qkv"]), precision),
         q_norm_d=at("self_attn.q_norm"),
         k_norm_d=at("self_attn.k_norm"),
-        o_DQ=at("self_attn.o_proj"),
+        o=linear(at("self_attn.o_proj"), precision),
         mlp_norm_D=at("post_attention_layernorm"),
         router_ED=at("mlp.gate") if sparse else None,
-        gate_up=tuple(torch.cat([at(f"{m}gate_proj"), at(f"{m}up_proj")]) for m in mlps),
-        down=tuple(at(f"{m}down_proj") for m in mlps),
+        gate_up=tuple(linear(torch.cat([at(f"{m}gate_proj"), at(f"{m}up_proj")]), precision) for m in mlps),
+        down=tuple(linear(at(f"{m}down_proj"), precision) for m in mlps),
     )

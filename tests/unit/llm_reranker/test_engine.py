@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from scipy.stats import kendalltau
 
 from llm_reranker.base import HistoryItem, RerankRequest
 from llm_reranker.config import RerankConfig
@@ -48,6 +49,18 @@ def test_too_few_tokens_cut_the_depth_and_the_rest_is_nan(run: RunDirectory) -> 
     assert cut.depth == 15
     assert cut.scores[:15] == pytest.approx(whole.scores[:15], abs=1e-5)
     assert np.isnan(cut.scores[15:]).all()
+
+
+def test_int8_keeps_the_order(run: RunDirectory) -> None:
+    many = ask(60)
+    many = replace(many, features=np.random.default_rng(0).normal(size=many.features.shape).astype(np.float32))
+    scores = []
+    for precision in ("fp32", "int8"):
+        answer = LocalReranker.load(run, config=RerankConfig(precision=precision))._engine.score([many], [0.0])[0]
+        assert not isinstance(answer, Exception)
+        scores.append(answer.scores)
+    assert kendalltau(*scores).statistic >= 0.98
+    assert not np.array_equal(*scores)
 
 
 def test_a_history_without_texts_is_looked_up_as_candidates_are(run: RunDirectory, world: ModuleType) -> None:
