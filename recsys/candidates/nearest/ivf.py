@@ -29,6 +29,7 @@ KIND = "ivf"
 _BITS, _SUBQUANTIZERS_MAX = 4, 64
 _TRAINING_ROWS_PER_LIST, _ROWS_PER_BLOCK = 64, 65_536
 _K_FACTORS = (1, 2, 4, 8, 16)
+_NEARLY_ALL = 0.9  # from this share on a filter is a few tombstones: wherever they are, they hide no list
 _DEEPER = (4, 16)  # S(k) is tuned at these multiples of recall_k too
 # What a search costs, in rows scanned: rescoring one row is one cache miss or two. Measured once, see docs/log.md.
 _ROWS_PER_RESCORED = 130.0
@@ -77,7 +78,9 @@ class IvfEngine:
     def search(self, queries_BD: Vectors, k: int, allowed: RowSet | None, num_allowed: int) -> Found:
         """See Engine."""
         lists = self._lists(self._scan(k))
-        if allowed is not None:
+        if num_allowed >= _NEARLY_ALL * len(self.vectors):
+            lists = self._lists(self._scan(k * len(self.vectors) / num_allowed))
+        elif allowed is not None:
             lists = max(lists, self._lists_for(queries_BD, k, allowed, num_allowed))
         factor = self.tuned["k_factor"] * max(1.0, self.tuned["recall_k"] / k)
         return _search(self.index, queries_BD, k, lists, factor, allowed)

@@ -18,7 +18,7 @@ from recsys.candidates.nearest.exact import Found, best, exact_search, padded
 from recsys.candidates.nearest.rows import Rows, RowSet
 from recsys.candidates.nearest.static import AnnIndex
 
-_QUERIES_PER_BLOCK = 64
+_QUERIES_PER_BLOCK, _LOOKS_MAX = 64, 3
 
 
 class BaseSegment:
@@ -31,7 +31,7 @@ class BaseSegment:
         self._compiled: OrderedDict[object, tuple[Where, RowSet]] = OrderedDict()
         self._filters_max, self._version = filters_max, 0
         self._filters = threading.Lock()  # held for microseconds: to put a filter in, to patch those that are there
-        self.num_alive = len(alive)
+        self.num_alive, self._num_on_sale = len(alive), len(self._on_sale)
 
     def find(self, item_key: Keys) -> Rows:
         """Row of each key [N] that is alive here, else -1."""
@@ -43,7 +43,7 @@ class BaseSegment:
         """These rows are no longer the item's: it is deleted, or its newer row is in the delta."""
         self.alive.remove(rows)
         self._on_sale.remove(rows)
-        self.num_alive = len(self.alive)
+        self._count()
 
     def update(self, rows: Rows, values: Attributes) -> None:
         """New attributes of rows; filters that are compiled follow."""
@@ -53,28 +53,34 @@ class BaseSegment:
             for where, compiled in self._compiled.values():
                 compiled.put(rows, where.matches(values))
         self._on_sale.put(rows, values.on_sale() & self.alive.has(rows))
+        self._count()
 
-    def allowed(self, where: Where) -> RowSet | None:
-        """Rows that may come back now; None = all of them."""
-        visible = self.alive if where.sold_out else self._on_sale
+    def _count(self) -> None:
+        """By the writer, before its call returns, so that no reader has to."""
+        self.num_alive, self._num_on_sale = len(self.alive), len(self._on_sale)
+
+    def allowed(self, where: Where) -> tuple[RowSet | None, int]:
+        """Rows that may come back now, None = all of them, and how many."""
+        visible, num_visible = (self.alive, self.num_alive) if where.sold_out else (self._on_sale, self._num_on_sale)
         if where.allow is not None:
             rows = self.find(np.unique(where.allow))
             rows = rows[rows >= 0]
-            return RowSet.of(len(self.index), rows[where.matches(self.attributes.take(rows))]) & visible
+            some = RowSet.of(len(self.index), rows[where.matches(self.attributes.take(rows))]) & visible
+            return some, len(some)
         if where.predicate is not None:
-            return self._compile(where) & visible
-        return None if len(visible) == len(self.index) else visible
+            some = self._compile(where) & visible
+            return some, len(some)
+        return (None if num_visible == len(self.index) else visible), num_visible
 
     def search(self, queries_BD: Vectors, k: int, where: Where) -> Found:
         """Keys and scores; whatever died while we looked is left out."""
-        allowed = self.allowed(where)
-        rows, scores = self.index.search_rows(queries_BD, k, allowed)
+        rows, scores = self.index.search_rows(queries_BD, k, *self.allowed(where))
         rows = np.where(self.alive.has(rows), rows, -1)
         return self.index.keys_of(rows), scores
 
     def exact(self, queries_BD: Vectors, k: int, where: Where) -> Found:
         """The same by the exact scan."""
-        allowed = self.allowed(where)
+        allowed, _ = self.allowed(where)
         rows, scores = exact_search(
             self.index.engine.vectors, queries_BD, k, None if allowed is None else allowed.rows()
         )
@@ -140,13 +146,23 @@ class DeltaSegment:
         """New attributes of rows."""
         self.attributes.put(rows, values)
 
+    def _alive_now(self) -> tuple[Mask, int]:
+        """Who is alive, and the count, of one moment: a row that died for a newer one must find that counted."""
+        for _ in range(_LOOKS_MAX):
+            count = self.count
+            alive = self.alive[:count].copy()
+            if self.count == count:
+                return alive, count
+        alive = self.alive.copy()  # the count only grows: read after the copy, it holds all that killed in it
+        count = self.count
+        return alive[:count], count
+
     def search(self, queries_BD: Vectors, k: int, where: Where) -> Found:
         """Keys and scores of the exact scan, over the rows that count now."""
-        alive = self.alive.copy()  # before the count: a row that died for a newer one is only missed if that counts
-        count = self.count
+        passed, count = self._alive_now()
         if not count:
             return padded((np.empty((len(queries_BD), 0), np.int64), np.empty((len(queries_BD), 0), np.float32)), k)
-        passed, items = alive[:count], self.attributes.view(count)
+        items = self.attributes.view(count)
         if not where.sold_out:
             passed &= items.on_sale()
         if where.predicate is not None:

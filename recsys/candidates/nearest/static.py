@@ -132,13 +132,13 @@ class AnnIndex:
 
         Raises: VersionMismatch for vectors of another dimension; BadInput for what is not finite.
         """
-        rows, scores = self.search_rows(checked(vectors, self.dim), max(min(k, len(self)), 1), allowed)
+        queries, there = checked(vectors, self.dim), len(self) if allowed is None else len(allowed)
+        rows, scores = self.search_rows(queries, max(min(k, len(self)), 1), allowed, there)
         return self.keys_of(rows), scores
 
-    def search_rows(self, queries_BD: Vectors, k: int, allowed: RowSet | None) -> Found:
-        """The same by row number. Fewer than k rows are found only where fewer are allowed."""
+    def search_rows(self, queries_BD: Vectors, k: int, allowed: RowSet | None, there: int) -> Found:
+        """The same by row number, `there` rows being allowed. Fewer than k are found only where fewer are there."""
         vectors = self.engine.vectors
-        there = len(self) if allowed is None else len(allowed)
         if not there or not len(queries_BD):
             return padded((np.empty((len(queries_BD), 0), np.int64), np.empty((len(queries_BD), 0), np.float32)), k)
         if allowed is not None and there <= self._config.exact_rows_max and there < len(self):
