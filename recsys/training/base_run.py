@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow.parquet as pq
 
@@ -22,6 +24,7 @@ from recsys.data import Dataset
 from recsys.models.tower import Tower
 from recsys.training.ranks import Ranks
 from recsys.training.settings import Settings
+from recsys.training.tower_data import Actions
 from recsys.training.tower_trainer import train_tower
 
 
@@ -82,7 +85,11 @@ def write_base(
         events, items, config=settings.training, model=settings.tower, seed=seed, work=work, ranks=ranks
     )
     tower.save(run.path("models/tower.json").parent)
-    AnnIndex.build(*tower.item_vectors()).save(run.path("index/ann.json").parent, str(run.fields["run_id"]))
+    item_key, vectors = tower.item_vectors()
+    large = len(item_key) > settings.index.exact_items_max
+    queries = user_vectors(tower, events, settings.index.tuning_queries) if large else None
+    index = AnnIndex.build(item_key, vectors, settings.index, queries=queries)
+    index.save(run.path("index/ann.json").parent, str(run.fields["run_id"]))
     return tower
 
 
@@ -90,6 +97,19 @@ def join_base(dataset: Dataset, until_us: int, ranks: Ranks, *, seed: int, setti
     """The part of `write_base` that every rank has: training the towers."""
     events, items = known_events(dataset, until_us), dataset.item_table(before_us=until_us)
     train_tower(events, items, config=settings.training, model=settings.tower, seed=seed, work=work, ranks=ranks)
+
+
+def user_vectors(tower: Tower, events: pl.DataFrame, num: int) -> npt.NDArray[np.float32] | None:
+    """What users asked with just before up to `num` of their actions [num, D]: an index is tuned on it.
+
+    None where nobody has a past.
+    """
+    actions = Actions.from_events(events)
+    with_past = np.flatnonzero(actions.history_stop > actions.history_start)
+    drawn = np.sort(np.random.default_rng(0).permutation(with_past)[:num])
+    if not len(drawn):
+        return None
+    return tower.encode_users(actions.histories(drawn, tower.config.history_items_max))
 
 
 def window_run(

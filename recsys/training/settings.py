@@ -7,22 +7,28 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from recsys.core.config import Config
-from recsys.models.config import RankerConfig, TowerConfig
+from recsys.models.config import IndexConfig, RankerConfig, TowerConfig
 from recsys.training.config import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """[training], [models.tower] and [models.ranker]."""
+    """[training], [models.tower], [models.ranker] and [models.index]."""
 
     training: TrainingConfig = field(default_factory=TrainingConfig)
     tower: TowerConfig = field(default_factory=TowerConfig)
     ranker: RankerConfig = field(default_factory=RankerConfig)
+    index: IndexConfig = field(default_factory=IndexConfig)
 
     @classmethod
     def of(cls, config: Config) -> Settings:
         """Resolved from flags, environment and file."""
-        return cls(training=config.get(TrainingConfig), tower=config.get(TowerConfig), ranker=config.get(RankerConfig))
+        return cls(
+            training=config.get(TrainingConfig),
+            tower=config.get(TowerConfig),
+            ranker=config.get(RankerConfig),
+            index=config.get(IndexConfig),
+        )
 
     @classmethod
     def from_dict(cls, sections: Mapping[str, Any]) -> Settings:
@@ -31,6 +37,7 @@ class Settings:
             training=TrainingConfig(**sections["training"]),
             tower=TowerConfig(**sections["models.tower"]),
             ranker=RankerConfig(**sections["models.ranker"]),
+            index=IndexConfig(**sections.get("models.index", {})),  # runs of older releases do not say
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -39,4 +46,5 @@ class Settings:
             "training": asdict(self.training),
             "models.tower": asdict(self.tower),
             "models.ranker": asdict(self.ranker),
+            "models.index": asdict(self.index),
         }
