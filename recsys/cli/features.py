@@ -92,7 +92,7 @@ def materialize(
     if log is not None:
         with open_log(log, config) as opened:
             if of_log:
-                check_reaches(covered, opened)
+                check_reaches(covered, opened, topics_at(log, config))
             else:
                 covered = starts_at(opened, topics_at(log, config))
     dataset = None if of_log else Dataset.open(directory)

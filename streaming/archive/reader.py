@@ -27,7 +27,7 @@ _KINDS = {"price": int(EventKind.PRICE), "stock": int(EventKind.STOCK)}
 
 def is_archive(root: Path) -> bool:
     """Whether a directory is an archive of a log, not a dataset that was imported."""
-    return (root / "coverage").is_dir() and bool(log_of(root))
+    return bool(log_of(root))
 
 
 def log_of(root: Path) -> str:
@@ -60,19 +60,20 @@ def starts_at(log: Log, topics: Topics) -> Covered:
     return Covered(log_id=log.log_id(), offsets=offsets)
 
 
-def check_reaches(covered: Covered, log: Log) -> None:
+def check_reaches(covered: Covered, log: Log, topics: Topics) -> None:
     """Raises: VersionMismatch when the log is another one, or begins behind what is covered."""
     if (log_id := log.log_id()) != covered.log_id:
         raise other_log("archive", log_id, covered.log_id)
-    begins = {topic: log.begin_offsets(topic) for topic in {o.topic for o in covered.offsets}}
-    for o in covered.offsets:
-        if o.next < (begin := begins[o.topic][o.partition]):
-            raise VersionMismatch(
-                f"{o.topic}, partition {o.partition}",
-                came=f"no offsets {o.next} to {begin - 1}: behind the archive, and gone from the log",
-                expected="an archive that reaches to the log's first record",
-                fix="Rebuild from a newer copy of the archive.",
-            )
+    ends = {(o.topic, o.partition): o.next for o in covered.offsets}
+    for topic in (topics.events, topics.impressions, topics.catalog):
+        for partition, begin in log.begin_offsets(topic).items():
+            if (end := ends.get((topic, partition), 0)) < begin:
+                raise VersionMismatch(
+                    f"{topic}, partition {partition}",
+                    came=f"no offsets {end} to {begin - 1}: behind the archive, and gone from the log",
+                    expected="an archive that reaches to the log's first record",
+                    fix="Rebuild from a newer copy of the archive.",
+                )
 
 
 def archived(root: Path, *, rows_max: int = 65_536) -> Iterator[Archived]:

@@ -159,8 +159,8 @@ def test_offsets_are_of_one_log(log, tmp_path):
         with pytest.raises(VersionMismatch, match="archive"):
             Archive(archive, "other").take(other.log_id(), {})
         with pytest.raises(VersionMismatch, match="archive"):
-            check_reaches(goes_on(archive), other)
-    check_reaches(goes_on(archive), log)
+            check_reaches(goes_on(archive), other, Topics())
+    check_reaches(goes_on(archive), log, Topics())
     store.close()
 
 
