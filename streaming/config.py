@@ -179,7 +179,7 @@ class ArchiveConfig:
 class SamplesConfig:
     """window_s: how long after an impression an action counts as its label. grace_s: how far behind the newest event
     others are waited for; what comes later becomes a late label. slice_s: impressions are joined by stretches of this
-    length, 0 = a sixteenth of the window, between 0.5 s and 1 h. late_s: how often late labels are joined. idle_s: a
+    length, 0 = a sixteenth of the window, between 1 s and 1 h. late_s: how often late labels are joined. idle_s: a
     partition that has been silent for so long holds no window open; when all have, the clock closes them. rows_max:
     impressions joined at once, of one partition.
     """
@@ -202,4 +202,4 @@ class SamplesConfig:
     @property
     def slice_us(self) -> int:
         """Length of a slice."""
-        return int((self.slice_s or min(max(self.window_s / 16, 0.5), 3_600)) * 1e6)
+        return int((self.slice_s or min(max(self.window_s / 16, 1), 3_600)) * 1e6)

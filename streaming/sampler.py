@@ -81,7 +81,7 @@ class Sampler:
             if position.closed_us:
                 columns = (*_PAIR, "event_type")
                 upto_us = position.closed_us + self._window_us
-                new = actions(self._archive, p, to_us=upto_us, since=dict(position.examined), columns=columns)
+                new = actions(self._archive, [p], to_us=upto_us, since=dict(position.examined), columns=columns)
                 self._add_late(p, new)
 
     def leave(self, partitions: Sequence[int]) -> None:
@@ -111,18 +111,21 @@ class Sampler:
                 self._add_late(part.partition, frame)
 
     def run(self) -> bool:
-        """Join what is due of one partition; whether there was anything."""
-        target_us = self._target_us()
-        now_s = self._monotonic_s()
+        """Join what is due; whether there was anything. Partitions that are equally far are joined together."""
+        target_us, now_s = self._target_us(), self._monotonic_s()
         late_is_due = now_s >= self._late_due_s
-        for p, position in sorted(self._positions.items(), key=lambda at: at[1].closed_us):
-            if position.closed_us >= target_us and not (self._late[p] and late_is_due):
-                continue
-            if late_is_due:
-                self._late_due_s = now_s + self._config.late_s
-            self._round(p, target_us)
-            return True
-        return False
+        due = [
+            p
+            for p, position in self._positions.items()
+            if position.closed_us < target_us or (late_is_due and self._late[p])
+        ]
+        if not due:
+            return False
+        if late_is_due:
+            self._late_due_s = now_s + self._config.late_s
+        closed_us = min(self._positions[p].closed_us for p in due)
+        self._round([p for p in due if self._positions[p].closed_us == closed_us], target_us)
+        return True
 
     def _target_us(self) -> int:
         """Up to where slices are over."""
@@ -133,18 +136,22 @@ class Sampler:
         slice_us = self._config.slice_us
         return (watermark_us - int(self._config.grace_s * 1e6) - self._window_us) // slice_us * slice_us
 
-    def _round(self, p: int, target_us: int) -> None:
-        position, writes = self._positions[p], Writes()
-        late = self._joined_late(p, position)
-        end_us, samples = self._joined(p, position.closed_us, target_us)
-        number = position.late_files
-        if len(late):
-            number += 1
-            for path, rows in by_day(late, self._root, f"late-{p}-{number:012d}", late=True).items():
+    def _round(self, due: Sequence[int], target_us: int) -> None:
+        """Late labels, and the next slices, of partitions that have the same `closed_us`."""
+        closed_us = self._positions[due[0]].closed_us
+        late = self._joined_late(due, closed_us)
+        due, end_us, samples = self._joined(due, closed_us, target_us)
+        writes, moved = Writes(), {}
+        for p in due:
+            mine, again = _of_partition(samples, p), _of_partition(late, p)
+            number = self._positions[p].late_files + (1 if len(again) else 0)
+            files = by_day(again, self._root, f"late-{p}-{number:012d}", late=True) if len(again) else {}
+            files |= by_day(mine, self._root, f"{p}-{closed_us}-{end_us}") if len(mine) else {}
+            for path, rows in files.items():
                 writes.parquet(path, rows)
-        if len(samples):
-            for path, rows in by_day(samples, self._root, f"{p}-{position.closed_us}-{end_us}").items():
-                writes.parquet(path, rows)
+            examined = {s: self._archive.end(s) for s in (f"{EVENTS}{p}", f"{SHOWN}{p}")}
+            moved[p] = Position(closed_us=end_us, examined=examined, late_files=number)
+        late = late.filter(_partition().is_in(due)) if len(late) else late
         writes.commit()
         for frame, is_late in ((samples, False), (late, True)):
             for message in to_messages(frame, late=is_late):
@@ -152,35 +159,41 @@ class Sampler:
             metrics.SAMPLES.labels("late" if is_late else "closed").inc(len(frame))
         if len(samples) or len(late):
             self._producer.flush()
-        examined = {s: self._archive.end(s) for s in (f"{EVENTS}{p}", f"{SHOWN}{p}")}
-        self._positions[p] = Position(closed_us=end_us, examined=examined, late_files=number)
-        self._late[p] = []
-        if len(samples) or len(late) or not position.closed_us:  # what had nothing in it can be looked at again
-            self._save(p)
+        self._positions |= moved
+        for p in due:
+            self._late[p] = []
+            if len(samples) or len(late) or not closed_us:  # what had nothing in it can be looked at again
+                self._save(writes, p)
+        writes.commit()
 
-    def _joined(self, p: int, closed_us: int, target_us: int) -> tuple[int, pl.DataFrame]:
-        """Samples of the next slices, as many as fit, and where they end."""
-        none, slice_us = pl.DataFrame(), self._config.slice_us
+    def _joined(self, due: Sequence[int], closed_us: int, target_us: int) -> tuple[Sequence[int], int, pl.DataFrame]:
+        """Samples of the next slices, as many as fit; of which partitions (one of them, if all do not fit), and where
+        they end.
+        """
+        none, slice_us, rows_max = pl.DataFrame(), self._config.slice_us, self._config.rows_max
         if target_us <= closed_us:
-            return closed_us, none
+            return due, closed_us, none
         end_us = target_us
         if target_us - closed_us > slice_us:  # behind: day by day, and so many impressions at once
             day_us = next_day_us(self._archive.root, closed_us)
             end_us = min(target_us, max(day_us // slice_us * slice_us, closed_us + slice_us)) if day_us else target_us
-        times = first_times(self._archive, p, from_us=closed_us, to_us=end_us, number=self._config.rows_max + 1)
+        times = first_times(self._archive, due, from_us=closed_us, to_us=end_us, number=rows_max + 1)
+        if len(times) > rows_max and len(due) > 1:
+            due = due[:1]
+            times = first_times(self._archive, due, from_us=closed_us, to_us=end_us, number=rows_max + 1)
         if not times:
-            return end_us, none
-        if len(times) > self._config.rows_max:
+            return due, end_us, none
+        if len(times) > rows_max:
             end_us = max(times[-1] // slice_us * slice_us, (times[0] // slice_us + 1) * slice_us)
         shown = actions(
-            self._archive, p, from_us=closed_us, to_us=end_us, columns=("user_id",), types=("impression",)
-        )  # fmt: skip
-        return end_us, self._of(p, shown["user_id"].unique().to_list(), closed_us, end_us)
+            self._archive, due, from_us=closed_us, to_us=end_us, columns=("user_id",), types=("impression",)
+        )
+        return due, end_us, self._of(due, shown["user_id"].unique().to_list(), closed_us, end_us)
 
-    def _of(self, p: int, users: list[str], from_us: int, to_us: int) -> pl.DataFrame:
+    def _of(self, due: Sequence[int], users: list[str], from_us: int, to_us: int) -> pl.DataFrame:
         """Samples of some users' impressions of [from_us, to_us). An action may name a slate of the window before."""
         early_us, late_us = max(from_us - self._window_us, 0), to_us + self._window_us
-        rows = actions(self._archive, p, from_us=early_us, to_us=late_us, users=users)
+        rows = actions(self._archive, due, from_us=early_us, to_us=late_us, users=users)
         samples = join_actions(rows, window_us=self._window_us)
         return samples.filter(pl.col("event_time_us").is_between(from_us, to_us, closed="left"))
 
@@ -189,16 +202,17 @@ class Sampler:
         if len(rows):
             self._late[p].append(rows.select(_PAIR))
 
-    def _joined_late(self, p: int, position: Position) -> pl.DataFrame:
+    def _joined_late(self, due: Sequence[int], closed_us: int) -> pl.DataFrame:
         """The closed slots that a late action or slate of their user and item may have changed."""
-        if not self._late[p]:
+        rows = [frame for p in due for frame in self._late[p]]
+        if not rows:
             return pl.DataFrame()
-        late = pl.concat(self._late[p]).unique()
+        late = pl.concat(rows).unique()
         first_us, last_us = int(late["event_time"].min()) - self._window_us, int(late["event_time"].max())  # type: ignore[arg-type]
-        upto_us = min(last_us + 1, position.closed_us)
+        upto_us = min(last_us + 1, closed_us)
         if upto_us <= first_us:
             return pl.DataFrame()
-        samples = self._of(p, late["user_id"].unique().to_list(), max(first_us, 0), upto_us)
+        samples = self._of(due, late["user_id"].unique().to_list(), max(first_us, 0), upto_us)
         touched = samples.join(late.rename({"event_time": "at"}), on=["user_id", "item_id"], how="inner")
         ago = pl.col("at") - pl.col("event_time_us")
         ids = touched.filter(ago.is_between(0, self._window_us))["sample_id"].unique()
@@ -208,15 +222,23 @@ class Sampler:
         path = self._path(p)
         return Position(**json.loads(path.read_text("utf-8"))) if path.is_file() else Position()
 
-    def _save(self, p: int) -> None:
-        position, writes = self._positions[p], Writes()
+    def _save(self, writes: Writes, p: int) -> None:
+        position = self._positions[p]
         document = {
             "closed_us": position.closed_us,
             "examined": dict(position.examined),
             "late_files": position.late_files,
         }
         writes.text(self._path(p), json.dumps(document) + "\n")
-        writes.commit()
 
     def _path(self, p: int) -> Path:
         return self._root / "samples" / "position" / f"{p}.json"
+
+
+def _partition() -> pl.Expr:
+    """Partition of a sample's impression."""
+    return pl.col("source").str.strip_prefix(SHOWN).cast(pl.Int64)
+
+
+def _of_partition(samples: pl.DataFrame, partition: int) -> pl.DataFrame:
+    return samples.filter(_partition() == partition) if len(samples) else samples

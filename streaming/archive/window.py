@@ -1,4 +1,4 @@
-"""Actions of one partition's users in a stretch of event time, wherever the archive has them now."""
+"""Actions of some partitions' users in a stretch of event time, wherever the archive has them now."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TYPES = {label: int(t) for label, t in EVENT_TYPE_BY_LABEL.items()}
 
 def actions(
     archive: Archive,
-    partition: int,
+    partitions: Sequence[int],
     *,
     from_us: int = 0,
     to_us: int,
@@ -44,7 +44,7 @@ def actions(
     number. users: only theirs. since: by source, only from these offsets on. Users' rows behind a tombstone are left
     out. Row groups outside the time range are not read.
     """
-    sources = [f"{EVENTS}{partition}", f"{SHOWN}{partition}"]
+    sources = _sources(partitions)
     by_folder = tables(archive.waiting(sources))
     rows = _scan(archive.root, by_folder, sources, from_us, to_us, since or {})
     rows = rows.filter(pl.col("event_type").is_in(types))
@@ -61,9 +61,9 @@ def actions(
     return frame.select(columns)
 
 
-def first_times(archive: Archive, partition: int, *, from_us: int, to_us: int, number: int) -> list[int]:
+def first_times(archive: Archive, partitions: Sequence[int], *, from_us: int, to_us: int, number: int) -> list[int]:
     """The smallest event times of impressions in [from_us, to_us), at most `number`, ascending."""
-    sources = [f"{EVENTS}{partition}", f"{SHOWN}{partition}"]
+    sources = _sources(partitions)
     rows = _scan(archive.root, tables(archive.waiting(sources)), sources, from_us, to_us, {})
     shown = rows.filter(pl.col("event_type") == "impression").select(pl.col("event_time").dt.timestamp("us"))
     return shown.bottom_k(number, by="event_time").collect()["event_time"].sort().to_list()
@@ -95,6 +95,10 @@ def _scan(
             scan = pl.scan_parquet(files, hive_partitioning=False)
             parts.append(scan.with_columns(source=pl.lit(source)).select(_COLUMNS))
     return pl.concat(parts).filter(pl.col("event_time").is_between(_time(from_us), _time(to_us), closed="left"))
+
+
+def _sources(partitions: Sequence[int]) -> list[str]:
+    return [f"{prefix}{p}" for prefix in (EVENTS, SHOWN) for p in partitions]
 
 
 def _overlaps(path: Path, from_us: int, to_us: int) -> bool:
