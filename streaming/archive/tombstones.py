@@ -46,7 +46,7 @@ def effective(forgets: list[pl.DataFrame]) -> pl.DataFrame:
 
 
 def without(rows: pl.DataFrame, stones: pl.DataFrame) -> pl.DataFrame:
-    """Rows (user_id, event_time, source, offset) that no tombstone concerns, in order."""
+    """Rows (user_id, event_time, source, offset) that no tombstone concerns, in order. event_time may be in µs."""
     if not len(stones) or not len(rows):
         return rows
     mine = rows.select("user_id", "event_time", "source", "offset").with_row_index()
@@ -57,6 +57,7 @@ def without(rows: pl.DataFrame, stones: pl.DataFrame) -> pl.DataFrame:
     arrived = ((source == EVENTS + of) & (offset < pl.col("before"))) | (
         (source == SHOWN + of) & (offset < pl.col("shown_before"))
     )
-    happened = pl.col("event_time").dt.timestamp("us") <= pl.col("until_us")
+    time = pl.col("event_time")
+    happened = (time if rows.schema["event_time"] == pl.Int64 else time.dt.timestamp("us")) <= pl.col("until_us")
     gone = mine.join(stones, on="user_id").filter(happened | arrived)["index"].unique()
     return rows.with_row_index().filter(~pl.col("index").is_in(gone.implode())).drop("index")

@@ -11,20 +11,10 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from recsys.core.events import EVENT_TYPE_BY_LABEL
-from streaming.archive.files import EVENTS, SHOWN, Span, found, split, tables
+from streaming.archive.files import EVENTS, SHOWN, Span, found, split
 from streaming.archive.tombstones import tombstones, without
-from streaming.archive.writer import Archive
+from streaming.archive.writer import WAITING, Archive
 
-_COLUMNS = (
-    "event_id", "user_id", "item_id", "event_type", "event_time", "request_id", "position", "propensity", "stress",
-    "source", "offset",
-)  # fmt: skip
-_NONE = pl.DataFrame(
-    schema={
-        **dict.fromkeys(_COLUMNS[:4], pl.String), "event_time": pl.Datetime("us", "UTC"), "request_id": pl.String,
-        "position": pl.Int32, "propensity": pl.Float32, "stress": pl.Boolean, "source": pl.String, "offset": pl.Int64,
-    }
-)  # fmt: skip
 _DAY_US = 86_400_000_000
 _TYPES = {label: int(t) for label, t in EVENT_TYPE_BY_LABEL.items()}
 
@@ -37,7 +27,7 @@ def actions(
     to_us: int,
     since: dict[str, int] | None = None,
     users: list[str] | None = None,
-    columns: tuple[str, ...] = _COLUMNS,
+    columns: tuple[str, ...] = WAITING,
     types: tuple[str, ...] = tuple(_TYPES),
 ) -> pl.DataFrame:
     """Accepted actions and impressions of [from_us, to_us), each id once: event_time in microseconds, event_type its
@@ -45,27 +35,23 @@ def actions(
     out. Row groups outside the time range are not read.
     """
     sources = _sources(partitions)
-    by_folder = tables(archive.waiting(sources))
-    rows = _scan(archive.root, by_folder, sources, from_us, to_us, since or {})
-    rows = rows.filter(pl.col("event_type").is_in(types))
+    waiting, forgets = archive.waiting(sources)
+    rows = _scan(archive.root, waiting, sources, from_us, to_us, since or {})
+    rows = rows.filter(pl.col("event_type").is_in([_TYPES[t] for t in types]))
     if users is not None:
         rows = rows.filter(pl.col("user_id").is_in(users))
     for source, first in (since or {}).items():
         rows = rows.filter((pl.col("source") != source) | (pl.col("offset") >= first))
-    needed = [c for c in _COLUMNS if c in {*columns, "event_id", "user_id", "event_time", "source", "offset"}]
-    frame = without(rows.select(needed).collect(), tombstones(archive.root, by_folder.get("forgotten")))
-    number = pl.col("event_type").replace_strict(_TYPES, return_dtype=pl.Int8)
-    frame = frame.unique("event_id", keep="first", maintain_order=True).with_columns(
-        pl.col("event_time").dt.timestamp("us"), *([number] if "event_type" in needed else [])
-    )
-    return frame.select(columns)
+    needed = [c for c in WAITING if c in {*columns, "event_id", "user_id", "event_time", "source", "offset"}]
+    frame = without(rows.select(needed).collect(), tombstones(archive.root, forgets))
+    return frame.unique("event_id", keep="first", maintain_order=True).select(columns)
 
 
 def first_times(archive: Archive, partitions: Sequence[int], *, from_us: int, to_us: int, number: int) -> list[int]:
     """The smallest event times of impressions in [from_us, to_us), at most `number`, ascending."""
     sources = _sources(partitions)
-    rows = _scan(archive.root, tables(archive.waiting(sources)), sources, from_us, to_us, {})
-    shown = rows.filter(pl.col("event_type") == "impression").select(pl.col("event_time").dt.timestamp("us"))
+    rows = _scan(archive.root, archive.waiting(sources)[0], sources, from_us, to_us, {})
+    shown = rows.filter(pl.col("event_type") == _TYPES["impression"]).select("event_time")
     return shown.bottom_k(number, by="event_time").collect()["event_time"].sort().to_list()
 
 
@@ -77,24 +63,22 @@ def next_day_us(root: Path, from_us: int) -> int:
 
 
 def _scan(
-    root: Path,
-    by_folder: Mapping[str, pl.DataFrame],
-    sources: Sequence[str],
-    from_us: int,
-    to_us: int,
-    since: Mapping[str, int],
+    root: Path, waiting: pl.DataFrame, sources: Sequence[str], from_us: int, to_us: int, since: Mapping[str, int]
 ) -> pl.LazyFrame:
-    """Rows of a stretch of time, of the journal and of every file that has some; columns _COLUMNS."""
-    parts = [by_folder["events"].lazy().select(_COLUMNS)] if "events" in by_folder else [_NONE.lazy()]
+    """Rows of a stretch of time, of the journal and of every file that has some; columns WAITING."""
+    parts = [waiting.lazy().filter(pl.col("event_time").is_between(from_us, to_us, closed="left"))]
     whole, _ = split(found(root, "events", _day(from_us), _day(to_us)))
+    number = pl.col("event_type").replace_strict(_TYPES, return_dtype=pl.Int8)
     for source in sources:
         first = since.get(source, 0)
         files = [p for p in whole if (span := Span.of(p)).source == source and span.last >= first]
         files = [p for p in files if _overlaps(p, from_us, to_us)]
         if files:
             scan = pl.scan_parquet(files, hive_partitioning=False)
-            parts.append(scan.with_columns(source=pl.lit(source)).select(_COLUMNS))
-    return pl.concat(parts).filter(pl.col("event_time").is_between(_time(from_us), _time(to_us), closed="left"))
+            scan = scan.filter(pl.col("event_time").is_between(_time(from_us), _time(to_us), closed="left"))
+            scan = scan.with_columns(pl.col("event_time").dt.timestamp("us"), number, source=pl.lit(source))
+            parts.append(scan.select(WAITING))
+    return pl.concat(parts)
 
 
 def _sources(partitions: Sequence[int]) -> list[str]:

@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from recsys.core import EventBatch, VersionMismatch, logging
+from recsys.core import EventBatch, EventKind, VersionMismatch, logging
 from streaming.archive.coverage import Coverage, covered, save
 from streaming.archive.files import EVENTS, SHOWN, Span, Writes, tables
 from streaming.archive.items import Items
@@ -31,6 +32,10 @@ from streaming.config import ArchiveConfig
 
 _log = logging.get_logger(__name__)
 _CHUNKS_MAX = 64
+WAITING = (
+    "event_id", "user_id", "item_id", "event_type", "event_time", "request_id", "position", "propensity", "stress",
+    "source", "offset",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,7 @@ class Archive:
         self._journal = Journal(root, time.time_ns() // 1_000)
         self._flushed_s = monotonic_s()
         self._waiting: dict[str, list[pl.DataFrame]] = {}
+        self._forgets: list[pl.DataFrame] = []
         self._follower: Follower | None = None
         self._items = Items(root)
         self._tidy = Tidy(root, self._config, offline)
@@ -139,13 +145,24 @@ class Archive:
         if self._follower is not None:
             self._follower.leave([int(s) for s in sources if s.isdigit()])
 
-    def waiting(self, sources: Sequence[str]) -> pl.DataFrame:
-        """Rows of the journal that are in no day file yet (EVENT_SCHEMA, source, offset, shown_before)."""
+    def waiting(self, sources: Sequence[str]) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+        """What is in no day file yet: actions (columns WAITING, times in microseconds), and rows of `forgotten`."""
         for source in sources:
             if len(self._waiting.get(source, ())) > _CHUNKS_MAX:
                 self._waiting[source] = [pl.concat(self._waiting[source], rechunk=True)]
         frames = [f for source in sources for f in self._waiting.get(source, ())]
-        return pl.concat([_frame(joined([])), *frames])
+        actions = pl.concat([_frame(joined([]).select(WAITING)), *frames])
+        return actions, pl.concat(self._forgets) if self._forgets else None
+
+    def _await(self, source: str, table: pa.Table) -> None:
+        """Keep rows of the journal for `waiting`."""
+        kind = table.column("kind")
+        actions = table.filter(pc.equal(kind, int(EventKind.ACTION)))
+        if actions.num_rows:
+            self._waiting.setdefault(source, []).append(_frame(actions.select(WAITING)))
+        forgets = table.filter(pc.equal(kind, int(EventKind.FORGET)))
+        if forgets.num_rows:
+            self._forgets.append(tables(_frame(forgets))["forgotten"])
 
     def end(self, source: str) -> int:
         """Next offset to take."""
@@ -164,8 +181,8 @@ class Archive:
             self._journal.append(Segment({p.source: (p.first, p.next) for p in new}, joined(rows)))
             for part, table in zip(new, rows, strict=True):
                 self._ends[part.source] = part.next
-                if table.num_rows:
-                    self._waiting.setdefault(part.source, []).append(_frame(table))
+                if self._follower is not None:
+                    self._await(part.source, table)
             if self._follower is not None:
                 self._follower.took(new)
         if self._follower is not None:
@@ -207,6 +224,7 @@ class Archive:
         writes.commit()
         self._journal.clear()
         self._waiting.clear()
+        self._forgets.clear()
         self._items.add(by_folder)
 
     def idle(self) -> None:
