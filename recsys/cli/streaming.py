@@ -45,6 +45,7 @@ def init(log: str | None, config_path: Path | None, as_json: bool) -> None:
 @click.option("--sink", required=True, help="Log URL.")
 @click.option("--speed", type=float, help="Multiple of the events' own speed (default: as fast as it goes).")
 @click.option("--shift-to", help="ISO time that the last event gets; all others move with it.")
+@click.option("--from", "from_", help="Only events from this ISO time on (before any shift).")
 @click.option("--until", help="Only events before this ISO time (before any shift).")
 @config_option
 @json_option
@@ -53,6 +54,7 @@ def produce(
     sink: str,
     speed: float | None,
     shift_to: str | None,
+    from_: str | None,
     until: str | None,
     config_path: Path | None,
     as_json: bool,
@@ -74,7 +76,7 @@ def produce(
     check_not_future(last_us + shift_us, clock)
     with open_log(sink, config) as log, progress.bar(total=dataset.num_events, what="produce", unit="events") as bar:
         report = send_all(
-            dataset.event_batches(before_us=before_us),
+            dataset.event_batches(from_us=parse_time_us(from_, "--from"), before_us=before_us),
             log,
             topics=topics_at(sink, config),
             clock=clock,

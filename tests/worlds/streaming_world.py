@@ -17,7 +17,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -238,6 +238,13 @@ class World:
             assert run([*map(str, args), "--json"]) == code, out.getvalue()
         return json.loads(out.getvalue().splitlines()[-1])
 
+    def command(self, *args: object) -> dict:
+        """As `double11`, in a process of its own."""
+        argv = [*COMMAND, *map(str, args), "--json"]
+        done = subprocess.run(argv, capture_output=True, text=True, env=os.environ | self.environ, check=False)
+        assert done.returncode == 0, done.stderr[-3_000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
     def init(self) -> None:
         self.double11("streaming", "init", "--log", self.log)
 
@@ -245,9 +252,10 @@ class World:
         with Sender(self.log, self.config) as send:
             send(sent)
 
-    def ingest(self, *more: object, **settings: object) -> "Ingest":
-        """A process of `double11 ingest`; settings are of [streaming.job]."""
-        return Ingest(self, [str(m) for m in more], settings)
+    def ingest(self, *more: object, name: str = "", **settings: object) -> "Ingest":
+        """A process of `double11 ingest`; settings are of [streaming.job], the name is the process's in its group."""
+        named = {"DOUBLE11__STREAMING__KAFKA__GROUP_INSTANCE_ID": name} if name else {}
+        return Ingest(replace(self, environ=self.environ | named), [str(m) for m in more], settings)
 
     def catch_up(self, *more: object) -> dict:
         """A process that ingests what is in the log now; gives its report."""
@@ -364,7 +372,9 @@ class Supervised:
 
     def _keep(self, number: int, world: World, more: Sequence[object], settings: dict[str, object]) -> None:
         while not self._stopping.is_set():
-            with world.ingest(*more, **settings) as process:
+            with world.ingest(
+                *more, name=f"consumer-{number}" if len(self._threads) > 1 else "", **settings
+            ) as process:
                 self.running[number] = process
                 if self._stopping.is_set():
                     process.process.terminate()

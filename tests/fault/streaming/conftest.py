@@ -8,7 +8,10 @@ from redis_world import redis_server
 from streaming_world import World
 
 __all__ = ["redis_server"]
-collect_ignore = [] if os.environ.get("DOUBLE11_KAFKA_HOME") else ["test_kafka_faults.py", "test_broker_away.py"]
+NEED_KAFKA = ["test_kafka_faults.py", "test_broker_away.py", "test_rebalance.py", "test_retailrocket.py"]
+collect_ignore = [] if os.environ.get("DOUBLE11_KAFKA_HOME") else NEED_KAFKA
+if not os.environ.get("DOUBLE11_DATA"):
+    collect_ignore = [*collect_ignore, "test_retailrocket.py"]
 
 
 @pytest.fixture(params=["embedded", "kafka-redis" if os.environ.get("DOUBLE11_KAFKA_HOME") else "redis"])
