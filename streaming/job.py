@@ -164,6 +164,7 @@ class Job:
                     metrics.LAG_RECORDS.labels(topic, str(p)).set(0)
                 stage.assign(now)
                 self._assigned[topic] = now
+                self._next_s["lag"] = 0.0  # of what is new it is measured at once
                 metrics.PARTITIONS.labels(topic).set(len(now))
 
     def _refused(self, error: Conflict | Unavailable | Overloaded) -> float:

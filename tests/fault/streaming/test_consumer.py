@@ -8,11 +8,25 @@ from pathlib import Path
 import polars as pl
 import pytest
 from oracle import Oracle
-from streaming_world import MEBIBYTE, Sent, T, World, check, check_command, judged, padded, record, seeds, traffic
+from streaming_world import (
+    MEBIBYTE,
+    Ingest,
+    Sent,
+    T,
+    World,
+    check,
+    check_command,
+    judged,
+    padded,
+    record,
+    seeds,
+    traffic,
+)
 
 from streaming.archive.files import found, split
 
 EVENTS = 3_000
+LAG_S_MAX = 30  # it is measured every few seconds
 Seen = list[tuple[str, bool]]
 
 
@@ -25,6 +39,11 @@ def archived(folder: Path) -> Seen:
 def to_archive(expected: Oracle) -> Seen:
     found = [(i, False) for i in expected.accepted] + [(i, True) for i in expected.late]
     return sorted(row for row in found if not row[0].startswith("f"))
+
+
+def lag(process: Ingest) -> float:
+    """Records behind, of all topics and partitions."""
+    return process.metrics().get("double11_lag_records", Counter()).total()
 
 
 async def kill_and_check(world: World, archive: Path, seed: int, sent: list[Sent], kills: int) -> None:
@@ -64,10 +83,18 @@ async def test_whatever_producers_send_the_state_is_right_and_all_of_it_is_count
         sent.insert(1_000, padded(record(wide | {"id": "wider"}), MEBIBYTE + 1))
     expected = judged(sent)
     world.send(sent)
+    everything, behind = expected.counts.total() + expected.causes.total(), 0.0
     with world.ingest("--archive", tmp_path / "archive") as process:
-        assert process.until(expected.counts.total() + expected.causes.total())
+        while process.handled() < everything:
+            assert process.is_running
+            behind = max(behind, lag(process))
+        deadline_s = time.monotonic() + LAG_S_MAX
+        while lag(process):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.1)
         counted = process.metrics()
         report = process.stop()
+    assert behind > 0
     assert counted["double11_events"] == Counter(report["events"]) == expected.counts
     assert counted["double11_dead_letters"] == Counter(report["dead_letters"]) == expected.causes == world.letters()
     await check(world, expected, f"seed {seed}")
