@@ -315,6 +315,10 @@ class Ingest:
         names = ("double11_events", "double11_dead_letters")
         return int(sum(found.get(name, Counter()).total() for name in names))
 
+    def num_partitions(self) -> int:
+        """Partitions that it has now, of all topics."""
+        return int(self.metrics().get("double11_assigned_partitions", Counter()).total())
+
     def until(self, number: int, timeout_s: float = 120) -> bool:
         """Wait until that many are handled; False when the process ended before."""
         deadline_s = time.monotonic() + timeout_s
@@ -364,9 +368,9 @@ class Supervised:
             thread.join()
 
     def until_at_work(self, timeout_s: float = 120) -> None:
-        """Wait until every consumer's present process has handled something."""
+        """Wait until every consumer's present process has partitions to read."""
         deadline_s = time.monotonic() + timeout_s
-        while not all(n in self.running and self.running[n].handled() for n in range(len(self._threads))):
+        while not all(n in self.running and self.running[n].num_partitions() for n in range(len(self._threads))):
             assert time.monotonic() < deadline_s, self.errors
             time.sleep(0.02)
 

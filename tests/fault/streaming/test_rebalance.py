@@ -29,7 +29,7 @@ async def disturbed(world: World, seed: int, num_events: int, num_faults: int) -
     sent, rng = traffic(seed, num_events), random.Random(seed)
     expected = judged(sent)
     with Supervised(world, 2, batch_records_max=100) as consumers:
-        sender = Trickle(world, sent, 50 * num_faults, 0.1)
+        sender = Trickle(world, sent, 50 * num_faults, 0.3)
         for fault in range(num_faults):
             consumers.until_at_work()
             time.sleep(rng.random())
