@@ -24,10 +24,15 @@ class Deployment:
 
 
 def run(
-    name: str, *, quick: bool = False, deployment: Deployment | None = None, events: int | None = None
+    name: str,
+    *,
+    quick: bool = False,
+    deployment: Deployment | None = None,
+    events: int | None = None,
+    run_path: Path | None = None,
 ) -> dict[str, Any]:
     """Run one benchmark and return its document. quick: small sizes, for a test of the benchmark itself. events: of
-    `ingest`, instead of 10 million.
+    `ingest`, instead of 10 million. run_path: the run whose tower's item vectors `retrieval` takes.
 
     Raises: BadInput for an unknown name, or `serve` without a deployment; Unavailable when a peer is not installed.
     """
@@ -36,6 +41,8 @@ def run(
     module = importlib.import_module(f"recsys.bench.{name}")
     if name == "ingest":
         return document(name, *module.bench(quick, events))
+    if name == "retrieval":
+        return document(name, *module.bench(quick, run_path))
     if name != "serve":
         return document(name, *module.bench(quick))
     if deployment is None or not deployment.users:

@@ -9,6 +9,7 @@ import time
 import pytest
 from double11.v1 import event_pb2, scoring_pb2, scoring_pb2_grpc
 
+from recsys.bench import run as bench
 from recsys.core import key
 from recsys.core.items import ItemTable
 from recsys.serving.remote import open_channel
@@ -80,3 +81,10 @@ async def test_items_come_and_go_without_a_restart(run, log, worker, categories)
         assert sorted(took)[len(took) // 2] < 1  # the median: a busy machine may hold one of them up
         tell(log, "gone", item_id, False)
         await becomes(stub, item_key, item_id, False)
+
+
+def test_the_benchmark_takes_the_tower_of_a_run(run):
+    found = bench("retrieval", quick=True, run_path=run.root)
+    assert found["config"]["source"] == str(run.root)
+    (recall,) = [row["ours"] for row in found["rows"] if row["what"] == "recall@100, unseen queries"]
+    assert recall > 0.9
