@@ -26,7 +26,7 @@ from streaming.topics import Topics
 
 __all__ = ["Job", "JobReport"]
 _log = logging.get_logger(__name__)
-_LAG_S = 10.0
+_LAG_S = 2.0
 _ARCHIVE_S = 60.0
 _GROUP_COMMIT_S = 1.0
 _CAUGHT_UP_S = 0.1

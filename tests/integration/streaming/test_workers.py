@@ -1,0 +1,94 @@
+"""Several `double11 ingest` on one Kafka and one Redis Cluster of three nodes: partitions change hands as they go on.
+
+The state must be what an oracle says that shares no code with streaming or the feature store.
+"""
+
+import time
+from collections import Counter
+from contextlib import ExitStack
+
+import pytest
+from redis_world import emptied, redis_cluster, redis_standalone
+from streaming_world import Trickle, World, check, judged, traffic
+
+__all__ = ["redis_cluster", "redis_standalone"]
+EVENTS, PARTITIONS = 4_000, 6
+
+
+@pytest.fixture
+def world(request, kafka, kafka_config) -> World:
+    _, environ = kafka_config("confluent")
+    small = {
+        "DOUBLE11__STREAMING__PARTITIONS": str(PARTITIONS),
+        "DOUBLE11__FEATURE_STORE__REDIS__BUCKETS": str(PARTITIONS),
+        "DOUBLE11__STREAMING__JOB__BATCH_RECORDS_MAX": "150",
+    }
+    made = World(f"kafka://{kafka}", emptied(request, "cluster"), small | environ)
+    made.init()
+    return made
+
+
+def until(ready, what: object = "", timeout_s: float = 60) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not ready():
+        assert time.monotonic() < deadline_s, what
+        time.sleep(0.02)
+
+
+def partitions(worker) -> Counter[str]:
+    """How many it has, by topic."""
+    return worker.metrics().get("double11_assigned_partitions", Counter())
+
+
+async def test_three_workers_one_killed_one_stopped_lose_and_double_nothing(world):
+    sent = [s for s in traffic(21, EVENTS) if s.event is None or not s.event.get("user", "").startswith("f")]
+    expected = judged(sent)
+    with ExitStack() as running:
+        first = running.enter_context(world.ingest())
+        world.send(sent[: EVENTS // 4])
+        assert first.until(EVENTS // 20)
+        second, third = (running.enter_context(world.ingest()) for _ in range(2))
+        workers = [first, second, third]
+        until(lambda: all(0 < partitions(w).total() < 2 * PARTITIONS for w in workers), "a share for each")
+        until(lambda: sum(partitions(w).total() for w in workers) == 2 * PARTITIONS, "all partitions")
+        before = [w.handled() for w in workers]
+        trickle = Trickle(world, sent[EVENTS // 4 :], 40, 0.2)
+        assert all(w.until(n + 10) for w, n in zip(workers, before, strict=True))
+        second.kill()
+        until(lambda: partitions(first).total() + partitions(third).total() == 2 * PARTITIONS, "its partitions move")
+        assert third.stop()["events"]["applied"] > 0
+        trickle.hurry()
+        world.catch_up()
+        assert first.is_running
+        first.stop()
+    await check(world, expected, "three workers")
+    assert world.letters() == expected.causes
+
+
+async def test_two_workers_that_catch_up_together_leave_everything_applied(world):
+    sent = [s for s in traffic(22, EVENTS) if s.event is None or not s.event.get("user", "").startswith("f")]
+    world.send(sent)
+    with world.ingest("--until-caught-up") as first, world.ingest("--until-caught-up") as second:
+        reports = [first.report(), second.report()]
+    await check(world, judged(sent), reports)
+
+
+async def test_a_node_of_the_cluster_that_loses_what_it_had_not_synced_is_read_again(world, redis_cluster):
+    sent = [s for s in traffic(23, EVENTS) if s.event is None or not s.event.get("user", "").startswith("f")]
+    with world.ingest() as worker:
+        trickle = Trickle(world, sent, 40, 0.1)
+        node = redis_cluster.nodes[1]
+        aof = next(node.folder.rglob("*.incr.aof"), node.folder / "appendonly.aof")  # of Redis 7, of 6
+        assert worker.until(EVENTS // 8)
+        node.until(lambda: node.client.info("persistence")["aof_pending_bio_fsync"] == 0)
+        size = aof.stat().st_size
+        assert worker.until(EVENTS // 4)
+        node.kill()
+        with aof.open("r+b") as file:  # what fsync had not reached; some seconds, to be sure that it matters
+            file.truncate(size)
+        node.start()
+        trickle.hurry()
+        until(lambda: worker.metrics().get("double11_steps_refused", Counter()).total() > 0, "the loss is noticed")
+        worker.stop()
+    world.catch_up()
+    await check(world, judged(sent), "a node lost its tail")
