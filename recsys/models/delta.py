@@ -171,8 +171,13 @@ class DeltaTarget:
         return found
 
 
-def target_of(run_id: str, tower: Tower, ranker: Ranker) -> DeltaTarget:
-    """What deltas of a run change in its loaded models: the item tables by key, everything else whole."""
+def target_of(
+    run_id: str, tower: Tower, ranker: Ranker, on_rows: Callable[[str, npt.NDArray[np.int64]], None] | None = None
+) -> DeltaTarget:
+    """What deltas of a run change in its loaded models: the item tables by key, everything else whole.
+
+    on_rows: see DeltaTarget.
+    """
     tables, dense = {}, {}
     for name, vocabulary, net in (
         ("tower", tower.items.vocabulary, tower.net),
@@ -183,7 +188,10 @@ def target_of(run_id: str, tower: Tower, ranker: Ranker) -> DeltaTarget:
                 tables[f"{name}.item"] = (vocabulary, tensor)
             else:
                 dense[f"{name}.{path}"] = tensor
-    return DeltaTarget(run_id, tables, dense)
+    target = DeltaTarget(run_id, tables, dense)
+    if on_rows is not None:
+        target.on_rows = on_rows
+    return target
 
 
 def _pieces(delta: ModelDelta, part_bytes_max: int) -> Iterator[tuple[delta_pb2.Delta, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import islice
 from typing import Any, TypeAlias
 
 import faiss
@@ -16,10 +17,12 @@ from double11.v1 import scoring_pb2_grpc as pb_grpc
 from recsys.candidates.nearest.live import DEFAULT, DEFAULT_LIVE, LiveIndex
 from recsys.candidates.nearest.monitor import RecallMonitor
 from recsys.candidates.nearest.static import AnnIndex, other_dimension
-from recsys.core import BadInput, Deadline, RunDirectory
+from recsys.core import BadInput, Deadline, Overloaded, RunDirectory
 from recsys.core.items import ItemTable
 from recsys.models.cold import ColdItems
 from recsys.models.config import IndexConfig, LiveIndexConfig
+from recsys.models.delta import target_of
+from recsys.models.embeddings import UNKNOWN_ROW
 from recsys.models.ranker import Ranker
 from recsys.models.tower import Tower
 from recsys.serving.compute import ComputeThread
@@ -28,6 +31,7 @@ from recsys.serving.live_items import LiveItems, attributes_of
 from recsys.serving.remote import HISTORY_ITEMS_MAX
 from recsys.serving.wire import deadline_of
 
+_REINDEXED_ITEMS_MAX = 4_096  # at once: requests wait meanwhile
 _RETRIEVE_ITEMS_MAX = 10_000  # of scoring.proto
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 History = tuple[npt.NDArray[np.int64], npt.NDArray[np.int8], npt.NDArray[np.int64]]
@@ -52,9 +56,11 @@ class ScoringService(pb_grpc.ScoringServiceServicer):
         self._index = LiveIndex(base, attributes_of(items, base.row_key), config=index, live=live)
         self.items = LiveItems(self._index, ColdItems(self._tower, items), items)
         self._monitor = RecallMonitor(self._index, live)
+        self._stale = dict[int, None]()  # items whose row has changed since the index has their vector; oldest first
+        self.models = target_of(run.run_id, self._tower, self._ranker, on_rows=self._row_changed)
         self._warm_up()
         self._config = config
-        self._compute = ComputeThread(config.queue_items_max, partial(faiss.omp_set_num_threads, config.threads))
+        self.compute = ComputeThread(config.queue_items_max, partial(faiss.omp_set_num_threads, config.threads))
 
     async def Retrieve(self, request: pb.RetrieveRequest, context: Context) -> pb.RetrieveResponse:  # noqa: N802
         """Nearest items to the user's vector, excluded ones left out."""
@@ -71,8 +77,10 @@ class ScoringService(pb_grpc.ScoringServiceServicer):
             keep = np.flatnonzero((found[0] >= 0) & ~np.isin(found[0], exclude))[: request.limit]
             return found[0][keep], score[0][keep]
 
-        item_key, score = await self._compute.run("Retrieve", search, self._deadline(context))
-        return pb.RetrieveResponse(item_keys=item_key.tolist(), scores=score.tolist(), version=self._tower.version)
+        item_key, score = await self.compute.run("Retrieve", search, self._deadline(context))
+        return pb.RetrieveResponse(
+            item_keys=item_key.tolist(), scores=score.tolist(), version=self._version(self._tower.version)
+        )
 
     async def Rank(self, request: pb.RankRequest, context: Context) -> pb.RankResponse:  # noqa: N802
         """Scores of N rows."""
@@ -90,8 +98,42 @@ class ScoringService(pb_grpc.ScoringServiceServicer):
         def score() -> npt.NDArray[np.float32]:
             return self._ranker.score(values, tuple(request.feature_names), item_key, *history, request.as_of_us)
 
-        scores = await self._compute.run("Rank", score, self._deadline(context))
-        return pb.RankResponse(scores=scores.tolist(), version=self._ranker.version)
+        scores = await self.compute.run("Rank", score, self._deadline(context))
+        return pb.RankResponse(scores=scores.tolist(), version=self._version(self._ranker.version))
+
+    def take_delta(self, part: bytes) -> bool:
+        """Take a record of the deltas topic; true when it completed a delta, now in the models and in the index.
+
+        To be called on the compute thread. Raises: as `DeltaTarget.offer`.
+        """
+        applied = self.models.offer(part)
+        if applied:
+            self.reindex()
+        return applied
+
+    def reindex(self) -> int:
+        """Give the index new vectors of items whose rows have changed, a bounded number; how many are left.
+
+        To be called on the compute thread. When the index has no room they wait for its rebuild.
+        """
+        some = np.fromiter(islice(self._stale, min(self._index.room_items_max, _REINDEXED_ITEMS_MAX)), np.int64)
+        if len(some):
+            try:
+                self._index.move(some, self._tower.encode_items(some))
+            except Overloaded:
+                return len(self._stale)
+            for item_key in some.tolist():
+                del self._stale[item_key]
+        return len(self._stale)
+
+    def _row_changed(self, table: str, rows: npt.NDArray[np.int64]) -> None:
+        if table == "tower.item":
+            known = rows[rows != UNKNOWN_ROW]
+            self._tower.items.own(known)
+            self._stale |= dict.fromkeys(self._tower.items.vocabulary.keys[known - 1].tolist())
+
+    def _version(self, loaded: str) -> str:
+        return f"{loaded}+{self.models.sequence}" if self.models.sequence else loaded
 
     def _warm_up(self) -> None:
         """One pass through everything before readiness: pays lazy initialisation, and what does not fit fails now."""
@@ -102,7 +144,7 @@ class ScoringService(pb_grpc.ScoringServiceServicer):
 
     def close(self) -> None:
         """Finish the call being computed."""
-        self._compute.close()
+        self.compute.close()
         self._monitor.close()
 
     def _deadline(self, context: Context) -> Deadline:

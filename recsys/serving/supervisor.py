@@ -74,7 +74,7 @@ class Child:
         self.detail = "starting"
         self.hopeless = False
         self._backoff, self._deaths_max, self._on_hopeless = backoff, deaths_max, on_hopeless
-        self._served, self._error = not spec.says_ready, ""
+        self._served, self._error, self._doing = not spec.says_ready, "", ""
         self._process: asyncio.subprocess.Process | None = None
         self._task = asyncio.create_task(self._keep_running())
 
@@ -133,21 +133,27 @@ class Child:
         )
         self.pid = process.pid
         _log.info("child_started", child=self.spec.name, pid=process.pid)
+        self._doing = ""
         if not self.spec.says_ready:
             self._now_ready()
         assert process.stdout is not None
         while line := await _next_line(process.stdout):  # to the end: a full pipe would block the child
-            if not self.spec.says_ready or self.ready.is_set():
+            if not self.spec.says_ready:
                 continue
             told = _document(line)
-            if told.get("ready"):
+            if isinstance(detail := told.get("detail"), str):
+                self._doing = detail
+                self.detail = detail if self.ready.is_set() else self.detail
+            elif self.ready.is_set():
+                continue
+            elif told.get("ready"):
                 self._now_ready()
             elif isinstance(error := told.get("error"), dict):
                 self._error = f"{error.get('message', '')} {error.get('fix', '')}".strip()
         return await process.wait()
 
     def _now_ready(self) -> None:
-        self.detail, self._served = "", True
+        self.detail, self._served = self._doing, True
         self.ready.set()
         _log.info("child_ready", child=self.spec.name, pid=self.pid)
 

@@ -2,7 +2,8 @@
 
     python -m recsys.serving.worker --run RUN --listen 127.0.0.1:0 --log URL
 
-With a log it follows the catalogue topic: new items become retrievable, delisted and sold-out ones leave.
+With a log it follows the catalogue topic: new items become retrievable, delisted and sold-out ones leave; and the
+deltas topic: what online training learns is served within seconds.
 Prints one JSON line {"ready": true, "port": N} on stdout once it serves. SIGTERM drains: health goes NOT_SERVING,
 calls in flight are finished. Compute runs on one thread, never on the event loop.
 """
@@ -24,8 +25,9 @@ from prometheus_client import start_http_server
 from recsys.core import Double11Error, RunDirectory, WallClock, logging
 from recsys.core.config import Config
 from recsys.models.config import IndexConfig, LiveIndexConfig
-from recsys.serving.catalog import Catalog, CatalogFollower
+from recsys.serving.catalog import CatalogFollower
 from recsys.serving.config import CatalogConfig, ServingConfig, WorkerConfig
+from recsys.serving.deltas import DeltaFollower
 from recsys.serving.server import Server, stop_signal
 from streaming.config import JobConfig
 from streaming.log import open_log, topics_at
@@ -43,20 +45,33 @@ async def serve(run_path: Path, listen: str, log_url: str, config: Config) -> No
     service = ScoringService(run, worker, config.get(IndexConfig), config.get(LiveIndexConfig))
     with ExitStack() as stack:
         if log_url:
-            await _follow(stack, log_url, service.items, config)
+            await _follow(stack, log_url, service, config)
         if worker.metrics_port:
             start_http_server(worker.metrics_port, config.get(ServingConfig).metrics_host)
         await _until_stopped(service, stop, listen, worker)
 
 
-async def _follow(stack: ExitStack, log_url: str, items: Catalog, config: Config) -> None:
-    """Read the catalogue topic into the index; come back when all that was there is in it, or its time is over."""
+async def _follow(stack: ExitStack, log_url: str, service: ScoringService, config: Config) -> None:
+    """Read the catalogue topic into the index and the deltas topic into the models.
+
+    Comes back when all of the catalogue that was there is in the index, or its time is over; deltas catch up while the
+    worker serves what it has.
+    """
     log = stack.enter_context(open_log(log_url, config))
-    topic = topics_at(log_url, config).catalog
-    follower = CatalogFollower(log, topic, items, WallClock(), config.get(CatalogConfig), config.get(JobConfig))
+    topics = topics_at(log_url, config)
+    deltas = asyncio.create_task(DeltaFollower(log, topics.deltas, service, WallClock(), _tell).run())
+    stack.callback(deltas.cancel)
+    follower = CatalogFollower(
+        log, topics.catalog, service.items, WallClock(), config.get(CatalogConfig), config.get(JobConfig)
+    )
     follower.start()
     stack.callback(follower.close)
     await follower.wait_caught_up()
+
+
+def _tell(detail: str) -> None:
+    """For the supervisor: what `double11 status` says of this worker."""
+    print(json.dumps({"detail": detail}), flush=True)
 
 
 async def _until_stopped(service: ScoringService, stop: asyncio.Event, listen: str, worker: WorkerConfig) -> None:

@@ -136,6 +136,21 @@ class LiveIndex:
             self._note(item_key[last])
         self._rebuild_if_due()
 
+    def move(self, item_key: Keys, vectors: Vectors) -> int:
+        """New vectors [N, D] of distinct items; attributes stay, and items that are not there stay away.
+
+        Gives how many were there. Raises: as `upsert`.
+        """
+        with self._write:
+            state = self._state
+            base, delta = state.base.find(item_key), state.delta.find(item_key)
+            at = np.concatenate([np.flatnonzero(base >= 0), np.flatnonzero(delta >= 0)])
+            known = Attributes.concat(
+                state.base.attributes.take(_present(base)), state.delta.attributes.take(_present(delta))
+            )
+            self.upsert(item_key[at], vectors[at], known)
+        return len(at)
+
     def delete(self, item_key: Keys) -> int:
         """Remove items; no search that begins after the return gives them. Gives how many were there."""
         with self._write:
