@@ -75,8 +75,7 @@ def _send(url: str, seconds: float, mark: str, due_s: dict[str, float]) -> None:
         for sent, (user_id, key, value) in enumerate(events):
             at_s = began_s + sent / _RATE
             if sent % int(_RATE * _SLICE_S) == 0:
-                producer.flush()
-                time.sleep(max(0.0, at_s - time.monotonic()))
+                time.sleep(max(0.0, at_s - time.monotonic()))  # librdkafka sends by itself, linger_ms after the first
             producer.send(topic, key, value, {SCHEMA_HEADER: SCHEMA_VERSION})
             if sent % _MARKED == 0:
                 due_s[user_id] = at_s
