@@ -122,7 +122,7 @@ class JobConfig:
     that, up to retry_ms_max. metrics_port: Prometheus text over HTTP on metrics_host, 0 = off; one job per port.
     """
 
-    batch_records_max: int = 32_768
+    batch_records_max: int = 131_072
     batch_bytes_max: int = 16 << 20
     dedup_horizon_s: int = 86_400
     future_skew_max_s: int = 300
