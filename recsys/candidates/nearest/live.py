@@ -276,10 +276,13 @@ class LiveIndex:
         if self._touched is not None:
             self._touched.update(item_key.tolist())
 
-    def _rebuild_if_due(self) -> None:
+    def _due(self) -> bool:
         base, delta = self._state.base, self._state.delta
         dead = len(base.index) - base.num_alive
-        if delta.count >= self._live.rebuild_items or dead > self._live.rebuild_dead_share * max(len(base.index), 1):
+        return delta.count >= self._live.rebuild_items or dead > self._live.rebuild_dead_share * max(len(base.index), 1)
+
+    def _rebuild_if_due(self) -> None:
+        if self._due():
             self._start_rebuild()
 
     def _start_rebuild(self) -> None:
@@ -291,7 +294,12 @@ class LiveIndex:
 
     def _rebuild_quietly(self) -> None:
         try:
-            self.rebuild()
+            while True:
+                self.rebuild()
+                with self._write:  # what came meanwhile may be enough for the next one
+                    if not self._due():
+                        self._rebuilding = None
+                        return
         except (MemoryError, RuntimeError) as error:  # RuntimeError: FAISS; the old state goes on serving
             self._rebuild_not_before_s = time.monotonic() + _RETRY_S
             metrics.INDEX_REBUILDS.labels("failed").inc()
