@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from double11.v1.event_pb2 import DeadLetter, Event, Impression
 from google.protobuf.message import DecodeError
 
 from recsys.core.murmur2 import partition_of
-from streaming.codec import MISPLACED, Rejected, owner_of, record_key
+from streaming.codec import MISPLACED, UNKNOWN_VERSION, Rejected, owner_of, record_key
 from streaming.log.base import SCHEMA_HEADER, SCHEMA_VERSION, Log, Producer, RecordBatch, read_all
 
 PAYLOAD_BYTES_MAX = 64 << 10
 _DETAIL_CHARS_MAX = 256
 _KEY_S, _PAUSE_S = 10.0, 0.005
+_LOST_VERSION = b"lost"
 
 
 def put_aside(producer: Producer, topic: str, source: RecordBatch, row: int, rejected: Rejected, at_us: int) -> None:
@@ -62,10 +63,12 @@ def requeue(log: Log, topic: str, cause: str | None) -> tuple[int, int]:
             else:
                 chosen[letter.topic, letter.partition, letter.offset] = letter
     for (source, partition, offset), letter in chosen.items():
-        key, at = _key_of(log, source, partition, offset), partition
+        (key, headers), at = _record_at(log, source, partition, offset), partition
         if letter.cause == MISPLACED:
             at = partition_of(_owner(letter), log.num_partitions(source))
-        producer.send(source, key, letter.payload, {SCHEMA_HEADER: SCHEMA_VERSION}, at)
+        if not headers:  # gone: whatever version was not known then, nobody knows now
+            headers = {SCHEMA_HEADER: _LOST_VERSION if letter.cause == UNKNOWN_VERSION else SCHEMA_VERSION}
+        producer.send(source, key, letter.payload, headers, at)
     producer.close()
     return len(chosen), cut
 
@@ -79,17 +82,18 @@ def _owner(letter: DeadLetter) -> bytes:
     return Impression.FromString(letter.payload).user_id.encode()
 
 
-def _key_of(log: Log, topic: str, partition: int, offset: int) -> bytes:
-    """The key of the record at some coordinates, b"" when it is gone."""
+def _record_at(log: Log, topic: str, partition: int, offset: int) -> tuple[bytes, Mapping[str, bytes]]:
+    """Key and headers of the record at some coordinates, nothing when it is gone."""
+    gone: tuple[bytes, Mapping[str, bytes]] = (b"", {})
     if not log.begin_offsets(topic)[partition] <= offset < log.end_offsets(topic)[partition]:
-        return b""
+        return gone
     consumer, deadline_s = log.consumer(topic, {partition: offset}), time.monotonic() + _KEY_S
     try:
         while time.monotonic() < deadline_s:
             for batch in consumer.poll(records_max=1, bytes_max=1):
                 if len(batch):
-                    return batch.keys[0] if int(batch.offset[0]) == offset else b""
+                    return (batch.keys[0], batch.headers[0]) if int(batch.offset[0]) == offset else gone
             time.sleep(_PAUSE_S)
     finally:
         consumer.close()
-    return b""
+    return gone

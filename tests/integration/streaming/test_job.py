@@ -129,6 +129,21 @@ async def test_requeued_dead_letters_keep_their_ids(room):
     assert room.ingest().events == {"duplicate": 1}
 
 
+async def test_a_version_that_is_still_unknown_is_put_aside_again(room, monkeypatch):
+    value = Event(event_id="x", event_time_us=T, action=Action(type=5, user_id="u", item_id="i"))
+    room.send_bytes(value.SerializeToString(), headers={"schema": b"9"})
+    for _ in range(2):  # the record is there; then its letter's record is, which came of requeueing
+        assert room.ingest().dead_letters == {"unknown-version": 1}
+        assert requeue(room.log, "dead-letter", "unknown-version")[0] > 0
+    everything = {p: room.log.end_offsets("events")[p] + 9 for p in range(4)}
+    monkeypatch.setattr(
+        type(room.log), "begin_offsets", lambda self, topic: everything if topic == "events" else {0: 0}
+    )
+    assert requeue(room.log, "dead-letter", "unknown-version")[0] > 0  # retention has taken the records
+    monkeypatch.undo()
+    assert room.ingest().events == {}
+
+
 async def test_slates_count_once_and_are_no_touch(room):
     for request in ("r1", "r1", "r2"):
         room.send_bytes(slate(request), topic="impressions")
