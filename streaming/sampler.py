@@ -87,7 +87,8 @@ class Sampler:
     def leave(self, partitions: Sequence[int]) -> None:
         """Another worker takes them; it finds by their positions what has not been done."""
         for p in partitions:
-            del self._positions[p], self._late[p]
+            self._positions.pop(p, None)
+            self._late.pop(p, None)
             for prefix in (EVENTS, SHOWN):
                 self._watermark.forget(prefix, p)
 

@@ -172,6 +172,6 @@ def test_a_rebuild_keeps_what_came_after_the_forgetting(log, tmp_path):
     materialize(archived(root), target, goes_on(root))
     target.close()
     rebuilt = open_store(url)
-    for kind in ("user", "seen"):
+    for kind in ("user", "seen", "shown"):
         assert rebuilt.load(kind, USERS) == store.load(kind, USERS), kind
     rebuilt.close()

@@ -127,6 +127,7 @@ def test_dead_letters_are_listed_and_requeued(double11, url):
         ("produce", "nowhere", "--sink", "embedded:x"),
         ("ingest", "--source", "kafka://localhost", "--store", "embedded:x"),
         ("ingest", "--source", "embedded:x"),
+        ("ingest", "--source", "embedded:x", "--store", "embedded:x", "--offline", "x"),
         ("forget", ""),
         ("forget", "u" * 257),
     ],
