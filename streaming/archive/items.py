@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import time
 from pathlib import Path
 
 import polars as pl
@@ -10,50 +11,29 @@ import polars as pl
 from streaming.archive.files import Writes, found, split
 
 _TEXT = ("title", "category", "brand", "price", "attributes")
-_PENDING_MAX = 64
 
 
-class Items:
-    """Grows items.parquet by what was flushed; the first time in a process it goes through all files."""
+def write_items(root: Path) -> None:
+    """Bring items.parquet up to date with the files that have come since, whoever wrote them; durable on return.
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._path = root / "items.parquet"
-        self._pending: list[pl.DataFrame] = []
-        self._is_known = False
-        if self._path.is_file() and "listed" in pl.read_parquet_schema(self._path):
-            at_s = self._path.stat().st_mtime
-            files = [*found(root, "changes"), *found(root, "events")]
-            self._is_known = all(p.stat().st_mtime <= at_s for p in files)
-
-    def add(self, tables: Mapping[str, pl.DataFrame]) -> None:
-        """Rows that were flushed, by folder."""
-        if self._is_known:
-            self._pending += [_first_seen(f, tables[f].lazy()) for f in ("changes", "events") if f in tables]
-            if len(self._pending) > _PENDING_MAX:
-                self._pending = [_merged(self._pending)]
-
-    def write(self) -> None:
-        """Durable on return; nothing is written when nothing has come."""
-        if self._is_known and not self._pending:
-            return
-        parts = [pl.read_parquet(self._path)] if self._is_known else self._scanned()
-        parts = [p.rename({"available_from": "event_time"}) if "available_from" in p.columns else p for p in parts]
-        parts += self._pending
-        if not parts:
-            return
-        writes = Writes()
-        writes.parquet(self._path, _merged(parts).rename({"event_time": "available_from"}))
-        writes.commit()
-        self._pending, self._is_known = [], True
-
-    def _scanned(self) -> list[pl.DataFrame]:
-        parts = []
-        for folder in ("changes", "events"):
-            whole, _ = split(found(self._root, folder))
-            if whole:
-                parts.append(_first_seen(folder, pl.scan_parquet(whole, hive_partitioning=False)))
-        return parts
+    Its own time says up to when it has seen files: a file's ctime is when it got its name.
+    """
+    path, started_ns = root / "items.parquet", time.time_ns()
+    is_ours = path.is_file() and "listed" in pl.read_parquet_schema(path)
+    since_ns = path.stat().st_mtime_ns if is_ours else 0
+    parts = []
+    for folder in ("changes", "events"):
+        whole, _ = split(found(root, folder))
+        if new := [p for p in whole if p.stat().st_ctime_ns >= since_ns]:
+            parts.append(_first_seen(folder, pl.scan_parquet(new, hive_partitioning=False)))
+    if not parts:
+        return
+    if is_ours:
+        parts.append(pl.read_parquet(path).rename({"available_from": "event_time"}))
+    writes = Writes()
+    writes.parquet(path, _merged(parts).rename({"event_time": "available_from"}))
+    writes.commit()
+    os.utime(path, ns=(started_ns, started_ns))
 
 
 def _first_seen(folder: str, rows: pl.LazyFrame) -> pl.DataFrame:

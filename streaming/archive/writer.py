@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from recsys.core import EventBatch, EventKind, VersionMismatch, logging
 from streaming.archive.coverage import Coverage, covered, save
 from streaming.archive.files import EVENTS, SHOWN, Span, Writes, tables
-from streaming.archive.items import Items
+from streaming.archive.items import write_items
 from streaming.archive.journal import Journal, Segment, chained, joined, rows_of
 from streaming.archive.tidy import Tidy
 from streaming.archive.tombstones import effective, without
@@ -101,7 +101,6 @@ class Archive:
         self._waiting: dict[str, list[pl.DataFrame]] = {}
         self._forgets: list[pl.DataFrame] = []
         self._follower: Follower | None = None
-        self._items = Items(root)
         self._tidy = Tidy(root, self._config, offline)
         self._threads = ThreadPoolExecutor(1, "archive-tidy")
         self._tidying: Future[dict[str, dict[str, int]]] | None = None
@@ -225,7 +224,6 @@ class Archive:
         self._journal.clear()
         self._waiting.clear()
         self._forgets.clear()
-        self._items.add(by_folder)
 
     def idle(self) -> None:
         """Work that can wait: flush what has waited long enough, a bounded bit of tidying, and the follower's."""
@@ -238,7 +236,7 @@ class Archive:
     def finish(self) -> None:
         """Flush, and write items.parquet: a dataset for others."""
         self.flush()
-        self._items.write()
+        write_items(self.root)
 
     def purge(self) -> None:
         """Erase all rows behind tombstones now, instead of bit by bit."""

@@ -71,6 +71,19 @@ def test_merging_keeps_every_row_and_the_coverage(log, tmp_path):
     assert goes_on(root) == reach
 
 
+def test_items_of_all_writers_are_listed_as_first_known(log, tmp_path):
+    root, store = tmp_path / "archive", MemoryStore()
+    for part in (SENT[:300], SENT[300:], []):
+        send(log, part)
+        ingest(log, store, root, flush_rows_max=100)
+    stepwise = pl.read_parquet(root / "items.parquet")
+    (root / "items.parquet").unlink()
+    ingest(log, store, root)
+    assert stepwise.select("item_id", "available_from", "listed").equals(
+        pl.read_parquet(root / "items.parquet", columns=["item_id", "available_from", "listed"])
+    )
+
+
 def test_small_files_are_merged_up_to_a_size(log, tmp_path):
     send(log, SENT)
     root = tmp_path / "archive"
