@@ -3,6 +3,7 @@
 The state must be what an oracle says that shares no code with streaming or the feature store.
 """
 
+import signal
 import time
 from collections import Counter
 from contextlib import ExitStack
@@ -92,3 +93,21 @@ async def test_a_node_of_the_cluster_that_loses_what_it_had_not_synced_is_read_a
         worker.stop()
     world.catch_up()
     await check(world, judged(sent), "a node lost its tail")
+
+
+async def test_a_worker_that_was_stopped_in_its_step_and_wakes_up_as_a_zombie_is_fenced(world):
+    sent = [s for s in traffic(24, EVENTS) if s.event is None or not s.event.get("user", "").startswith("f")]
+    with world.ingest() as zombie, world.ingest() as other:
+        until(lambda: all(0 < partitions(w).total() < 2 * PARTITIONS for w in (zombie, other)), "a share for each")
+        trickle = Trickle(world, sent, 40, 0.1)
+        assert zombie.until(EVENTS // 20)
+        zombie.process.send_signal(signal.SIGSTOP)
+        until(lambda: partitions(other).total() == 2 * PARTITIONS, "its session is over")
+        assert other.until(other.handled() + 50)
+        zombie.process.send_signal(signal.SIGCONT)
+        trickle.hurry()
+        until(lambda: 0 < partitions(zombie).total() < 2 * PARTITIONS, "it is a member again")
+        world.catch_up()
+        zombie.stop()
+        other.stop()
+    await check(world, judged(sent), "a zombie")
