@@ -13,14 +13,23 @@ INDEX_KINDS, INDEX_DEVICES = ("auto", "flat", "hnsw", "ivf"), ("cpu", "cuda")
 @section("models.tower")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TowerConfig:
-    """The two towers. dim: dimension of user and item vectors; heads: attention queries over the history."""
+    """The two towers. dim: dimension of user and item vectors; heads: attention queries over the history.
+
+    item_rows_max: item ids with a row of their own; the most frequent and recent have one, the others are "some item"
+    of their category and brand. 0 = every item with training events. item_admission_count: how often an id has to come
+    among 65,536 actions to be given a row.
+    """
 
     dim: int = 64
     heads: int = 4
     history_items_max: int = 50
     temperature: float = 0.1
+    item_rows_max: int = 0
+    item_admission_count: int = 1
 
     def __post_init__(self) -> None:
+        in_range("models.tower.item_rows_max", self.item_rows_max, 0, 1 << 40)
+        in_range("models.tower.item_admission_count", self.item_admission_count, 1, 1 << 16)
         in_range("models.tower.dim", self.dim, 2, 4096)
         in_range("models.tower.heads", self.heads, 1, 64)
         in_range("models.tower.history_items_max", self.history_items_max, 1, 512)

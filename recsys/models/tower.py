@@ -28,6 +28,7 @@ from recsys.models import storage
 from recsys.models.config import TowerConfig
 from recsys.models.embeddings import UNKNOWN_ROW, Vocabulary, sequence_tables
 from recsys.models.history import NUM_AGE_BUCKETS, NUM_EVENT_TYPES, Histories
+from recsys.models.id_map import IdMap
 from recsys.models.jagged import Jagged, keyed, padded
 
 TABLES = ("item", "category", "brand")
@@ -44,11 +45,16 @@ class ItemRows:
         self._by_place = {t: np.concatenate([[0], rows[t]]) for t in TABLES}
 
     @classmethod
-    def build(cls, items: ItemTable, trained: npt.NDArray[np.int64]) -> tuple[ItemRows, dict[str, int]]:
-        """From the catalogue; only items in `trained` (keys) get an id row of their own. Also gives rows per table."""
-        place = np.arange(1, len(items) + 1)
+    def build(
+        cls, items: ItemTable, trained: npt.NDArray[np.int64], ids: IdMap | None = None
+    ) -> tuple[ItemRows, dict[str, int]]:
+        """From the catalogue; only items in `trained` (keys) get an id row of their own. Also gives rows per table.
+
+        ids: gives the rows instead, where there may be fewer than items.
+        """
+        place = np.arange(1, len(items) + 1) if ids is None else ids.rows(items.item_key)
         rows = {"item": np.where(np.isin(items.item_key, trained), place, 0)}
-        num_rows = {"item": len(items) + 1}
+        num_rows = {"item": (len(items) if ids is None else ids.rows_max) + 1}
         for table in ("category", "brand"):
             codes = np.array([key(text) if text else -1 for text in items.column(table)], np.int64)
             vocabulary = Vocabulary(np.unique(codes[codes >= 0]))

@@ -21,6 +21,7 @@ import torch
 from recsys.core.items import ItemTable
 from recsys.core.progress import bar
 from recsys.models.config import TowerConfig
+from recsys.models.id_map import IdMap
 from recsys.models.tower import ItemRows, Tower, TowerNet
 from recsys.training.checkpoint import Checkpoints
 from recsys.training.config import TrainingConfig
@@ -68,7 +69,7 @@ def _train(
     seed_torch(seed, config.threads)
     rng = np.random.default_rng(seed)
     actions = Actions.from_events(events)
-    rows, num_rows = ItemRows.build(items, np.unique(actions.item_key))
+    rows, num_rows = ItemRows.build(items, np.unique(actions.item_key), _id_map(actions, model))
     examples = np.flatnonzero(
         (actions.history_stop > actions.history_start) & np.isin(actions.item_key, items.item_key)
     )
@@ -106,6 +107,15 @@ def _train(
         net.load_state_dict(whole)
     net.eval()
     return Tower(net, rows, model)
+
+
+def _id_map(actions: Actions, model: TowerConfig) -> IdMap | None:
+    """Which items have a row of their own where rows are fewer: as if actions came one after the other."""
+    if not model.item_rows_max:
+        return None
+    ids = IdMap(model.item_rows_max, admission_count=model.item_admission_count)
+    ids.observe(actions.item_key[np.argsort(actions.time_us, kind="stable")])
+    return ids
 
 
 def _facts(actions: Actions, items: ItemTable, config: TrainingConfig, model: TowerConfig, seed: int) -> dict[str, Any]:

@@ -16,8 +16,8 @@ import numpy as np
 STEP_OF_CHECKPOINTS = 5
 
 
-def train(dataset: Path, work: Path, kill_step: int = -1, **changes: object) -> tuple[list[float], np.ndarray]:
-    """Losses of the steps taken here, item vectors (rank 0)."""
+def train(dataset: Path, work: Path, kill_step: int = -1, **changes: object) -> tuple[list[float], np.ndarray, object]:
+    """Losses of the steps taken here, item vectors and the tower (rank 0)."""
     from recsys.data import Dataset
     from recsys.models.config import TowerConfig
     from recsys.training import TrainingConfig
@@ -37,7 +37,7 @@ def train(dataset: Path, work: Path, kill_step: int = -1, **changes: object) -> 
 
     opened = Dataset.open(dataset)
     until_us = opened.last_event_us + 1
-    dim = int(changes.pop("dim", 16))
+    model = {n: int(changes.pop(n)) for n in ("dim", "item_rows_max") if n in changes}
     settings = {"tower_epochs": 2, "tower_examples_max": 2_000, "tower_batch": 256} | changes
     config = TrainingConfig(checkpoint_steps=STEP_OF_CHECKPOINTS, **settings)
     with joined() as ranks:
@@ -45,13 +45,13 @@ def train(dataset: Path, work: Path, kill_step: int = -1, **changes: object) -> 
             known_events(opened, until_us),
             opened.item_table(before_us=until_us),
             config=config,
-            model=TowerConfig(dim=dim, heads=2, history_items_max=10),
+            model=TowerConfig(**{"dim": 16} | model, heads=2, history_items_max=10),
             seed=0,
             work=work,
             ranks=ranks,
             guard=Watched("tower", work, ranks.rank),
         )
-    return losses, tower.item_vectors()[1]
+    return losses, tower.item_vectors()[1], tower
 
 
 def train_apart(

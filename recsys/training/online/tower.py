@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from recsys.core import RunDirectory
+from recsys.core import BadInput, RunDirectory
 from recsys.models.delta import Rows
 from recsys.models.embeddings import UNKNOWN_ROW, table_configs
 from recsys.models.tower import Tower, TowerNet
@@ -56,11 +56,19 @@ class OnlineTower:
     """One run's towers in training. `close` lets go of the process group."""
 
     def __init__(self, run: RunDirectory, config: OnlineConfig, work: Path) -> None:
-        """work: where a batch with a broken loss is left. Raises: NotFound, CorruptData, VersionMismatch."""
+        """work: where a batch with a broken loss is left.
+
+        Raises: NotFound, CorruptData, VersionMismatch; BadInput for a run with a bounded item table.
+        """
         seed_torch(config.seed, config.threads)
         self._stack, self._config = ExitStack(), config
         ranks = self._stack.enter_context(alone())
         start = Tower.load(run)
+        if start.config.item_rows_max:
+            raise BadInput(
+                f"run {run.run_id}, online training", came=f"item_rows_max = {start.config.item_rows_max}",
+                expected="a run with a row for every item", fix="Train one with [models.tower] item_rows_max = 0.",
+            )  # fmt: skip
         self.rows, self.tower_config = start.items, start.config
         net = _OnlineNet({c.name: c.num_embeddings for c in table_configs(start.net.tables)}, start.config, "meta")
         net.touched = set()

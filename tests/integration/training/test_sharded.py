@@ -22,7 +22,7 @@ def dataset(tmp_path_factory):
 def by_one(dataset, tmp_path_factory):
     """Losses and item vectors of one process that nobody disturbed, and its working folder with the checkpoints."""
     work = tmp_path_factory.mktemp("by-one")
-    return *world.train(dataset, work), work
+    return *world.train(dataset, work)[:2], work
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def killed_pair(dataset, tmp_path):
 
 
 def test_two_ranks_killed_go_on_as_one_with_the_same_losses(dataset, by_one, killed_pair):
-    losses, vectors = world.train(dataset, killed_pair)
+    losses, vectors, _ = world.train(dataset, killed_pair)
     assert len(losses) == len(by_one[0]) - world.STEP_OF_CHECKPOINTS
     np.testing.assert_allclose(losses, by_one[0][world.STEP_OF_CHECKPOINTS :], rtol=0, atol=1e-5)
     np.testing.assert_allclose(vectors, by_one[1], rtol=0, atol=1e-5)
@@ -69,7 +69,7 @@ def test_the_same_seed_gives_the_same_bits_and_so_does_going_on(dataset, by_one,
     (checkpoint,) = (tmp_path / "work").glob("tower-checkpoint-*")
     newest = max(checkpoint.iterdir())
     shutil.rmtree(newest)
-    losses, vectors = world.train(dataset, tmp_path / "work")
+    losses, vectors, _ = world.train(dataset, tmp_path / "work")
     assert 0 < len(losses) < len(by_one[0])
     assert losses == by_one[0][-len(losses) :]
     np.testing.assert_array_equal(vectors, by_one[1])
@@ -81,7 +81,7 @@ def _newest(work):
 
 def test_a_checkpoint_of_another_training_is_left_alone(dataset, by_one, tmp_path):
     shutil.copytree(by_one[2], tmp_path / "work")
-    losses, _ = world.train(dataset, tmp_path / "work", tower_epochs=1)
+    losses, *_ = world.train(dataset, tmp_path / "work", tower_epochs=1)
     assert len(losses) == len(by_one[0]) // 2
 
 
@@ -101,3 +101,12 @@ def test_a_checkpoint_that_is_no_safetensors_is_refused_and_never_unpickled(data
         shard.write_bytes(b"\x80\x04cbuiltins\nexit\n(tR.")
     with pytest.raises(CorruptData, match="Delete"):
         world.train(dataset, tmp_path / "work")
+
+
+def test_a_bounded_table_serves_more_items_than_it_has_rows(dataset, tmp_path):
+    tower = world.train(dataset, tmp_path / "work", item_rows_max=20)[2]
+    assert tower.net.state_dict()["tables.embeddings.item.weight"].shape[0] == 21
+    rows = tower.items.rows["item"]
+    assert len(rows) > 100
+    assert np.count_nonzero(rows) == len(np.unique(rows[rows > 0])) <= 20
+    assert np.isfinite(tower.item_vectors()[1]).all()
