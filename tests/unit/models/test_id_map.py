@@ -34,11 +34,8 @@ def test_ten_times_more_ids_than_rows_leave_the_frequent_their_rows_and_memory_b
     assert len(np.unique(rows)) == len(FREQUENT)
     assert rows.min() >= 1
     assert rows.max() <= ROWS
-    given = np.unique(np.concatenate(evicted))
-    assert not np.isin(rows, given[given > 0]).any() or len(
-        given
-    )  # rows of the frequent are not among the last evicted
-    assert not np.isin(rows, evicted[-1]).any()
+    assert any(len(given) for given in evicted)
+    assert not any(np.isin(rows, given).any() for given in evicted)
     assert (ids.rows(np.array([key("rare 0-0"), key("never seen")], np.int64)) == 0).all()
 
 
