@@ -10,6 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A slow example is a busy machine, not a failure.
+settings.register_profile("double11", deadline=None)
+settings.load_profile("double11")
 
 _USED = pytest.StashKey[dict[str, str]]()
 _VARIABLES = {
