@@ -105,11 +105,11 @@ class Job:
                     if self._reached(target):
                         break
                 taken = self.step()
+                self._housekeeping(idle=not taken)
             except (Conflict, Unavailable, Overloaded) as error:
                 stop.wait(self._refused(error))
                 continue
             self._back()
-            self._housekeeping(idle=not taken)
             if not taken:
                 stop.wait(self._config.idle_ms / 1e3)
         self.report.seconds += time.perf_counter() - started
