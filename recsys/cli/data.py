@@ -45,6 +45,18 @@ def simulate(preset: str, seed: int, out: Path, as_json: bool) -> None:
 
 
 @data.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@json_option
+def check(directory: Path, as_json: bool) -> None:
+    """Read a dataset directory to its end and compare it with the hash it was written with."""
+    from recsys.data import Dataset
+
+    dataset = Dataset.open(directory)
+    found = {"directory": str(directory), "num_events": dataset.num_events, "hash": dataset.verify()}
+    emit(found, as_json=as_json, text=lambda: f"{directory}: {dataset.num_events:,} events, as written")
+
+
+@data.command()
 @json_option
 def formats(as_json: bool) -> None:
     """List the formats and their options."""

@@ -66,6 +66,28 @@ class Dataset:
         dataset._check("users", schema.USER_COLUMNS, schema.USER_REQUIRED, needed=False)
         return dataset
 
+    def verify(self) -> str:
+        """Read every file and compare with the hash of dataset.json, which is returned.
+
+        Raises: CorruptData for other bytes; BadInput for a directory without a hash (an archive, or made by others).
+        """
+        said = self.info.get("hash")
+        if not said:
+            raise BadInput(
+                f"dataset {self.root}",
+                came="a dataset.json without a hash: an archive that grows, or made by others",
+                expected="one that an import or a simulation has written",
+                fix=f"Check and convert it: double11 data import --format canonical {self.root} --out NEW",
+            )
+        if (found := content_hash(self.root)) != said:
+            raise CorruptData(
+                f"dataset {self.root}",
+                came=f"files of hash {found[:12]}",
+                expected=f"{str(said)[:12]}, as dataset.json says",
+                fix="Copy or import it again; changed on purpose: " + _IMPORT_FIX.replace("DIR", str(self.root)),
+            )
+        return found
+
     @property
     def static_catalogue(self) -> bool:
         """True when items have no listing times because the catalogue never changed."""
@@ -73,8 +95,15 @@ class Dataset:
 
     @cached_property
     def hash(self) -> str:
-        """Hash of the data files: dataset.json's, else (an archive, a directory made by others) computed once."""
-        return str(self.info.get("hash") or content_hash(self.root))
+        """Hash of the data files: dataset.json's, else (an archive, a directory made or cut by others) computed once.
+
+        Rows are counted, bytes are not compared: that is `verify`.
+        """
+        said = self.info.get("hash")
+        if said and not self._is_as_counted():
+            _log.warning("dataset_changed", directory=str(self.root), fix="rows differ from dataset.json: hashed anew")
+            said = None
+        return str(said or content_hash(self.root))
 
     @cached_property
     def num_events(self) -> int:
@@ -204,6 +233,12 @@ class Dataset:
             missing_columns="insert",
             extra_columns="ignore",
         )
+
+    def _is_as_counted(self) -> bool:
+        """Whether there are as many rows as dataset.json says, if it says so; reads footers only."""
+        counts = {name: self.info.get(counted) for name, counted in (("events", "num_events"), ("items", "num_items"))}
+        scans = {name: self._scan(name).select(pl.len()) for name, said in counts.items() if said is not None}
+        return all(scan.collect().item() == counts[name] for name, scan in scans.items())
 
     def _check(self, name: str, columns: Mapping[str, pl.DataType], required: tuple[str, ...], *, needed: bool) -> None:
         files = self._files(name)

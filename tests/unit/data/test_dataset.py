@@ -12,6 +12,7 @@ from recsys.core.errors import BadInput, CorruptData, NotFound
 from recsys.core.events import EventBatch, EventKind, EventType
 from recsys.core.ids import keys
 from recsys.data import Dataset, write_dataset
+from recsys.data.write import content_hash
 
 T0 = datetime(2024, 11, 11, tzinfo=UTC)
 T0_US = int(T0.timestamp()) * 1_000_000
@@ -172,6 +173,20 @@ def test_other_types_are_refused_with_the_command_that_converts(dataset_dir: Pat
     with pytest.raises(BadInput, match=said) as caught:
         Dataset.open(dataset_dir)
     assert "--format canonical" in caught.value.fix
+
+
+def test_a_directory_cut_by_others_does_not_pass_for_what_it_was(dataset_dir: Path) -> None:
+    whole = Dataset.open(dataset_dir)
+    assert whole.verify() == whole.hash
+    events = pl.read_parquet(dataset_dir / "events.parquet")
+    events[:-1].write_parquet(dataset_dir / "events.parquet")
+    assert Dataset.open(dataset_dir).hash == content_hash(dataset_dir) != whole.hash
+    events.with_columns(user_id=pl.lit("u")).write_parquet(dataset_dir / "events.parquet")
+    with pytest.raises(CorruptData, match="hash"):
+        Dataset.open(dataset_dir).verify()
+    (dataset_dir / "dataset.json").write_text("{}")
+    with pytest.raises(BadInput, match="canonical"):
+        Dataset.open(dataset_dir).verify()
 
 
 def test_hash_is_that_of_the_data(dataset_dir: Path, tmp_path: Path) -> None:
