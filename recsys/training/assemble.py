@@ -29,7 +29,7 @@ from recsys.training.ranker_trainer import calibrate, choose_prior, score_lists,
 from recsys.training.ranks import Ranks, joined, launched
 from recsys.training.settings import Settings
 from recsys.training.tower_trainer import CHECKPOINTS
-from recsys.training.validation import list_measures
+from recsys.training.validation import calibration_error, list_measures
 from recsys.training.windows import Window, window_length_us
 
 _log = get_logger(__name__)
@@ -138,6 +138,8 @@ def _judge(
     ranker.prior = choose_prior(ranker, last)
     scores = score_lists(ranker, last)
     measures = list_measures(last, scores)
+    if len(last) > 1:
+        measures["ece"] = calibration_error(last, scores, calibrate)
     _log.info("ranker_validated", **{k: round(v, 4) for k, v in measures.items()}, prior=ranker.prior.weight)
     return measures, ranker.prior, calibrate(scores, last.label)
 

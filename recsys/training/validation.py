@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
+from recsys.models.ranker import Calibration
 from recsys.training.rank_lists import RankLists
 
 _K = 10
+_BINS = 15
+Scores = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.bool_]
 
 
 def list_measures(lists: RankLists, scores: npt.NDArray[np.float32]) -> dict[str, float]:
-    """NDCG@10 of the ranker and of own history, the share of relevant items found, calibration error, queries.
+    """NDCG@10 of the ranker and of own history, the share of relevant items found, queries.
 
     scores: [N], calibrated or not. Relevant items that no source found count as misses, as in a replay.
     """
@@ -42,3 +48,22 @@ def found_share(lists: RankLists) -> npt.NDArray[np.float64]:
     found = np.bincount(lists.query_of_row(), weights=lists.label, minlength=len(lists))
     share: npt.NDArray[np.float64] = found / lists.num_relevant
     return share
+
+
+def calibration_error(
+    lists: RankLists, scores: npt.NDArray[np.float32], fit: Callable[[Scores, Labels], Calibration]
+) -> float:
+    """Expected calibration error: mean distance of predicted chance and share of hits over bins of equal size.
+
+    fit: makes a calibration from scores and labels. Each half of the lists is judged by a calibration of the other
+    half, because one fitted on the very rows would look better than it is. Needs two lists.
+    Source: Naeini, Cooper and Hauskrecht 2015, section 2, with equal-mass bins.
+    """
+    half = lists.query_of_row() % 2 == 0
+    chance = np.empty(len(scores), np.float64)
+    for fitted, judged in ((half, ~half), (~half, half)):
+        made = fit(scores[fitted], lists.label[fitted])
+        chance[judged] = 1.0 / (1.0 + np.exp(-(made.slope * scores[judged] + made.intercept).astype(np.float64)))
+    bins = np.array_split(np.argsort(chance, kind="stable"), _BINS)
+    gaps = [len(b) * abs(float(chance[b].mean() - lists.label[b].mean())) for b in bins if len(b)]
+    return float(sum(gaps)) / len(scores)

@@ -11,12 +11,12 @@ from recsys.core import CorruptData, keys
 from recsys.core.items import ItemTable
 from recsys.models.config import RankerConfig
 from recsys.models.history import Histories
-from recsys.models.ranker import Prior
+from recsys.models.ranker import Calibration, Prior
 from recsys.training import TrainingConfig
 from recsys.training.loop import LossGuard
 from recsys.training.rank_lists import RankLists
 from recsys.training.ranker_trainer import _swaps, calibrate, choose_prior, score_lists, train_ranker
-from recsys.training.validation import list_measures, ndcg
+from recsys.training.validation import calibration_error, list_measures, ndcg
 
 ITEMS = ItemTable.from_table(
     pa.table({"item_id": [f"i{n}" for n in range(40)], "item_key": keys([f"i{n}" for n in range(40)])})
@@ -148,3 +148,14 @@ def test_large_data_is_seen_in_a_bounded_number_of_steps():
     few, two = (_train(make_lists(), **c) for c in ({"ranker_steps_max": 20}, {"ranker_epochs": 2}))
     for a, b in zip(few.net.parameters(), two.net.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_calibration_error_is_judged_on_lists_the_calibration_has_not_seen():
+    """Logits that are true chances leave little; the same logits with the labels of nobody leave their mean."""
+    lists, rng = make_lists(queries=2_000), np.random.default_rng(2)
+    logit = rng.normal(-2, 1.5, len(lists.label)).astype(np.float32)
+    true = dataclasses.replace(lists, label=rng.random(len(logit)) < 1 / (1 + np.exp(-logit)))
+    assert calibration_error(true, logit, calibrate) < 0.01
+    assert calibration_error(true, 10 * logit + 3, calibrate) < 0.01
+    untrained = calibration_error(true, logit + 3, lambda *_: Calibration())
+    assert untrained > 0.2
