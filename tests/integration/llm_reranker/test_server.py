@@ -131,8 +131,13 @@ async def test_sigterm_drains_calls_in_flight(server: Server) -> None:
     await remote.close()
 
 
-def test_a_run_that_is_not_there_is_one_line_and_exit_code_2(tmp_path: object) -> None:
+def test_a_run_that_is_not_there_is_a_line_for_people_a_document_for_the_supervisor_and_exit_code_2(
+    tmp_path: object,
+) -> None:
     argv = [sys.executable, "-m", "llm_reranker.server", "--run", f"{tmp_path}/none"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
+    assert done.returncode == 2
     assert "double11 train" in done.stderr
+    error = json.loads(done.stdout)["error"]
+    assert error["code"] == "NOT_FOUND"
+    assert "double11 train" in error["fix"]
