@@ -17,6 +17,7 @@ import polars as pl
 
 from recsys.core import BadInput, Conflict, ManualClock, RunDirectory, VersionMismatch
 from recsys.core.hardware import commit, describe
+from recsys.core.items import ItemTable
 from recsys.core.logging import get_logger
 from recsys.data import Dataset
 from recsys.evaluation import make_online_queries, make_queries
@@ -74,7 +75,8 @@ def replay(
             expected=f"users with events before it and a {' or '.join(positives)} in it",
             fix="Move --from or --to, name other --positives, or use --task all.",
         )  # fmt: skip
-    past = Past(dataset.event_batches(before_us=from_us if protocol == "frozen" else to_us))
+    batches = dataset.event_batches(before_us=from_us if protocol == "frozen" else to_us)
+    past = Past(batches, ItemTable.read(run.path("items.parquet")))
     peers = fit_peers(arms, dataset, run, from_us, seed)
     answers = asyncio.run(answer(run, arms, queries, past, k=k, task=task, seed=seed, peers=peers))
     slates = pl.concat([frame for a in answers.values() for frame in a.slates])
@@ -126,6 +128,7 @@ async def answer(
         for name in arms:
             ports = Ports(
                 features=past.store,
+                live=past.live,
                 clock=clock,
                 rng=np.random.default_rng(seed),
                 sources=peers.sources,

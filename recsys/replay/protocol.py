@@ -17,8 +17,10 @@ import polars as pl
 
 from feature_store.online.memory import MemoryStore
 from recsys.core import Deadline, EventBatch, ManualClock, Query, Slate
+from recsys.core.items import ItemTable
 from recsys.core.progress import bar
 from recsys.pipeline import Cascade
+from recsys.ranking.live import LiveCatalogue
 
 ReplayProtocol = Literal["frozen", "online"]
 PROTOCOLS: tuple[ReplayProtocol, ...] = ("frozen", "online")
@@ -46,11 +48,17 @@ class Answers:
 
 
 class Past:
-    """A feature store that is brought forward in time: everything strictly before `until`, nothing else."""
+    """A feature store and a catalogue that are brought forward in time: everything strictly before `until`, no more."""
 
-    def __init__(self, batches: Iterator[EventBatch]) -> None:
-        """batches: in event-time order."""
+    def __init__(self, batches: Iterator[EventBatch], items: ItemTable | None = None) -> None:
+        """batches: in event-time order. items: the run's, whose stock serving knows from the catalogue stream.
+
+        Without them what is sold out is known from the store alone, after the sources' quotas are filled.
+        """
         self.store = MemoryStore()
+        self.live = None if items is None else LiveCatalogue(items)
+        if self.live is not None:
+            self.live.trusted = True
         self._batches = batches
         self._rest = EventBatch.empty()
 
@@ -66,6 +74,8 @@ class Past:
             due = int(np.searchsorted(self._rest.numpy("event_time"), until_us, side="left"))
             if due:
                 self.store.apply(self._rest.slice(0, due))
+                if self.live is not None:
+                    self.live.apply(self._rest.slice(0, due))
                 folded += due
             pending = len(self._rest) - due
             self._rest = self._rest.slice(due, pending)

@@ -90,7 +90,7 @@ from recsys.candidates.nearest.static import AnnIndex
 index = LiveIndex(AnnIndex.build(world.keys(20_000), world.vectors(20_000)))
 print("ready", flush=True)
 for i in itertools.count(1):
-    index.upsert(np.array([i]), world.vectors(1, seed=i))
+    index.upsert(np.array([-i]), world.vectors(1, seed=i))
     snapshot.write(Path(sys.argv[1]), index, run_id="r", positions={0: i})
     print(i, flush=True)
 """
