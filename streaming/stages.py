@@ -65,13 +65,11 @@ class Stage(Protocol):
         ...
 
 
-class SingleStage:
-    """Users and items in one transaction."""
+class _Reading:
+    """What every stage says of its intake."""
 
-    def __init__(self, means: Means, store: OnlineStore) -> None:
-        self._means, self._store = means, store
-        topics = means.topics
-        self._intake = Intake(means, {topics.catalog: "c", topics.events: "", topics.impressions: "i"})
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
 
     @property
     def offsets(self) -> Mapping[str, Mapping[int, int]]:
@@ -82,6 +80,19 @@ class SingleStage:
     def furthest(self) -> Mapping[str, Mapping[int, int]]:
         """Offsets that it has committed, or tried to."""
         return self._intake.furthest
+
+    def close(self) -> None:
+        """Let go of the consumers."""
+        self._intake.close()
+
+
+class SingleStage(_Reading):
+    """Users and items in one transaction."""
+
+    def __init__(self, means: Means, store: OnlineStore) -> None:
+        self._means, self._store = means, store
+        topics = means.topics
+        super().__init__(Intake(means, {topics.catalog: "c", topics.events: "", topics.impressions: "i"}))
 
     def assign(self, partitions: Iterable[int]) -> None:
         """See Stage; such a store has one writer, so these are all of `events`."""
@@ -109,29 +120,15 @@ class SingleStage:
         self._intake.committed(polled, merged)
         return _counted(self._means, polled, outcome)
 
-    def close(self) -> None:
-        """Let go of the consumers."""
-        self._intake.close()
 
-
-class UserStage:
+class UserStage(_Reading):
     """Folds users, tells the item stage what was accepted, then moves each bucket's user side."""
 
     def __init__(self, means: Means, store: BucketStore) -> None:
         self._means, self._store = means, store
         topics = means.topics
-        self._intake = Intake(means, {topics.events: "", topics.impressions: "i"}, num_buckets=store.num_buckets)
+        super().__init__(Intake(means, {topics.events: "", topics.impressions: "i"}, num_buckets=store.num_buckets))
         self._namespace = ""
-
-    @property
-    def offsets(self) -> Mapping[str, Mapping[int, int]]:
-        """Next offset of every partition it has."""
-        return self._intake.offsets
-
-    @property
-    def furthest(self) -> Mapping[str, Mapping[int, int]]:
-        """Offsets that it has committed, or tried to."""
-        return self._intake.furthest
 
     def assign(self, partitions: Iterable[int]) -> None:
         """See Stage; partitions of `events`, whose impressions come with them."""
@@ -165,10 +162,6 @@ class UserStage:
         self._intake.committed(polled, merged)
         return _counted(self._means, polled, outcome)
 
-    def close(self) -> None:
-        """Let go of the consumers."""
-        self._intake.close()
-
     def _send(self, merged: Merged, at: Words, events: EventColumns) -> None:
         """Item updates, each round durable before the next (see `item_updates`), and dead letters with the first.
 
@@ -188,25 +181,15 @@ class UserStage:
         outbox.flush()
 
 
-class ItemStage:
+class ItemStage(_Reading):
     """Folds items from what user stages have sent and from the catalogue, then moves each bucket's item side."""
 
     def __init__(self, means: Means, store: BucketStore) -> None:
         self._means, self._store = means, store
         topics = means.topics
-        self._intake = Intake(means, {topics.item_updates: None, topics.catalog: "c"}, num_buckets=store.num_buckets)
+        super().__init__(Intake(means, {topics.item_updates: None, topics.catalog: "c"}, num_buckets=store.num_buckets))
         self._marks: dict[int, dict[Source, int]] = {}
         self._namespace = ""
-
-    @property
-    def offsets(self) -> Mapping[str, Mapping[int, int]]:
-        """Next offset of every partition it has."""
-        return self._intake.offsets
-
-    @property
-    def furthest(self) -> Mapping[str, Mapping[int, int]]:
-        """Offsets that it has committed, or tried to."""
-        return self._intake.furthest
 
     def assign(self, partitions: Iterable[int]) -> None:
         """See Stage; partitions of `item-updates`, whose catalogue changes come with them.
@@ -245,10 +228,6 @@ class ItemStage:
         self._intake.committed(polled, merged)
         self._marks |= marks
         return sum(map(len, sent)) + _counted(self._means, [p.source for p in merged.parts], outcome)
-
-    def close(self) -> None:
-        """Let go of the consumers."""
-        self._intake.close()
 
     def _gather(self, batch: RecordBatch, rows: ItemRows, marks: dict[Source, int]) -> None:
         for i, value in enumerate(batch.values):
