@@ -31,6 +31,7 @@ from llm_reranker.linear import Precision
 from llm_reranker.model import Model, ModelConfig
 from llm_reranker.prompt import CONTROL_TOKENS
 from recsys.core.errors import CorruptData, VersionMismatch
+from recsys.core.ids import find_rows
 
 CARD_FORMAT = 1
 _FIX = "Take the folder whole, or distil again."
@@ -79,10 +80,7 @@ class SoftItems:
 
     def rows(self, item_key: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Row of each key; -1 for an item without soft tokens."""
-        if not len(self.item_key):
-            return np.full(len(item_key), -1, np.int64)
-        at = np.minimum(np.searchsorted(self.item_key, item_key), len(self.item_key) - 1)
-        return np.where(self.item_key[at] == item_key, at, -1)
+        return find_rows(self.item_key, item_key)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

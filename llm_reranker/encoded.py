@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llm_reranker.lists import Lists
 from llm_reranker.prompt import Prompt
+from recsys.core.ids import find_rows
 
 Rows = npt.NDArray[np.int64]
 
@@ -101,8 +102,8 @@ def align(
     """
     keys, vectors = reference
     order = np.argsort(keys, kind="stable")
-    at = order[np.minimum(np.searchsorted(keys, item_key_R, sorter=order), len(keys) - 1)]
-    shared = (keys[at] == item_key_R) & ~np.isnan(embedding_RC).any(axis=1)
+    at = find_rows(keys[order], item_key_R, order)
+    shared = (at >= 0) & ~np.isnan(embedding_RC).any(axis=1)
     aligned = embedding_RC.copy()
     for block in np.unique(block_R):
         rows = np.flatnonzero(block_R == block)

@@ -19,6 +19,7 @@ from recsys.candidates.behaviour import DAY_US, WEIGHT, touched
 from recsys.candidates.own_history import best_first
 from recsys.candidates.ranked_list import read_table
 from recsys.core import Candidates, Deadline, Query, keys
+from recsys.core.ids import find_rows
 
 SCHEMA = pa.schema(
     [
@@ -71,10 +72,8 @@ def rows_of(
     sorted_key: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Row of each wanted key in ascending keys, for those that are there, and which are."""
-    if not len(sorted_key):
-        return np.empty(0, np.int64), np.zeros(len(wanted), np.bool_)
-    row = np.minimum(np.searchsorted(sorted_key, wanted), len(sorted_key) - 1)
-    known = sorted_key[row] == wanted
+    row = find_rows(sorted_key, wanted)
+    known = row >= 0
     return row[known], known
 
 

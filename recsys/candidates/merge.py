@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recsys.core import Candidates
+from recsys.core.ids import find_rows
 
 
 def merge(found: Sequence[Candidates], quotas: Mapping[str, int]) -> Candidates:
@@ -31,10 +32,8 @@ def merge(found: Sequence[Candidates], quotas: Mapping[str, int]) -> Candidates:
     for bit, (source, given) in enumerate(zip(found, within, strict=True)):
         bits[np.searchsorted(item_key, given)] |= np.uint32(1 << bit)
         last = first + len(source.score_names)
-        if len(item_key):
-            at = np.minimum(np.searchsorted(item_key, source.item_key), len(item_key) - 1)
-            known = item_key[at] == source.item_key
-            scores[at[known], first:last] = source.scores[known]
+        row = find_rows(item_key, source.item_key)
+        scores[row[row >= 0], first:last] = source.scores[row >= 0]
         first = last
     return Candidates(item_key=item_key, source_bits=bits, scores=scores, source_names=names, score_names=columns)
 

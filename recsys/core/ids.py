@@ -27,6 +27,19 @@ def keys(ids: Iterable[str]) -> npt.NDArray[np.int64]:
     return np.fromiter((digest(i.encode("utf-8")) & _SIGN_CLEARED for i in ids), dtype=np.int64)
 
 
+def find_rows(
+    sorted_key: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64], row: npt.NDArray[np.int64] | None = None
+) -> npt.NDArray[np.int64]:
+    """Where each wanted key stands in ascending, distinct keys; -1 for one that is not there. Same shape as `wanted`.
+
+    row [M]: what stands for each place instead of the place itself, e.g. the argsort that put the keys in order.
+    """
+    if not len(sorted_key):
+        return np.full(wanted.shape, -1, np.int64)
+    place = np.minimum(np.searchsorted(sorted_key, wanted), len(sorted_key) - 1)
+    return np.where(sorted_key[place] == wanted, place if row is None else row[place], -1)
+
+
 def unique_by_key(ids: Iterable[str]) -> tuple[list[str], npt.NDArray[np.int64], list[str]]:
     """Drop ids whose key is taken by a different, earlier id.
 

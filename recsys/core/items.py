@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.core.errors import CorruptData
+from recsys.core.ids import find_rows
 
 ITEM_TABLE_SCHEMA = pa.schema(
     [
@@ -66,10 +67,7 @@ class ItemTable:
 
     def rows(self, item_key: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Row of each key [N]; -1 for a key the run does not know."""
-        if not len(self):
-            return np.full(len(item_key), -1, np.int64)
-        at = np.minimum(np.searchsorted(self.item_key, item_key), len(self) - 1)
-        return np.where(self.item_key[at] == item_key, at, -1)
+        return find_rows(self.item_key, item_key)
 
     def values(self, name: str, item_key: npt.NDArray[np.int64]) -> list[Any]:
         """Values of one column for the keys, None where unknown or null."""

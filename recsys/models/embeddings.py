@@ -17,6 +17,8 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollec
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
+from recsys.core.ids import find_rows
+
 UNKNOWN_ROW = 0
 
 # torchrec 1.9 asks torch 2.13 whether it is being traced by a name that is about to change; nothing a user can mend
@@ -40,10 +42,8 @@ class Vocabulary:
 
     def rows(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Row of each key, 0 where unknown; same shape as `keys`."""
-        if not len(self._sorted):
-            return np.zeros(len(keys), np.int64)
-        at = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
-        return np.where(self._sorted[at] == keys, self._order[at] + 1, UNKNOWN_ROW)
+        place = find_rows(self._sorted, keys, self._order)
+        return np.where(place < 0, UNKNOWN_ROW, place + 1)
 
 
 def sequence_tables(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from feature_store import ItemFeatures, UserFeatures
 from recsys.core import Candidates, EventType, Query, keys
+from recsys.core.ids import find_rows
 from recsys.ranking.base import FeatureMatrix
 from recsys.ranking.catalogue import UNKNOWN, Catalogue
 
@@ -213,13 +214,10 @@ def _same(category: npt.NDArray[np.int32], catalogue: Catalogue, ids: list[str] 
 def _lookup(
     key: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Row of each wanted key in `key` (any order, distinct) and whether it is there."""
-    if not len(key):
-        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.bool_)
+    """Row of each wanted key in `key` (any order, distinct), 0 where it is not there, and whether it is."""
     order = np.argsort(key)
-    at = np.minimum(np.searchsorted(key, wanted, sorter=order), len(key) - 1)
-    row = order[at]
-    return row, key[row] == wanted
+    row = find_rows(key[order], wanted, order)
+    return np.maximum(row, 0), row >= 0
 
 
 def _days(as_of_us: int, then_us: npt.NDArray[np.int64], known: npt.NDArray[np.bool_]) -> Floats:

@@ -26,6 +26,7 @@ from recsys.candidates.nearest.ivf import IvfEngine
 from recsys.candidates.nearest.rows import Rows, RowSet
 from recsys.candidates.nearest.tuning import Sample
 from recsys.core import BadInput, CorruptData, RunDirectory, VersionMismatch
+from recsys.core.ids import find_rows
 from recsys.models.config import IndexConfig
 
 INDEX_FILE, FACTS_FILE = "index/ann.faiss", "index/ann.json"
@@ -152,10 +153,7 @@ class AnnIndex:
 
     def rows_of(self, item_key: Keys) -> Rows:
         """Row of each key [N]; -1 for a key that is not here."""
-        if not len(self):
-            return np.full(len(item_key), -1, np.int64)
-        at = np.minimum(np.searchsorted(self._sorted_key, item_key), len(self) - 1)
-        return np.where(self._sorted_key[at] == item_key, self._row_by_place[at], -1)
+        return find_rows(self._sorted_key, item_key, self._row_by_place)
 
     def keys_of(self, rows: Rows) -> Keys:
         """Key of each row, -1 for row -1; the shape is that of `rows`."""

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.core import Candidates, Deadline, EventBatch, WallClock, key, keys
-from recsys.core.ids import unique_by_key
+from recsys.core.ids import find_rows, unique_by_key
 from recsys.core.items import ItemTable
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -27,6 +27,16 @@ def test_unique_by_key_keeps_the_first_of_each(names: list[str]) -> None:
     assert kept == list(dict.fromkeys(names))
     assert kept_keys.tolist() == [key(n) for n in kept]
     assert rejected == []
+
+
+@given(st.lists(st.integers(0, 9), unique=True), st.lists(st.integers(-1, 10)))
+def test_find_rows_is_a_dictionary_of_places(present: list[int], wanted: list[int]) -> None:
+    key_M, order_M = np.array(present, np.int64), np.argsort(np.array(present, np.int64))
+    place = {k: i for i, k in enumerate(sorted(present))}
+    row = {k: i for i, k in enumerate(present)}
+    asked = np.array(wanted, np.int64)
+    assert find_rows(key_M[order_M], asked).tolist() == [place.get(k, -1) for k in wanted]
+    assert find_rows(key_M[order_M], asked, order_M).tolist() == [row.get(k, -1) for k in wanted]
 
 
 @given(st.lists(st.integers(0, 2**62), min_size=1))
