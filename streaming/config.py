@@ -118,8 +118,9 @@ class KafkaConfig:
 class JobConfig:
     """batch_*_max: bounds of a micro-batch, per topic. dedup_horizon_s: how far behind a user's latest event an event
     may come. future_skew_max_s: how far an event time may be ahead of the record's. idle_ms: pause when nothing came.
-    away_s_max: how long store or log may be away before the job gives up; it asks again every retry_ms, then twice
-    that, up to retry_ms_max. metrics_port: Prometheus text over HTTP on metrics_host, 0 = off; one job per port.
+    away_s_max: how long store or log may be away before the job gives up, start_s_max: the same when it starts; it asks
+    again after retry_ms, then twice that, up to retry_ms_max. metrics_port: Prometheus text over HTTP on metrics_host,
+    0 = off; one job per port.
     """
 
     batch_records_max: int = 131_072
@@ -128,6 +129,7 @@ class JobConfig:
     future_skew_max_s: int = 300
     idle_ms: int = 20
     away_s_max: int = 600
+    start_s_max: int = 60
     retry_ms: int = 50
     retry_ms_max: int = 2_000
     metrics_host: str = "127.0.0.1"
@@ -140,6 +142,7 @@ class JobConfig:
         in_range("streaming.job.future_skew_max_s", self.future_skew_max_s, 0, 86_400)
         in_range("streaming.job.idle_ms", self.idle_ms, 1, 10_000)
         in_range("streaming.job.away_s_max", self.away_s_max, 0, 86_400)
+        in_range("streaming.job.start_s_max", self.start_s_max, 0, 86_400)
         in_range("streaming.job.retry_ms", self.retry_ms, 1, 10_000)
         in_range("streaming.job.retry_ms_max", self.retry_ms_max, self.retry_ms, 60_000)
         in_range("streaming.job.metrics_port", self.metrics_port, 0, 65_535)

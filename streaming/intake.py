@@ -23,7 +23,7 @@ from streaming.codec import FUTURE, INVALID, MISPLACED, Decoded, Rejected, decod
 from streaming.config import JobConfig
 from streaming.dead_letter import put_aside
 from streaming.dedup import Outcome
-from streaming.log.base import Consumer, Log, RecordBatch
+from streaming.log.base import Consumer, Log, Producer, RecordBatch
 from streaming.topics import Topics
 
 _log = logging.get_logger(__name__)
@@ -54,10 +54,13 @@ class JobReport:
 
 
 class Outbox:
-    """The producer of a job, made anew after a failure: an idempotent one may refuse everything from then on."""
+    """The producer of a job, made when there is something to send, and anew after a failure: an idempotent one may
+    refuse everything from then on.
+    """
 
     def __init__(self, log: Log) -> None:
-        self._log, self._producer, self._broken = log, log.producer(), False
+        self._log, self._broken = log, False
+        self._producer: Producer | None = None
 
     def send(
         self,
@@ -69,24 +72,27 @@ class Outbox:
     ) -> None:
         """See Producer.send."""
         self._broken = True
+        self._producer = self._producer or self._log.producer()
         self._producer.send(topic, key, value, headers, partition)
         self._broken = False
 
     def flush(self) -> None:
         """See Producer.flush."""
-        self._broken = True
-        self._producer.flush()
-        self._broken = False
+        if self._producer is not None:
+            self._broken = True
+            self._producer.flush()
+            self._broken = False
 
     def renew(self) -> None:
-        """Drop what a step that broke off has sent and not flushed. Raises: Unavailable."""
+        """Drop what a step that broke off has sent and not flushed."""
         if self._broken:
-            self._producer.abandon()
-            self._producer, self._broken = self._log.producer(), False
+            self.close()
 
     def close(self) -> None:
         """Let go; what is not flushed belongs to no step that was committed."""
-        self._producer.abandon()
+        if self._producer is not None:
+            self._producer.abandon()
+        self._producer, self._broken = None, False
 
     abandon = close
 

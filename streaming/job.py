@@ -14,9 +14,20 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from threading import Event as StopEvent
+from typing import TypeVar
 
 from feature_store.commit import OnlineStore, has_buckets
-from recsys.core import Clock, Conflict, Overloaded, Unavailable, VersionMismatch, WallClock, logging, metrics
+from recsys.core import (
+    Clock,
+    Conflict,
+    Double11Error,
+    Overloaded,
+    Unavailable,
+    VersionMismatch,
+    WallClock,
+    logging,
+    metrics,
+)
 from streaming.archive import Archive
 from streaming.config import JobConfig
 from streaming.intake import JobReport, Means, Outbox
@@ -24,7 +35,8 @@ from streaming.log.base import EverythingAssigned, Log, Membership
 from streaming.stages import ItemStage, SingleStage, Stage, UserStage
 from streaming.topics import Topics
 
-__all__ = ["Job", "JobReport"]
+T = TypeVar("T")
+__all__ = ["Job", "JobReport", "begun"]
 _log = logging.get_logger(__name__)
 _LAG_S = 2.0
 _ARCHIVE_S = 60.0
@@ -81,7 +93,11 @@ class Job:
         self._next_s = dict.fromkeys(("lag", "archive", "group", "caught up"), 0.0)
         self._emitted: _Ends | None = None
         self._away: _Away | None = None
-        self._follow()
+        try:
+            self._follow()
+        except Double11Error:  # whoever tries again makes another job, and this one should not stay in the group
+            self.close()
+            raise
 
     @property
     def publishes_archive(self) -> bool:
@@ -255,6 +271,25 @@ class Job:
                     fix="Write to a store made with [feature_store.redis] buckets = the partitions of the topics, "
                     "or name topics with that many in [streaming.topics].",
                 )
+
+
+def begun(make: Callable[[], T], config: JobConfig, stop: StopEvent) -> T:
+    """What `make` gives, once log and store answer: at start they may still be loading, failing over or starting.
+
+    Raises: Unavailable, Overloaded after `start_s_max`, or when stopped.
+    """
+    until_s, wait_s = time.monotonic() + config.start_s_max, config.retry_ms / 1e3
+    while True:
+        try:
+            return make()
+        except (Unavailable, Overloaded) as error:
+            metrics.STEPS_REFUSED.labels(type(error).__name__.lower()).inc()
+            left_s = until_s - time.monotonic()
+            if left_s <= 0 or stop.is_set():
+                raise
+            _log.warning("start_refused", cause=str(error), tries_for_s=round(left_s))
+        stop.wait(min(wait_s, left_s))
+        wait_s = min(2 * wait_s, config.retry_ms_max / 1e3)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import uuid
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -116,7 +117,7 @@ def ingest(
     from recsys.core import progress
     from streaming.archive import Archive
     from streaming.config import ArchiveConfig, JobConfig, SamplesConfig
-    from streaming.job import Job
+    from streaming.job import Job, begun
     from streaming.log import open_log, topics_at
     from streaming.sampler import Sampler
 
@@ -124,11 +125,14 @@ def ingest(
         fix = "Add --archive DIR: samples are joined from what it keeps."
         raise BadInput("--offline", came="no --archive", expected="both", fix=fix)
     config = Config.load(config_path)
-    topics, settings = topics_at(source, config), config.get(JobConfig)
+    topics, settings, stop = topics_at(source, config), config.get(JobConfig), _stop_on_signal()
+    if settings.metrics_port:
+        start_http_server(settings.metrics_port, settings.metrics_host)
     with open_log(source, config) as log, progress.bar(what="ingest", unit="records") as bar:
         for topic in (topics.events, topics.impressions, topics.catalog):
-            log.num_partitions(topic)  # a mistyped source ends here, and makes neither a log nor a store
-        writer = open_store(store, config)
+            # A mistyped source ends here, and makes neither a log nor a store.
+            begun(partial(log.num_partitions, topic), settings, stop)
+        writer = begun(lambda: open_store(store, config), settings, stop)
         try:
             kept = None
             if archive is not None:
@@ -136,10 +140,9 @@ def ingest(
             if kept is not None and offline is not None:
                 samples = config.get(SamplesConfig)
                 kept.followed_by(Sampler(kept, offline, log.producer(), topics.samples, samples))
-            job = Job(log, writer, settings, topics=topics, archive=kept, on_step=bar.update)
-            if settings.metrics_port:
-                start_http_server(settings.metrics_port, settings.metrics_host)
-            report = job.run(until_caught_up=until_caught_up, stop=_stop_on_signal())
+            make = partial(Job, log, writer, settings, topics=topics, archive=kept, on_step=bar.update)
+            job = begun(make, settings, stop)
+            report = job.run(until_caught_up=until_caught_up, stop=stop)
             publishes = job.publishes_archive
             job.close()
             if kept is not None:

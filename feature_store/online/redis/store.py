@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from redis import Redis
 from redis.cluster import RedisCluster
 
 from feature_store.base import ItemFeatures, UserFeatures
@@ -19,7 +20,7 @@ from feature_store.online.redis.reader import Reads, load
 from feature_store.online.redis.server import Client, check_server, errors_of
 from feature_store.read import item_features, user_features
 from feature_store.views import VIEW_SET
-from recsys.core import Conflict, Deadline
+from recsys.core import Conflict, Deadline, Unavailable
 
 Source = tuple[str, int]
 Part = tuple[EntityKind, int]  # side, bucket
@@ -121,7 +122,11 @@ class RedisStore(Reads):
         """
         live = self._live
         self._open = None  # until the step is through, what is stored is not known
-        live.write(step)
+        try:
+            live.write(step)
+        except Unavailable:
+            self._hang_up()
+            raise
         self._open = live
 
     def bind(self, log_id: str) -> None:
@@ -135,6 +140,11 @@ class RedisStore(Reads):
     def rebuild(self) -> RedisRebuild:
         """A new, empty namespace beside the live one; readers see it after `RedisRebuild.switch`."""
         return RedisRebuild(self._client, self.what, self._config, self._forget_offsets)
+
+    def _hang_up(self) -> None:
+        """A server that has become a replica refuses every write, and its name may lead to another one by now."""
+        if isinstance(self._client, Redis):
+            self._client.connection_pool.disconnect()
 
     def _forget_offsets(self) -> None:
         self._open = None

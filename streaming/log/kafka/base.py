@@ -171,7 +171,7 @@ class KafkaLog(ABC):
             f"Kafka at {self.servers}",
             came=came,
             expected="to be let in",
-            fix="Check user, password file, certificates and the broker's access rules.",
+            fix="Check user, password file, sasl_mechanism, certificates and the broker's access rules.",
         )
 
     def offsets_gone(self, topic: str, came: object) -> VersionMismatch:

@@ -2,10 +2,14 @@
 
 import random
 import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 
 import pytest
-from redis_world import Server
-from streaming_world import Supervised, Trickle, World, check, judged, seeds, traffic
+from redis_world import Forwarder, Server
+from streaming_world import Ingest, Supervised, Trickle, World, check, judged, seeds, traffic
 
 EVENTS = 4_000
 LET_GO = {0, 1, 4}  # done; another offset than it read (a second was lost); the store is away
@@ -39,15 +43,19 @@ def its_machine_died(server: Server, rng: random.Random) -> None:
 
 
 def killed_and_long_in_loading(server: Server, _: random.Random) -> None:
-    """Other keys make it take some two seconds, in which it answers LOADING."""
+    make_loading_long(server)
+    server.kill()
+    server.start("--key-load-delay", "200")
+
+
+def make_loading_long(server: Server) -> None:
+    """Other keys make it take some two seconds, in which it answers LOADING, with --key-load-delay 200."""
     other = server.client.pipeline(transaction=False)
     other.select(9)
     for i in range(10_000):
         other.set(f"other-{i}", "")
     other.execute()
     time.sleep(1.1)  # everysec
-    server.kill()
-    server.start("--key-load-delay", "200")
 
 
 def paused(server: Server, rng: random.Random) -> None:
@@ -83,6 +91,60 @@ async def disturbed(world: World, server: Server, seed: int, num_events: int, fa
 @pytest.mark.parametrize("seed", seeds([3]))
 async def test_what_redis_lost_is_read_again_once(world, redis_server, seed):
     await disturbed(world, redis_server, seed, EVENTS, list(FAULTS))
+
+
+def refused(worker: Ingest) -> float:
+    """Steps, or tries to start."""
+    return worker.metrics().get("double11_steps_refused", Counter()).total()
+
+
+def until(ready: Callable[[], object], what: str) -> None:
+    deadline_s = time.monotonic() + 240
+    while not ready():
+        assert time.monotonic() < deadline_s, what
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("how", ["gone", "loading"])
+async def test_a_worker_that_starts_before_its_store_waits_for_it(world, redis_server, how):
+    sent = traffic(8, 600)
+    world.send(sent[:300])
+    world.catch_up()
+    world.send(sent[300:])
+    if how == "loading":
+        make_loading_long(redis_server)
+    redis_server.kill()
+    if how == "loading":
+        redis_server.spawn("--key-load-delay", "2000")
+    with world.ingest("--until-caught-up") as worker:
+        until(lambda: refused(worker), "it has asked")
+        if how == "gone":
+            redis_server.start()
+        else:
+            redis_server.until(lambda: redis_server.client.config_set("key-load-delay", 0))
+        worker.report()
+    await check(world, judged(sent), how)
+
+
+async def test_a_store_that_becomes_a_replica_is_left_for_the_new_primary(world, redis_server, tmp_path):
+    """A failover as managed servers do it: the name leads elsewhere, and who holds a line gets READONLY."""
+    sent, other = traffic(9, EVENTS), Server(tmp_path / "other")
+    with closing(other), Forwarder(redis_server.port) as name:
+        world = replace(world, store=f"redis://127.0.0.1:{name.port}")
+        with world.ingest() as worker:
+            world.send(sent[: EVENTS // 2])
+            assert worker.until(EVENTS // 8)
+            other.client.replicaof("127.0.0.1", redis_server.port)
+            other.until(lambda: other.client.info("replication")["master_link_status"] == "up")
+            other.client.replicaof("NO", "ONE")
+            name.to_port = other.port
+            redis_server.client.replicaof("127.0.0.1", other.port)
+            world.send(sent[EVENTS // 2 :])
+            until(lambda: refused(worker), "the replica refuses")
+            world.catch_up()
+            assert worker.is_running
+            worker.stop()
+        await check(world, judged(sent), "a failover")
 
 
 @pytest.mark.slow

@@ -3,57 +3,20 @@
 A redis-server built with TLS listens itself; before another one stands a forwarder that ends TLS, as stunnel would.
 """
 
-import asyncio
 import contextlib
 import json
-import ssl
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
 from certificates import Authority
-from redis_world import Server, free_port
+from redis_world import Forwarder, Server, free_port
 
 from recsys.cli.main import run
 from recsys.data import Dataset, simulate
 
 SECRET = "correct-horse-battery"
-
-
-class Forwarder:
-    """Ends TLS on a port of its own and passes the bytes on; a context manager."""
-
-    def __init__(self, to_port: int, cert_file: Path, key_file: Path) -> None:
-        self.port, self._to_port = free_port(), to_port
-        self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        self._context.load_cert_chain(cert_file, key_file)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-
-    def __enter__(self) -> "Forwarder":
-        self._thread.start()
-        opening = asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._context)
-        self._server = asyncio.run_coroutine_threadsafe(opening, self._loop).result(10)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._loop.call_soon_threadsafe(self._server.close)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", self._to_port)
-        await asyncio.gather(_pass_on(reader, back), _pass_on(there, writer))
-
-
-async def _pass_on(source: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await source.read(1 << 16):
-            to.write(data)
-            await to.drain()
-    to.close()
 
 
 @pytest.fixture(scope="module")

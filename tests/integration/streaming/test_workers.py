@@ -29,7 +29,7 @@ def world(request, kafka, kafka_config) -> World:
     return made
 
 
-def until(ready, what: object = "", timeout_s: float = 60) -> None:
+def until(ready, what: object = "", timeout_s: float = 240) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not ready():
         assert time.monotonic() < deadline_s, what
@@ -39,6 +39,11 @@ def until(ready, what: object = "", timeout_s: float = 60) -> None:
 def partitions(worker) -> Counter[str]:
     """How many it has, by topic."""
     return worker.metrics().get("double11_assigned_partitions", Counter())
+
+
+def refused(worker, why: str) -> float:
+    """How many steps, or tries to start, have been."""
+    return worker.metrics().get("double11_steps_refused", Counter())[why]
 
 
 async def test_three_workers_one_killed_one_stopped_lose_and_double_nothing(world):
@@ -89,10 +94,28 @@ async def test_a_node_of_the_cluster_that_loses_what_it_had_not_synced_is_read_a
             file.truncate(size)
         node.start()
         trickle.hurry()
-        until(lambda: worker.metrics().get("double11_steps_refused", Counter()).total() > 0, "the loss is noticed")
+        until(lambda: worker.metrics().get("double11_ingest_away_seconds"), "the loss is noticed, and steps go on")
         worker.stop()
     world.catch_up()
+    redis_cluster.until_ok()
     await check(world, judged(sent), "a node lost its tail")
+
+
+async def test_a_cluster_that_is_down_is_waited_for_at_work_and_at_start(world, redis_cluster):
+    sent = [s for s in traffic(25, EVENTS) if s.event is None or not s.event.get("user", "").startswith("f")]
+    with world.ingest() as worker, ExitStack() as later:
+        world.send(sent[: EVENTS // 2])
+        assert worker.until(EVENTS // 8)
+        with redis_cluster.down():
+            starting = later.enter_context(world.ingest("--until-caught-up"))
+            until(lambda: refused(worker, "unavailable") and refused(starting, "unavailable"), "both wait")
+            world.send(sent[EVENTS // 2 :])
+            assert worker.is_running
+            assert starting.is_running
+        starting.report()
+        worker.stop()
+    world.catch_up()
+    await check(world, judged(sent), "a cluster was down")
 
 
 async def test_a_worker_that_was_stopped_in_its_step_and_wakes_up_as_a_zombie_is_fenced(world):
