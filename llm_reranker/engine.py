@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from llm_reranker import checkpoint
+from llm_reranker.attention import KeyValues, PackedCausal, SharedPrefix
 from llm_reranker.base import HistoryItem, RerankRequest, RerankResult
 from llm_reranker.batcher import Batcher
 from llm_reranker.checkpoint import Checkpoint
 from llm_reranker.config import RerankConfig
-from llm_reranker.model import KeyValues, PackedCausal, SharedPrefix
 from llm_reranker.prefix_cache import PrefixCache
 from llm_reranker.prompt import Prompt, history_text, item_texts
 from llm_reranker.speed import SpeedModel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from llm_reranker.model import KeyValues
+from llm_reranker.attention import KeyValues
 from recsys.core import metrics
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from llm_reranker.model import Model, ModelConfig, PackedCausal, SharedPrefix
+from llm_reranker.attention import PackedCausal, SharedPrefix
+from llm_reranker.model import Model, ModelConfig
 from recsys.bench.harness import Contest, Row, measure
 from recsys.core import Internal
 

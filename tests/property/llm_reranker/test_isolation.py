@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_reranker.model import Model, ModelConfig, PackedCausal, SharedPrefix
+from llm_reranker.attention import PackedCausal, SharedPrefix
+from llm_reranker.model import Model, ModelConfig
 from llm_reranker.prompt import _broken
 
 CONFIG = ModelConfig(

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llm_reranker.attention import PackedCausal
 from llm_reranker.checkpoint import read
 from llm_reranker.config import DistillConfig
 from llm_reranker.distill import distill
 from llm_reranker.encoded import align
-from llm_reranker.model import PackedCausal
 from recsys.core import BadInput
 from recsys.core.run_dir import RunDirectory
 

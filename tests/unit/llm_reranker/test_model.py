@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from llm_reranker.attention import PackedCausal, SharedPrefix
 from llm_reranker.checkpoint import read_json, read_model_tensors
-from llm_reranker.model import Model, ModelConfig, PackedCausal, SharedPrefix
+from llm_reranker.model import Model, ModelConfig
 from recsys.core import CorruptData
 
 COMMON = {

@@ -1,0 +1,164 @@
+"""Who sees whom among flat tokens: sequences one after another, or candidates beside a shared prefix. Heavy: torch.
+
+Shape legend: T tokens of all sequences, H query heads, G key/value heads, R = H/G, d head_dim, P prefix tokens,
+N candidates, S suffix tokens of a candidate (the most, where they differ), L tokens whose final states are wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# keys and values of one sequence: per layer k_GPd and v_GPd
+KeyValues = list[tuple[Tensor, Tensor]]
+
+
+class Attention(Protocol):
+    """Who sees whom among T tokens.
+
+    wanted_L: the tokens whose final states are wanted, None for all; the others go as far as the last layer's keys and
+    values.
+    """
+
+    wanted_L: Tensor | None
+
+    def __call__(self, layer: int, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor) -> Tensor:
+        """What each token takes from those it sees, [T, H, d]; in the last layer q and answer are of the wanted L."""
+        ...
+
+
+class PackedCausal:
+    """Attention inside each of several sequences that lie one after another; keeps keys and values by sequence.
+
+    states: False where only the kept keys and values are wanted, as of a prefix.
+    """
+
+    def __init__(self, lengths: Sequence[int], *, states: bool = True) -> None:
+        self._lengths = list(lengths)
+        self.wanted_L: Tensor | None = None if states else torch.empty(0, dtype=torch.long)
+        self.kept: list[KeyValues] = [[] for _ in lengths]
+
+    def __call__(self, layer: int, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor) -> Tensor:
+        """See Attention."""
+        k_parts, v_parts = (torch.split(x.transpose(0, 1), self._lengths, dim=1) for x in (k_TGd, v_TGd))
+        for kept, k, v in zip(self.kept, k_parts, v_parts, strict=True):
+            kept.append((k.contiguous(), v.contiguous()))
+        if not len(q_THd):
+            return q_THd
+        out = []
+        for q, k, v in zip(torch.split(q_THd.transpose(0, 1), self._lengths, dim=1), k_parts, v_parts, strict=True):
+            o = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, enable_gqa=True)
+            out.append(o[0].transpose(0, 1))
+        return torch.cat(out)
+
+
+class SharedPrefix:
+    """Attention of candidates that see one prefix and themselves, never each other.
+
+    Tokens of one request's candidates lie one after another, requests one after another. Cost is linear in N. What a
+    token takes from the prefix and what it takes from its own candidate are computed apart by the fused kernel and
+    joined by their log sums of exponentials (arXiv 2205.14135, section 3.1), so no [T, P] weights are ever in memory.
+    """
+
+    def __init__(
+        self, prefixes: Sequence[KeyValues], suffix_lengths: Sequence[Sequence[int]], *, last_only: bool = False
+    ) -> None:
+        """prefixes: per request. suffix_lengths: per request, tokens of each candidate (ragged is fine).
+
+        last_only: the state of each candidate's last token is all that is wanted.
+        """
+        device = prefixes[0][0][0].device
+        self._prefixes, self._own = prefixes, [_Own(lengths, device) for lengths in suffix_lengths]
+        self._tokens, self._candidates = [sum(n) for n in suffix_lengths], [len(n) for n in suffix_lengths]
+        flat_N = torch.tensor([n for lengths in suffix_lengths for n in lengths], device=device)
+        self.wanted_L = flat_N.cumsum(0) - 1 if last_only else None
+
+    def __call__(self, layer: int, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor) -> Tensor:
+        """See Attention."""
+        of_last = len(q_THd) != len(k_TGd)
+        queries = torch.split(q_THd, self._candidates if of_last else self._tokens)
+        parts = zip(queries, *(torch.split(x, self._tokens) for x in (k_TGd, v_TGd)), strict=True)
+        out = []
+        for kv, own, (q, k, v) in zip(self._prefixes, self._own, parts, strict=True):
+            o_prefix, lse_prefix = _to_prefix(q, *kv[layer])
+            o_own, lse_own = own.of_last(q, k, v) if of_last else own.of_all(q, k, v)
+            out.append(torch.lerp(o_prefix, o_own, torch.sigmoid(lse_own - lse_prefix)[..., None].to(q.dtype)))
+        return torch.cat(out)
+
+
+def _to_prefix(q_THd: Tensor, k_GPd: Tensor, v_GPd: Tensor) -> tuple[Tensor, Tensor]:
+    """What each token takes from the whole prefix [T, H, d], and the log sum of exponentials of its scores [T, H]."""
+    (t, h, d), g = q_THd.shape, len(k_GPd)
+    q_GXd = q_THd.view(t, g, -1, d).transpose(0, 1).reshape(g, -1, d)  # X = T x R: no copy of keys and values
+    o_GXd, lse_GX = (x[0] for x in _attend(q_GXd[None], k_GPd[None], v_GPd[None]))
+    return (
+        o_GXd.view(g, t, -1, d).transpose(0, 1).reshape(t, h, d),
+        lse_GX.reshape(g, t, -1).transpose(0, 1).reshape(t, h),
+    )
+
+
+class _Own:
+    """What tokens take from their own candidate, the tokens of all candidates of a request at once.
+
+    Candidates of different lengths are laid out padded to the longest; where all are equally long, as soft tokens are,
+    nothing is copied.
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        self._n, self._s = len(lengths), max(lengths)
+        # A padded place comes after every real one of its candidate, so causality alone hides it from real tokens.
+        later_SS = torch.ones(self._s, self._s, dtype=torch.bool, device=device).triu_(1)
+        self._later_SS = torch.zeros(later_SS.shape, device=device).masked_fill_(later_SS, -torch.inf)
+        self._row_A: Tensor | None = None  # A = N x S places
+        if min(lengths) < self._s:
+            lengths_N1 = torch.tensor(lengths, device=device)[:, None]
+            start_N1 = lengths_N1.cumsum(0) - lengths_N1
+            step_S = torch.arange(self._s, device=device)
+            real_NS = step_S < lengths_N1
+            self._row_A = torch.where(real_NS, start_N1 + step_S, 0).flatten()
+            self._real_T = real_NS.flatten().nonzero()[:, 0]
+            self._padding_NS = torch.zeros(real_NS.shape, device=device).masked_fill_(~real_NS, -torch.inf)
+
+    def of_all(self, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each token, from the tokens up to itself: [T, H, d] and log sums of exponentials [T, H]."""
+        (_, h, d), g = q_THd.shape, k_TGd.shape[1]
+        q_NSGRd = self._laid_out(q_THd).view(self._n, self._s, g, -1, d)
+        q_NGXd = q_NSGRd.permute(0, 2, 3, 1, 4).reshape(self._n, g, -1, d)  # X = R x S
+        mask_XS = self._later_SS.to(q_THd.dtype).repeat(h // g, 1)
+        o_NGXd, lse_NGX = _attend(q_NGXd, self._heads(k_TGd), self._heads(v_TGd), mask_XS[None, None])
+        o_THd = o_NGXd.view(self._n, g, -1, self._s, d).permute(0, 3, 1, 2, 4).reshape(-1, h, d)
+        lse_TH = lse_NGX.reshape(self._n, g, -1, self._s).permute(0, 3, 1, 2).reshape(-1, h)
+        if self._row_A is None:
+            return o_THd, lse_TH
+        return o_THd.index_select(0, self._real_T), lse_TH.index_select(0, self._real_T)
+
+    def of_last(self, q_NHd: Tensor, k_TGd: Tensor, v_TGd: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each candidate's last token, from all its tokens: [N, H, d] and [N, H]."""
+        (n, h, d), g = q_NHd.shape, k_TGd.shape[1]
+        mask = None if self._row_A is None else self._padding_NS.to(q_NHd.dtype)[:, None, None]
+        o_NGRd, lse_NGR = _attend(q_NHd.reshape(n, g, -1, d), self._heads(k_TGd), self._heads(v_TGd), mask)
+        return o_NGRd.reshape(n, h, d), lse_NGR.reshape(n, h)
+
+    def _laid_out(self, x_THd: Tensor) -> Tensor:
+        return x_THd if self._row_A is None else x_THd.index_select(0, self._row_A)
+
+    def _heads(self, x_TGd: Tensor) -> Tensor:
+        """[N, G, S, d]."""
+        return self._laid_out(x_TGd).view(self._n, self._s, *x_TGd.shape[1:]).transpose(1, 2)
+
+
+def _attend(q_BHTd: Tensor, k_BHPd: Tensor, v_BHPd: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The fused kernel behind scaled_dot_product_attention, which also gives the log sums of exponentials [B, H, T]."""
+    if q_BHTd.device.type == "cpu":
+        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q_BHTd, k_BHPd, v_BHPd, 0.0, False, attn_mask=mask
+        )
+        return found[0], found[1]
+    if mask is not None:
+        mask = mask.expand(*q_BHTd.shape[:3], k_BHPd.shape[2])
+    o_BHTd, lse_BHT = torch.ops.aten._scaled_dot_product_efficient_attention(q_BHTd, k_BHPd, v_BHPd, mask, True)[:2]
+    return o_BHTd, lse_BHT[..., : q_BHTd.shape[2]]
