@@ -34,6 +34,9 @@ from streaming.topics import Topics
 T = TypeVar("T")
 _log = get_logger(__name__)
 _REFUSED = (errors.AuthorizationError, errors.SaslAuthenticationFailedError, errors.UnsupportedSaslMechanismError)
+# A subscription made while kafka-python's first metadata request is under way is lost until the next one (its
+# `ClusterMetadata.set_topics` says so); with its default of 5 minutes a leader would share out nothing for so long.
+METADATA_AGE_MS = 2_000
 _GONE = (errors.OffsetOutOfRangeError, errors.NoOffsetForPartitionError, errors.LogTruncationError)
 
 
@@ -299,6 +302,7 @@ class KafkaPythonMembership(KafkaMembership):
                 allow_auto_create_topics=False,
                 fetch_max_bytes=1,
                 max_partition_fetch_bytes=1,
+                metadata_max_age_ms=METADATA_AGE_MS,
             ),
             "",
         )
