@@ -22,12 +22,12 @@ import numpy.typing as npt
 from recsys.bench.harness import Contest, Row, figure, measure
 from recsys.bench.live import under_writes
 from recsys.bench.vectors import made_vectors
-from recsys.candidates.nearest import Where
 from recsys.candidates.nearest.exact import exact_search
 from recsys.candidates.nearest.live import LiveIndex
 from recsys.candidates.nearest.static import AnnIndex
 from recsys.candidates.nearest.tuning import doubling_grid, least_effort, recall
 from recsys.core import RunDirectory
+from recsys.core.attributes import Where
 from recsys.models.config import IndexConfig, LiveIndexConfig
 
 _DIM, _K = 64, 100

@@ -3,6 +3,6 @@
 Light names only: FAISS and torch are imported by `recsys.pipeline.build` or a worker's main, never here.
 """
 
-from recsys.candidates.base import CandidateSource
+from recsys.candidates.base import CandidateSource, SearchesWhere
 
-__all__ = ["CandidateSource"]
+__all__ = ["CandidateSource", "SearchesWhere"]

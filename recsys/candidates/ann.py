@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from feature_store import UserFeatures
 from recsys.candidates.behaviour import touched
+from recsys.candidates.nearest import VectorIndex
 from recsys.candidates.nearest.static import other_dimension
 from recsys.core import Candidates, Deadline, Query
 
@@ -34,25 +35,13 @@ class UserEncoder(Protocol):
         ...
 
 
-class NearestItems(Protocol):
-    """What this source needs of an index: an AnnIndex, or any VectorIndex."""
-
-    @property
-    def dim(self) -> int:
-        """Dimension D of the vectors."""
-        ...
-
-    def search(self, vectors: npt.NDArray[np.float32], k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Keys and inner products of the k nearest of each query, best first; key -1 = none found."""
-        ...
-
-
 class LocalAnnSource:
     """Implements CandidateSource with a tower and an index in this process."""
 
     name = NAME
+    searches_where = True
 
-    def __init__(self, tower: UserEncoder, index: NearestItems) -> None:
+    def __init__(self, tower: UserEncoder, index: VectorIndex) -> None:
         """Raises: VersionMismatch when the tower's vectors have another dimension than the index."""
         if tower.dim != index.dim:
             raise other_dimension(f"a tower of dimension {tower.dim}", index.dim)
@@ -67,6 +56,6 @@ class LocalAnnSource:
             user.recent_item_key, user.recent_event_type, user.recent_time_us, query.as_of_us
         )
         known = touched(user) if query.new_only else user.pair_item_key[:0]
-        item_key, score = self._index.search(vector[None, :], limit + len(known))
+        item_key, score = self._index.search(vector[None, :], limit + len(known), query.where)
         found = (item_key[0] >= 0) & ~np.isin(item_key[0], known)
         return Candidates.from_source(self.name, item_key[0][found][:limit], score[0][found][:limit])

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from feature_store import UserFeatures
 from recsys.core import Candidates, Deadline, Query
+
+
+@runtime_checkable
+class SearchesWhere(Protocol):
+    """Mark of a source that looks for `query.where` itself, among more items than it could list.
+
+    Any other source is asked for all it has when a query restricts its items, and its list is filtered.
+    """
+
+    searches_where: bool
 
 
 class CandidateSource(Protocol):

@@ -39,14 +39,15 @@ def merge(found: Sequence[Candidates], quotas: Mapping[str, int]) -> Candidates:
 
 
 def append(found: Candidates, more: Candidates) -> Candidates:
-    """The rows of `found`, then those of `more`, a list of one source; scores that only one side has are NaN beside."""
-    source = more.source_names[0]
-    sources = found.source_names if source in found.source_names else (*found.source_names, source)
+    """The rows of `found`, then those of `more`; scores that only one side has are NaN beside."""
+    sources = (*found.source_names, *(n for n in more.source_names if n not in found.source_names))
     columns = (*found.score_names, *(n for n in more.score_names if n not in found.score_names))
     scores = np.full((len(found) + len(more), len(columns)), np.nan, np.float32)
     scores[: len(found), : len(found.score_names)] = found.scores
     scores[len(found) :, [columns.index(n) for n in more.score_names]] = more.scores
-    bits = np.full(len(more), 1 << sources.index(source), np.uint32)
+    bits = np.zeros(len(more), np.uint32)
+    for bit, source in enumerate(more.source_names):
+        bits |= (more.source_bits >> np.uint32(bit) & 1) << np.uint32(sources.index(source))
     return Candidates(
         item_key=np.concatenate([found.item_key, more.item_key]),
         source_bits=np.concatenate([found.source_bits, bits]),

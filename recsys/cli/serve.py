@@ -108,21 +108,39 @@ async def _start(gateway: Gateway) -> None:
 @click.option("--limit", type=int, default=10, show_default=True, help="Items wanted, 1 to 500.")
 @click.option("--deadline-ms", type=click.FloatRange(min=0), default=1_000.0, show_default=True)
 @click.option("--new-only", is_flag=True, help="Leave out what the user has acted on before.")
+@click.option("--category", "categories", multiple=True, help="Only items of this category; may be repeated.")
+@click.option("--brand", "brands", multiple=True, help="Only items of this brand; may be repeated.")
+@click.option("--price-min", type=click.IntRange(min=0), help="Only items from this price on, in minor units.")
+@click.option("--price-max", type=click.IntRange(min=0), help="Only items up to this price, in minor units.")
 @json_option
-def recommend(target: str, user: str, limit: int, deadline_ms: float, new_only: bool, as_json: bool) -> None:
+def recommend(
+    target: str,
+    user: str,
+    limit: int,
+    deadline_ms: float,
+    new_only: bool,
+    categories: tuple[str, ...],
+    brands: tuple[str, ...],
+    price_min: int | None,
+    price_max: int | None,
+    as_json: bool,
+) -> None:
     """Ask a gateway for one slate and print it with sources, stage latencies and tier."""
-    response = asyncio.run(_recommend(target, user, limit, deadline_ms, new_only))
+    asked = pb.ItemFilter(categories=categories, brands=brands, price_min_minor=price_min, price_max_minor=price_max)
+    response = asyncio.run(_recommend(target, user, limit, deadline_ms, new_only, asked))
     from google.protobuf.json_format import MessageToDict
 
     document = MessageToDict(response, preserving_proto_field_name=True)
     emit(document, as_json=as_json, text=lambda: slate_text(response))
 
 
-async def _recommend(target: str, user: str, limit: int, deadline_ms: float, new_only: bool) -> pb.RecommendResponse:
+async def _recommend(
+    target: str, user: str, limit: int, deadline_ms: float, new_only: bool, asked: pb.ItemFilter
+) -> pb.RecommendResponse:
     from recsys.serving import RecommendClient
 
     async with RecommendClient(target) as client:
-        return await client.recommend(user, limit=limit, deadline_ms=deadline_ms, new_only=new_only)
+        return await client.recommend(user, limit=limit, deadline_ms=deadline_ms, new_only=new_only, item_filter=asked)
 
 
 def slate_text(response: pb.RecommendResponse) -> str:

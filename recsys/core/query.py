@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from recsys.core.attributes import EVERYTHING, Where
 from recsys.core.ids import key
 
 
@@ -13,6 +14,7 @@ class Query:
 
     as_of_us: features are read, and candidates are available, strictly before this time (microseconds UTC).
     limit: items wanted. exclude: item ids that must not appear. new_only: drop what the user has touched.
+    where: what a slate may hold.
     priority: 0 (shed first) to 9 (shed last). stress: marked synthetic traffic, writes go to shadow keys.
     """
 
@@ -29,6 +31,7 @@ class Query:
     priority: int = 5
     stress: bool = False
     new_only: bool = False
+    where: Where = EVERYTHING
 
     @property
     def user_key(self) -> int:

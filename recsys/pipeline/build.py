@@ -9,6 +9,7 @@ from recsys.candidates import (
     CandidateSource,
     buy_again,
     covisit,
+    just_listed,
     new_arrivals,
     own_history,
     own_history_popular,
@@ -20,12 +21,14 @@ from recsys.candidates import (
 )
 from recsys.candidates.buy_again import BuyAgain
 from recsys.candidates.covisit import Covisit, CovisitConfig
+from recsys.candidates.just_listed import JustListed
 from recsys.candidates.linked import Linked
 from recsys.candidates.own_history import OwnHistory
 from recsys.candidates.own_history_popular import OwnHistoryPopular
 from recsys.candidates.ranked_list import RankedList
 from recsys.candidates.user_knn import UserKnn
 from recsys.core import BadInput, RunDirectory, VersionMismatch
+from recsys.core.attributes import attributes_of
 from recsys.core.items import ItemTable
 from recsys.core.logging import get_logger
 from recsys.pipeline.arms import ARMS, Arm
@@ -36,7 +39,7 @@ from recsys.pipeline.recommend import Cascade
 from recsys.ranking import Scorer
 from recsys.ranking.catalogue import Catalogue
 from recsys.ranking.diversify import TopSelector
-from recsys.ranking.filter import Available, Delisted, Excluded, SoldOut, Touched, Unlisted
+from recsys.ranking.filter import Available, Delisted, Excluded, NotAskedFor, SoldOut, Touched, Unlisted
 from recsys.ranking.hydrate import FeatureHydrator
 
 _log = get_logger(__name__)
@@ -66,9 +69,9 @@ def build(
             expected=f"{ports.features.view_set}, those of the feature store",
             fix="Train again with this release, or refold the store with the release that trained the run.",
         )
-    catalogue = Catalogue(ItemTable.read(run.path("items.parquet")))
+    catalogue = Catalogue(ItemTable.read(run.path("items.parquet")), ports.live)
     fallback = RankedList.read(popular.NAME, run.path(f"index/{popular.NAME}.parquet"))
-    sources = [_source(f.source, run, ports, fallback) for f in arm.feeds]
+    sources = [_source(f.source, run, ports, fallback, catalogue) for f in arm.feeds]
     versions = {"run": run.run_id, "views": ports.features.view_set}
     scorer = reranker = None
     weight, owned = 0.0, list[Callable[[], None]]()
@@ -94,7 +97,7 @@ def build(
         hydrator=FeatureHydrator(ports.features, catalogue),
         filters=(Unlisted(catalogue), Excluded(), Touched()),
         stock_filters=(SoldOut(ports.live), Delisted(ports.live)),
-        live_filters=() if ports.live is None else (Available(ports.live),),
+        live_filters=(Available(catalogue.live), NotAskedFor(catalogue)),
         selector=TopSelector(catalogue, arm.category_items_max),
         popular=fallback,
         slates=LastSlates(config.cached_users_max),
@@ -114,8 +117,10 @@ def _named(name: str) -> Arm:
     return ARMS[name]
 
 
-def _source(name: str, run: RunDirectory, ports: Ports, fallback: RankedList) -> CandidateSource | None:
-    """The source behind a name; None when it needs an index that the run does not have."""
+def _source(
+    name: str, run: RunDirectory, ports: Ports, fallback: RankedList, catalogue: Catalogue
+) -> CandidateSource | None:
+    """The source behind a name; None when it needs an index that the run does not have, or a catalogue stream."""
     if name in ports.sources:
         return ports.sources[name]
     if name == "ann" and ports.ann is not None:
@@ -125,6 +130,7 @@ def _source(name: str, run: RunDirectory, ports: Ports, fallback: RankedList) ->
         own_history.NAME: OwnHistory,
         own_history_popular.NAME: lambda: OwnHistoryPopular(fallback),
         popular.NAME: lambda: fallback,
+        just_listed.NAME: lambda: JustListed(catalogue.live.new_items),
     }
     indexed: dict[str, Callable[[], CandidateSource]] = {
         covisit.NAME: lambda: Covisit.read(run.path(file), _covisit_config(run)),
@@ -134,8 +140,10 @@ def _source(name: str, run: RunDirectory, ports: Ports, fallback: RankedList) ->
         buy_again.NAME: lambda: BuyAgain.read(run.path(file)),
         trending.NAME: lambda: RankedList.read(name, run.path(file)),
         new_arrivals.NAME: lambda: RankedList.read(name, run.path(file)),
-        "ann": lambda: _local_ann(run),
+        "ann": lambda: _local_ann(run, catalogue.items),
     }
+    if name == just_listed.NAME and ports.live is None:
+        return None
     if name in makers:
         return makers[name]()
     if name not in indexed:
@@ -152,12 +160,14 @@ def _covisit_config(run: RunDirectory) -> CovisitConfig:
         return CovisitConfig(**run.manifest["config"].get(covisit.SECTION, {}))
 
 
-def _local_ann(run: RunDirectory) -> CandidateSource:
+def _local_ann(run: RunDirectory, items: ItemTable) -> CandidateSource:
     from recsys.candidates.ann import LocalAnnSource  # heavy
+    from recsys.candidates.nearest.live import LiveIndex  # heavy
     from recsys.candidates.nearest.static import AnnIndex  # heavy
     from recsys.models.tower import Tower  # heavy
 
-    return LocalAnnSource(Tower.load(run), AnnIndex.load(run))
+    base = AnnIndex.load(run)
+    return LocalAnnSource(Tower.load(run), LiveIndex(base, attributes_of(items, base.row_key)))
 
 
 def _local_scorer(run: RunDirectory) -> Scorer:

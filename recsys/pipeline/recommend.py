@@ -13,7 +13,7 @@ import numpy.typing as npt
 from feature_store import FeatureReader, UserFeatures
 from llm_reranker import Reranker
 from llm_reranker.blend import blend
-from recsys.candidates import CandidateSource, popular
+from recsys.candidates import CandidateSource, SearchesWhere, popular
 from recsys.candidates.merge import append, fuse, merge
 from recsys.candidates.ranked_list import RankedList
 from recsys.core import BadInput, Candidates, Deadline, Query, Slate, Tier, Unavailable, keys
@@ -31,6 +31,8 @@ Scores = npt.NDArray[np.float32]
 RETRIEVAL = "retrieval"
 _ORDER = "order"  # the score a slate is ordered by, whatever stage gave it
 _NO_ITEMS = np.empty(0, np.int64)
+_ALL_ITEMS = 1 << 31
+_FILL_ITEMS = 4_096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +55,7 @@ class Cascade:
     hydrator: Hydrator
     filters: Sequence[Filter]
     stock_filters: Sequence[Filter]
-    live_filters: Sequence[Filter] = ()  # asked of every source's list, and once more of every slate
+    live_filters: Sequence[Filter]  # asked of every source's list, and once more of every slate
     selector: Selector
     popular: RankedList
     slates: LastSlates
@@ -136,8 +138,14 @@ class Cascade:
         stage = self.budget.stage("sources", deadline)
         banned = keys({*query.exclude, *query.cart, query.current_item} - {""})
         ask = self.config.source_items_max + len(banned)
+        # What the request does not ask for is no reason to give less: who cannot look for the rest lists everything.
+        everything = _ALL_ITEMS if query.where.restricts else ask
+        asks = [ask if isinstance(s, SearchesWhere) else everything for s in self.sources]
         lists = await asyncio.gather(
-            *(trace.attempt(s.name, stage, s.retrieve(query, user, ask, stage)) for s in self.sources)
+            *(
+                trace.attempt(s.name, stage, s.retrieve(query, user, most, stage))
+                for s, most in zip(self.sources, asks, strict=True)
+            )
         )
         start_s = time.monotonic()
         given = [c.take(~np.isin(c.item_key, banned)) if len(banned) else c for c in lists if c is not None]
@@ -168,14 +176,14 @@ class Cascade:
     async def _spare(
         self, query: Query, user: UserFeatures, found: Candidates, deadline: Deadline, trace: Trace
     ) -> Candidates | None:
-        """Popular items to fill a short slate with, below what was ordered and without a say in it.
+        """Items to fill a short slate with, below what was ordered and without a say in it.
 
         None for an arm without the popular source: it is to show what its own find.
         """
         short = query.limit - len(found)
         if short <= 0 or all(f.source != popular.NAME for f in self.arm.feeds):
             return None
-        more = self._most_popular(query, user, 2 * short, found.item_key)
+        more = self._fill(query, user, 2 * short, found.item_key)
         if len(more):
             more, _ = await self._hydrate(query, user, more, deadline, trace)
         return more
@@ -229,6 +237,22 @@ class Cascade:
         found = self._most_popular(query, nobody, query.limit)
         return self._answer(query, nobody, found, found.score("popular"), Tier.POPULAR, trace)
 
+    def _fill(self, query: Query, user: UserFeatures, wanted: int, besides: npt.NDArray[np.int64]) -> Candidates:
+        """Popular items, and where a request asks for others than those, whatever the catalogue has of its kind."""
+        found = self._most_popular(query, user, wanted, besides)
+        if len(found) == wanted or not query.where.restricts:
+            return found
+        matching = self.catalogue.matching(query.where)
+        matching = matching[~np.isin(matching, np.concatenate([besides, found.item_key]))]
+        for start in range(0, len(matching), _FILL_ITEMS):
+            some = matching[start : start + _FILL_ITEMS]
+            more = Candidates.from_source("matching", some, np.zeros(len(some), np.float32))
+            more = self._filtered((*self.filters, *self.live_filters), query, user, more, None)
+            found = append(found, more.take(np.arange(min(wanted - len(found), len(more)))))
+            if len(found) == wanted:
+                break
+        return found
+
     def _most_popular(
         self, query: Query, user: UserFeatures, wanted: int, besides: npt.NDArray[np.int64] = _NO_ITEMS
     ) -> Candidates:
@@ -271,7 +295,7 @@ class Cascade:
         selection = self.selector.select(query, now, now.score(_ORDER), query.limit)
         shown, propensity = now.take(selection.rows), selection.propensity
         if spare is None and tier >= Tier.CACHED and len(shown) < query.limit:
-            spare = self._most_popular(query, user, query.limit - len(shown), shown.item_key)
+            spare = self._fill(query, user, query.limit - len(shown), shown.item_key)
         if spare is not None:
             more = self._filtered(self.live_filters, query, user, spare, None)
             more = more.take(np.arange(min(query.limit - len(shown), len(more))))
@@ -280,7 +304,7 @@ class Cascade:
             shown = append(shown, more.with_score(_ORDER, lowest - np.arange(1, len(more) + 1, dtype=np.float32)))
             propensity = np.append(propensity, np.ones(len(more), np.float32))
         items = slate_items(user, shown, shown.score(_ORDER), propensity, self.catalogue)
-        if tier < Tier.CACHED:
+        if tier < Tier.CACHED and not query.where.restricts:
             places = -np.arange(len(shown), dtype=np.float32)
             self.slates.put(query, shown.with_score("slate", places))
         trace.done("select", start_s, "ok", len(found), len(items))

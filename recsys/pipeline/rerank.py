@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from feature_store import UserFeatures
 from llm_reranker import HistoryItem, Reranker, RerankRequest
-from llm_reranker.prompt import item_texts
+from llm_reranker.prompt import item_text
 from recsys.core import Candidates, Query
 from recsys.ranking import FeatureMatrix
 from recsys.ranking.catalogue import Catalogue
@@ -38,16 +38,29 @@ def rerank_request(
             values[:, column] = own[name]
         elif name in features.names:
             values[:, column] = features.column(name)[rows]
-    ids = [i or "" for i in catalogue.items.ids(found.item_key[rows])]
+    ids = [i or "" for i in catalogue.ids(found.item_key[rows])]
     return RerankRequest(
         request_id=query.request_id,
         as_of_us=query.as_of_us,
         history=_history(user, catalogue, history_max),
         item_ids=ids,
-        texts=[""] * len(ids),  # the reranker's own item table has the text it was trained with
+        texts=_texts(catalogue, found.item_key[rows]),
         features=values,
         query_text=query.query_text,
     )
+
+
+def _texts(catalogue: Catalogue, item_key: npt.NDArray[np.int64]) -> list[str]:
+    """Empty for items of the run: the reranker's own item table has the text it was trained with."""
+    texts, new = [""] * len(item_key), np.flatnonzero(catalogue.items.rows(item_key) < 0)
+    for place, text in zip(new.tolist(), _item_texts(catalogue, item_key[new]), strict=True):
+        texts[place] = text
+    return texts
+
+
+def _item_texts(catalogue: Catalogue, item_key: npt.NDArray[np.int64]) -> list[str]:
+    parts = (catalogue.values(name, item_key) for name in ("title", "category", "brand"))
+    return [item_text(*row) for row in zip(*parts, strict=True)]
 
 
 def _history(user: UserFeatures, catalogue: Catalogue, history_max: int) -> list[HistoryItem]:
@@ -56,8 +69,8 @@ def _history(user: UserFeatures, catalogue: Catalogue, history_max: int) -> list
     newest = slice(-history_max, None)
     item_key = user.recent_item_key[newest]
     rows = zip(
-        catalogue.items.ids(item_key),
-        item_texts(catalogue.items, item_key),
+        catalogue.ids(item_key),
+        _item_texts(catalogue, item_key),
         user.recent_event_type[newest].tolist(),
         user.recent_time_us[newest].tolist(),
         strict=True,

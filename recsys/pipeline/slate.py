@@ -21,6 +21,8 @@ REASONS = {
     "ann": "for-you",
     "trending": "trending",
     "new_arrivals": "new",
+    "just_listed": "new",
+    "matching": "matching",
     "popular": "popular",
 }
 _OWN = {"slate", "order"}  # columns of the pipeline itself: what no stage said about an item
@@ -39,8 +41,8 @@ def slate_items(
     columns = [n for n in shown.score_names if n not in _OWN]
     table = shown.scores[:, [shown.score_names.index(n) for n in columns]].tolist()
     items = []
-    for row, item_id in enumerate(catalogue.items.ids(shown.item_key)):
-        assert item_id is not None, "the filter `unlisted` lets known items through only"
+    for row, item_id in enumerate(catalogue.ids(shown.item_key)):
+        assert item_id is not None, "the filter `unlisted` lets items with a name through only"
         sources = shown.sources_of(row)
         reason = next((word for source, word in REASONS.items() if source in sources), "")
         items.append(

@@ -15,7 +15,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 class Unlisted:
-    """Removes items the run does not know: they have no id to answer with."""
+    """Removes items that neither the run knows nor the catalogue stream has listed: they have no id to answer with."""
 
     name = "unlisted"
 
@@ -23,7 +23,7 @@ class Unlisted:
         self._catalogue = catalogue
 
     def keep(self, query: Query, user: UserFeatures, found: Candidates, features: FeatureMatrix | None) -> Mask:
-        """True [N] for items of the run."""
+        """True [N] for items of the run, and for those listed since."""
         return self._catalogue.known(found.item_key)
 
 
@@ -36,6 +36,19 @@ class Excluded:
         """True [N] for items the request does not name."""
         named = {*query.exclude, *query.cart, query.current_item} - {""}
         return ~np.isin(found.item_key, keys(named))
+
+
+class NotAskedFor:
+    """Removes what the request's `where` does not admit, by what is known of the items at this moment."""
+
+    name = "not_asked_for"
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+
+    def keep(self, query: Query, user: UserFeatures, found: Candidates, features: FeatureMatrix | None) -> Mask:
+        """True [N] for items that the request admits, or for all when it does not restrict them."""
+        return self._catalogue.admits(query.where, found.item_key)
 
 
 class Touched:

@@ -17,6 +17,6 @@ class FeatureHydrator:
 
     async def hydrate(self, query: Query, user: UserFeatures, found: Candidates, deadline: Deadline) -> FeatureMatrix:
         """FEATURE_NAMES of every candidate [N, F]. Raises: Unavailable, DeadlineExceeded."""
-        ids = [i or "" for i in self._catalogue.items.ids(found.item_key)]
+        ids = [i or "" for i in self._catalogue.ids(found.item_key)]
         items = await self._features.items(ids, query.as_of_us, deadline)
         return assemble(query, user, found, items, self._catalogue)

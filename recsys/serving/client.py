@@ -116,14 +116,16 @@ class RecommendClient:
         exclude: Sequence[str] = (),
         new_only: bool = False,
         stress: bool = False,
+        item_filter: pb.ItemFilter | None = None,
     ) -> pb.RecommendResponse:
         """A slate for a user. For fields not named here, use `call` with a RecommendRequest.
 
         Raises: as `call`.
         """
         request = pb.RecommendRequest(
-            user_id=user_id, limit=limit, surface=surface, exclude_item_ids=exclude, new_only=new_only, stress=stress
-        )
+            user_id=user_id, limit=limit, surface=surface, exclude_item_ids=exclude, new_only=new_only, stress=stress,
+            filter=item_filter,
+        )  # fmt: skip
         return await self.call(request, deadline_ms=deadline_ms)
 
     async def call(self, request: pb.RecommendRequest, *, deadline_ms: float) -> pb.RecommendResponse:

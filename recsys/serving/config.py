@@ -62,9 +62,11 @@ class CatalogConfig:
     catch_up_s_max: how long the start waits for what is on the topic already. lag_s_max: from then on slates say
     catalog:behind. watch_s: pause between looks at the log's end. poll_ms: pause between reads; longer ones cost less
     and delay more. poll_records_max, poll_bytes_max: bounds of one read.
-    backoff_s_min, backoff_s_max: pause before the log is tried again, doubled each time.
+    backoff_s_min, backoff_s_max: pause before the log is tried again, doubled each time. new_items_max: items beside
+    those of the run that may be shown once listed; beyond it, until delisted ones make room, further ones stay out.
     """
 
+    new_items_max: int = 100_000
     catch_up_s_max: float = 30.0
     lag_s_max: float = 5.0
     watch_s: float = 1.0
@@ -75,6 +77,7 @@ class CatalogConfig:
     backoff_s_max: float = 10.0
 
     def __post_init__(self) -> None:
+        in_range("serving.catalog.new_items_max", self.new_items_max, 0, 100_000_000)
         in_range("serving.catalog.catch_up_s_max", self.catch_up_s_max, 0, 3_600)
         in_range("serving.catalog.watch_s", self.watch_s, 0.01, 60)
         in_range("serving.catalog.lag_s_max", self.lag_s_max, 2 * self.watch_s, 3_600)

@@ -130,7 +130,7 @@ class Gateway:
         writer = LogWriter(log.producer(), serving.log_queue_bytes_max)
         self._stack.push_async_callback(asyncio.to_thread, writer.close, serving.drain_s_max)
         impressions = Impressions(writer, topics.impressions, self.run.run_id)
-        self._recommend = RecommendService(self._current, items, clock, self._admission, impressions, serving)
+        self._recommend = RecommendService(self._current, clock, self._admission, impressions, serving)
         publish = self._config.get(PublishConfig)
         await self._listen(EventService(writer, topics, partitions, serving, publish))
         if serving.metrics_port:
@@ -183,8 +183,8 @@ class Gateway:
         return replace(self._in_force, behind=self._catalog.behind())
 
     def _follow(self, log: Log, topic: str, items: ItemTable) -> LiveCatalogue:
-        live = LiveCatalogue(items)
         config = self._config
+        live = LiveCatalogue(items, config.get(CatalogConfig).new_items_max)
         self._catalog = CatalogFollower(log, topic, live, WallClock(), config.get(CatalogConfig), config.get(JobConfig))
         self._catalog.start()
         self._stack.push_async_callback(asyncio.to_thread, self._catalog.close)

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_store.columns import EventColumns
-from recsys.candidates.nearest import Attributes
 from recsys.candidates.nearest.live import LiveIndex
 from recsys.core import EventBatch, EventKind, Overloaded, metrics
+from recsys.core.attributes import Attributes, attributes_of
 from recsys.core.ids import key
 from recsys.core.items import ItemTable
 from recsys.models.cold import ColdItems
@@ -34,12 +34,6 @@ class _Told:
     category: int = _UNSAID
     brand: int = _UNSAID
     encoded: tuple[int, int] | None = None
-
-
-def attributes_of(items: ItemTable, item_key: Keys) -> Attributes:
-    """What a run's items.parquet says of items, in the order of `item_key`."""
-    price = np.array([_UNSAID if p is None else p for p in items.values("price", item_key)], np.int64)
-    return Attributes.of(len(item_key), category=items.values("category", item_key), price_minor=price)
 
 
 class LiveItems:
@@ -132,7 +126,7 @@ class LiveItems:
         vectors, placed = self._encoder.encode(item_key[wanted], category, brand)
         at = wanted[placed]
         known = attributes_of(self._items, item_key[at])
-        known.category_key[:] = np.maximum(category[placed], 0)
+        known.category_key[:], known.brand_key[:] = np.maximum(category[placed], 0), np.maximum(brand[placed], 0)
         for which, column in ((_PRICE, known.price_minor), (_STOCK, known.stock_units)):
             said = np.array([told[i].said[which] for i in at], np.int64)
             np.copyto(column, said, where=said >= 0)

@@ -15,7 +15,6 @@ from double11.v1 import recommend_pb2 as pb
 from double11.v1 import recommend_pb2_grpc as pb_grpc
 
 from recsys.core import Clock, Deadline, Double11Error, Query, Slate, metrics
-from recsys.core.items import ItemTable
 from recsys.pipeline import Cascade
 from recsys.serving.admission import Admission
 from recsys.serving.config import ServingConfig
@@ -45,14 +44,13 @@ class RecommendService(pb_grpc.RecommendationServiceServicer):
     def __init__(
         self,
         in_force: Callable[[], InForce],
-        items: ItemTable,
         clock: Clock,
         admission: Admission,
         impressions: Impressions,
         config: ServingConfig,
     ) -> None:
         """in_force: asked at every request, so that a peak plan can exchange the cascade between two."""
-        self._in_force, self._items, self._clock = in_force, items, clock
+        self._in_force, self._clock = in_force, clock
         self._admission, self._impressions, self._config = admission, impressions, config
         self.responses_by_tier: Counter[str] = Counter()
 
@@ -70,7 +68,7 @@ class RecommendService(pb_grpc.RecommendationServiceServicer):
             query = to_query(request, self._clock.now_us())
             async with self._admission.admitted(query.priority, deadline):
                 slate = await self._answer(query, deadline)
-            response = to_response(slate, self._items)
+            response = to_response(slate, self._in_force().cascade.catalogue)
             tier, status = slate.tier.label, "OK"
         except Double11Error as error:
             status = error.grpc_status

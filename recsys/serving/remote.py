@@ -29,6 +29,7 @@ from recsys.core import (
     Unavailable,
     VersionMismatch,
 )
+from recsys.core.attributes import Where
 from recsys.ranking import FeatureMatrix
 
 HISTORY_ITEMS_MAX = 512  # of scoring.proto
@@ -51,6 +52,7 @@ class RemoteAnnSource:
     """`ann`: the user tower and FAISS, in a worker."""
 
     name = "ann"
+    searches_where = True
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = pb_grpc.ScoringServiceStub(channel)
@@ -72,6 +74,7 @@ class RemoteAnnSource:
             as_of_us=query.as_of_us,
             limit=limit,
             exclude_keys=touched(user).tolist() if query.new_only else (),
+            filter=remote_filter(query.where) if query.where.restricts else None,
         )
         response = await _called("Retrieve", self._stub.Retrieve(request, timeout=deadline.timeout_s()))
         return Candidates.from_source(
@@ -121,6 +124,32 @@ class RemoteScorer:
             )
         self._version = response.version
         return scores
+
+
+def remote_filter(where: Where) -> pb.RetrieveFilter:
+    """What a worker is asked for."""
+    return pb.RetrieveFilter(
+        categories=sorted(where.categories or ()),
+        brands=sorted(where.brands or ()),
+        deny_categories=sorted(where.deny_categories),
+        deny_brands=sorted(where.deny_brands),
+        price_min_minor=where.price_min_minor,
+        price_max_minor=where.price_max_minor,
+        allow_keys=() if where.allow is None else where.allow.tolist(),
+    )
+
+
+def where_of(asked: pb.RetrieveFilter) -> Where:
+    """What a worker was asked for; the worker's side of `RemoteAnnSource`."""
+    return Where(
+        categories=frozenset(asked.categories) or None,
+        brands=frozenset(asked.brands) or None,
+        deny_categories=frozenset(asked.deny_categories),
+        deny_brands=frozenset(asked.deny_brands),
+        price_min_minor=asked.price_min_minor if asked.HasField("price_min_minor") else None,
+        price_max_minor=asked.price_max_minor if asked.HasField("price_max_minor") else None,
+        allow=np.array(asked.allow_keys, np.int64) if asked.allow_keys else None,
+    )
 
 
 def _history(user: UserFeatures) -> tuple[list[int], list[int], list[int]]:

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 import numpy as np
 from double11.v1 import recommend_pb2 as pb
 
-from recsys.core import BadInput, Query, Slate
+from recsys.core import BadInput, Query, Slate, keys
+from recsys.core.attributes import EVERYTHING, Where
 from recsys.core.ids import ID_BYTES_MAX
-from recsys.core.items import ItemTable
+from recsys.ranking.catalogue import Catalogue
 
 LIMIT_DEFAULT, LIMIT_MAX = 10, 500
 PRIORITY_DEFAULT, PRIORITY_MAX = 5, 9
 _EXCLUDE_ITEMS_MAX, _CART_ITEMS_MAX = 1_000, 200
+_FILTER_NAMES_MAX, _ALLOW_ITEMS_MAX, _PRICE_MAX = 100, 10_000, (1 << 63) - 1
 _SURFACE_BYTES_MAX, _QUERY_BYTES_MAX, _REQUEST_ID_BYTES_MAX = 64, 512, 128
 
 
@@ -29,8 +31,8 @@ def to_query(request: pb.RecommendRequest, as_of_us: int) -> Query:
     _length("request_id", request.request_id, _REQUEST_ID_BYTES_MAX)
     _length("context.query_text", request.context.query_text, _QUERY_BYTES_MAX)
     _length("context.current_item_id", request.context.current_item_id, ID_BYTES_MAX)
-    _item_ids("context.cart_item_ids", request.context.cart_item_ids, _CART_ITEMS_MAX)
-    _item_ids("exclude_item_ids", request.exclude_item_ids, _EXCLUDE_ITEMS_MAX)
+    _ids("context.cart_item_ids", request.context.cart_item_ids, _CART_ITEMS_MAX)
+    _ids("exclude_item_ids", request.exclude_item_ids, _EXCLUDE_ITEMS_MAX)
     priority = request.priority if request.HasField("priority") else PRIORITY_DEFAULT
     _number("limit", request.limit, 0, LIMIT_MAX, "Ask for a page at a time; 0 means 10.")
     _number("priority", priority, 0, PRIORITY_MAX, "Leave it out for the usual priority, 5.")
@@ -48,12 +50,13 @@ def to_query(request: pb.RecommendRequest, as_of_us: int) -> Query:
         priority=priority,
         stress=request.stress,
         new_only=request.new_only,
+        where=_where(request.filter) if request.HasField("filter") else EVERYTHING,
     )
 
 
-def to_response(slate: Slate, items: ItemTable) -> pb.RecommendResponse:
-    """The slate on the wire, with the titles the run knows."""
-    titles = items.values("title", np.fromiter((i.item_key for i in slate.items), np.int64, len(slate.items)))
+def to_response(slate: Slate, catalogue: Catalogue) -> pb.RecommendResponse:
+    """The slate on the wire, with the titles the catalogue knows."""
+    titles = catalogue.values("title", np.fromiter((i.item_key for i in slate.items), np.int64, len(slate.items)))
     return pb.RecommendResponse(
         request_id=slate.request_id,
         tier=pb.Tier.ValueType(int(slate.tier)),
@@ -85,6 +88,26 @@ def to_response(slate: Slate, items: ItemTable) -> pb.RecommendResponse:
     )
 
 
+def _where(asked: pb.ItemFilter) -> Where:
+    for name in ("categories", "brands", "deny_categories", "deny_brands"):
+        _ids(f"filter.{name}", getattr(asked, name), _FILTER_NAMES_MAX, "Filter by fewer.")
+    _ids("filter.allow_item_ids", asked.allow_item_ids, _ALLOW_ITEMS_MAX, "Send the ones that matter most.")
+    low = asked.price_min_minor if asked.HasField("price_min_minor") else None
+    high = asked.price_max_minor if asked.HasField("price_max_minor") else None
+    _number("filter.price_min_minor", low or 0, 0, _PRICE_MAX, "Prices are in minor units, at least 0.")
+    if high is not None:
+        _number("filter.price_max_minor", high, low or 0, _PRICE_MAX, "Its least value is 0, or price_min_minor.")
+    return Where(
+        categories=frozenset(asked.categories) or None,
+        brands=frozenset(asked.brands) or None,
+        deny_categories=frozenset(asked.deny_categories),
+        deny_brands=frozenset(asked.deny_brands),
+        allow=keys(dict.fromkeys(asked.allow_item_ids)) if asked.allow_item_ids else None,
+        price_min_minor=low,
+        price_max_minor=high,
+    )
+
+
 def _length(name: str, value: str, bytes_max: int, least: int = 0) -> None:
     size = len(value.encode("utf-8"))
     if not least <= size <= bytes_max:
@@ -96,8 +119,8 @@ def _length(name: str, value: str, bytes_max: int, least: int = 0) -> None:
         )
 
 
-def _item_ids(name: str, ids: Sequence[str], items_max: int) -> None:
-    _number(f"{name} (count)", len(ids), 0, items_max, "Send the most recent ones.")
+def _ids(name: str, ids: Sequence[str], ids_max: int, fix: str = "Send the most recent ones.") -> None:
+    _number(f"{name} (count)", len(ids), 0, ids_max, fix)
     for place, item_id in enumerate(ids):
         _length(f"{name}[{place}]", item_id, ID_BYTES_MAX, least=1)
 

@@ -18,6 +18,7 @@ from recsys.candidates.nearest.live import DEFAULT, DEFAULT_LIVE, LiveIndex
 from recsys.candidates.nearest.monitor import RecallMonitor
 from recsys.candidates.nearest.static import AnnIndex, other_dimension
 from recsys.core import BadInput, Deadline, Overloaded, RunDirectory
+from recsys.core.attributes import attributes_of
 from recsys.core.items import ItemTable
 from recsys.models.cold import ColdItems
 from recsys.models.config import IndexConfig, LiveIndexConfig
@@ -27,8 +28,8 @@ from recsys.models.ranker import Ranker
 from recsys.models.tower import Tower
 from recsys.serving.compute import ComputeThread
 from recsys.serving.config import WorkerConfig
-from recsys.serving.live_items import LiveItems, attributes_of
-from recsys.serving.remote import HISTORY_ITEMS_MAX
+from recsys.serving.live_items import LiveItems
+from recsys.serving.remote import HISTORY_ITEMS_MAX, where_of
 from recsys.serving.wire import deadline_of
 
 _REINDEXED_ITEMS_MAX = 4_096  # at once: requests wait meanwhile
@@ -69,11 +70,11 @@ class ScoringService(pb_grpc.ScoringServiceServicer):
                 "RetrieveRequest.limit", came=request.limit, expected=f"1 to {_RETRIEVE_ITEMS_MAX}", fix="Correct it."
             )
         history = _history(request)
-        exclude = np.array(request.exclude_keys, np.int64)
+        exclude, where = np.array(request.exclude_keys, np.int64), where_of(request.filter)
 
         def search() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
             vector = self._tower.encode_user(*history, request.as_of_us)
-            found, score = self._index.search(vector[None, :], request.limit + len(exclude))
+            found, score = self._index.search(vector[None, :], request.limit + len(exclude), where)
             keep = np.flatnonzero((found[0] >= 0) & ~np.isin(found[0], exclude))[: request.limit]
             return found[0][keep], score[0][keep]
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x64ouble11/v1/recommend.proto\x12\x0b\x64ouble11.v1\"\xf2\x01\n\x10RecommendRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0f\n\x07surface\x18\x03 \x01(\t\x12%\n\x07\x63ontext\x18\x04 \x01(\x0b\x32\x14.double11.v1.Context\x12\r\n\x05limit\x18\x05 \x01(\x05\x12\x18\n\x10\x65xclude_item_ids\x18\x06 \x03(\t\x12\x15\n\x08priority\x18\x07 \x01(\x05H\x00\x88\x01\x01\x12\x0e\n\x06stress\x18\x08 \x01(\x08\x12\x10\n\x08new_only\x18\t \x01(\x08\x12\x12\n\nrequest_id\x18\n \x01(\tB\x0b\n\t_priority\"M\n\x07\x43ontext\x12\x12\n\nquery_text\x18\x01 \x01(\t\x12\x17\n\x0f\x63urrent_item_id\x18\x02 \x01(\t\x12\x15\n\rcart_item_ids\x18\x03 \x03(\t\"\xa4\x02\n\x11RecommendResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\x05items\x18\x02 \x03(\x0b\x32\x1c.double11.v1.RecommendedItem\x12\x1f\n\x04tier\x18\x03 \x01(\x0e\x32\x11.double11.v1.Tier\x12)\n\x07timings\x18\x04 \x03(\x0b\x32\x18.double11.v1.StageTiming\x12>\n\x08versions\x18\x05 \x03(\x0b\x32,.double11.v1.RecommendResponse.VersionsEntry\x12\x11\n\tfallbacks\x18\x06 \x03(\t\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xee\x01\n\x0fRecommendedItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x0f\n\x07sources\x18\x03 \x03(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x12\n\npropensity\x18\x05 \x01(\x02\x12\x43\n\x0cstage_scores\x18\x06 \x03(\x0b\x32-.double11.v1.RecommendedItem.StageScoresEntry\x12\r\n\x05title\x18\x07 \x01(\t\x1a\x32\n\x10StageScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"y\n\x0bStageTiming\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x10\n\x08start_ms\x18\x02 \x01(\x02\x12\x13\n\x0b\x64uration_ms\x18\x03 \x01(\x02\x12\x0f\n\x07outcome\x18\x04 \x01(\t\x12\x10\n\x08items_in\x18\x05 \x01(\x05\x12\x11\n\titems_out\x18\x06 \x01(\x05*q\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\r\n\tTIER_FULL\x10\x01\x12\r\n\tTIER_RANK\x10\x02\x12\x12\n\x0eTIER_RETRIEVAL\x10\x03\x12\x0f\n\x0bTIER_CACHED\x10\x04\x12\x10\n\x0cTIER_POPULAR\x10\x05\x32\x63\n\x15RecommendationService\x12J\n\tRecommend\x12\x1d.double11.v1.RecommendRequest\x1a\x1e.double11.v1.RecommendResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x64ouble11/v1/recommend.proto\x12\x0b\x64ouble11.v1\"\x9b\x02\n\x10RecommendRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0f\n\x07surface\x18\x03 \x01(\t\x12%\n\x07\x63ontext\x18\x04 \x01(\x0b\x32\x14.double11.v1.Context\x12\r\n\x05limit\x18\x05 \x01(\x05\x12\x18\n\x10\x65xclude_item_ids\x18\x06 \x03(\t\x12\x15\n\x08priority\x18\x07 \x01(\x05H\x00\x88\x01\x01\x12\x0e\n\x06stress\x18\x08 \x01(\x08\x12\x10\n\x08new_only\x18\t \x01(\x08\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\'\n\x06\x66ilter\x18\x0b \x01(\x0b\x32\x17.double11.v1.ItemFilterB\x0b\n\t_priority\"\xda\x01\n\nItemFilter\x12\x12\n\ncategories\x18\x01 \x03(\t\x12\x0e\n\x06\x62rands\x18\x02 \x03(\t\x12\x17\n\x0f\x64\x65ny_categories\x18\x03 \x03(\t\x12\x13\n\x0b\x64\x65ny_brands\x18\x04 \x03(\t\x12\x1c\n\x0fprice_min_minor\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x1c\n\x0fprice_max_minor\x18\x06 \x01(\x03H\x01\x88\x01\x01\x12\x16\n\x0e\x61llow_item_ids\x18\x07 \x03(\tB\x12\n\x10_price_min_minorB\x12\n\x10_price_max_minor\"M\n\x07\x43ontext\x12\x12\n\nquery_text\x18\x01 \x01(\t\x12\x17\n\x0f\x63urrent_item_id\x18\x02 \x01(\t\x12\x15\n\rcart_item_ids\x18\x03 \x03(\t\"\xa4\x02\n\x11RecommendResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\x05items\x18\x02 \x03(\x0b\x32\x1c.double11.v1.RecommendedItem\x12\x1f\n\x04tier\x18\x03 \x01(\x0e\x32\x11.double11.v1.Tier\x12)\n\x07timings\x18\x04 \x03(\x0b\x32\x18.double11.v1.StageTiming\x12>\n\x08versions\x18\x05 \x03(\x0b\x32,.double11.v1.RecommendResponse.VersionsEntry\x12\x11\n\tfallbacks\x18\x06 \x03(\t\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xee\x01\n\x0fRecommendedItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x0f\n\x07sources\x18\x03 \x03(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x12\n\npropensity\x18\x05 \x01(\x02\x12\x43\n\x0cstage_scores\x18\x06 \x03(\x0b\x32-.double11.v1.RecommendedItem.StageScoresEntry\x12\r\n\x05title\x18\x07 \x01(\t\x1a\x32\n\x10StageScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"y\n\x0bStageTiming\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x10\n\x08start_ms\x18\x02 \x01(\x02\x12\x13\n\x0b\x64uration_ms\x18\x03 \x01(\x02\x12\x0f\n\x07outcome\x18\x04 \x01(\t\x12\x10\n\x08items_in\x18\x05 \x01(\x05\x12\x11\n\titems_out\x18\x06 \x01(\x05*q\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\r\n\tTIER_FULL\x10\x01\x12\r\n\tTIER_RANK\x10\x02\x12\x12\n\x0eTIER_RETRIEVAL\x10\x03\x12\x0f\n\x0bTIER_CACHED\x10\x04\x12\x10\n\x0cTIER_POPULAR\x10\x05\x32\x63\n\x15RecommendationService\x12J\n\tRecommend\x12\x1d.double11.v1.RecommendRequest\x1a\x1e.double11.v1.RecommendResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,22 +35,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECOMMENDRESPONSE_VERSIONSENTRY']._serialized_options = b'8\001'
   _globals['_RECOMMENDEDITEM_STAGESCORESENTRY']._loaded_options = None
   _globals['_RECOMMENDEDITEM_STAGESCORESENTRY']._serialized_options = b'8\001'
-  _globals['_TIER']._serialized_start=1027
-  _globals['_TIER']._serialized_end=1140
+  _globals['_TIER']._serialized_start=1289
+  _globals['_TIER']._serialized_end=1402
   _globals['_RECOMMENDREQUEST']._serialized_start=45
-  _globals['_RECOMMENDREQUEST']._serialized_end=287
-  _globals['_CONTEXT']._serialized_start=289
-  _globals['_CONTEXT']._serialized_end=366
-  _globals['_RECOMMENDRESPONSE']._serialized_start=369
-  _globals['_RECOMMENDRESPONSE']._serialized_end=661
-  _globals['_RECOMMENDRESPONSE_VERSIONSENTRY']._serialized_start=614
-  _globals['_RECOMMENDRESPONSE_VERSIONSENTRY']._serialized_end=661
-  _globals['_RECOMMENDEDITEM']._serialized_start=664
-  _globals['_RECOMMENDEDITEM']._serialized_end=902
-  _globals['_RECOMMENDEDITEM_STAGESCORESENTRY']._serialized_start=852
-  _globals['_RECOMMENDEDITEM_STAGESCORESENTRY']._serialized_end=902
-  _globals['_STAGETIMING']._serialized_start=904
-  _globals['_STAGETIMING']._serialized_end=1025
-  _globals['_RECOMMENDATIONSERVICE']._serialized_start=1142
-  _globals['_RECOMMENDATIONSERVICE']._serialized_end=1241
+  _globals['_RECOMMENDREQUEST']._serialized_end=328
+  _globals['_ITEMFILTER']._serialized_start=331
+  _globals['_ITEMFILTER']._serialized_end=549
+  _globals['_CONTEXT']._serialized_start=551
+  _globals['_CONTEXT']._serialized_end=628
+  _globals['_RECOMMENDRESPONSE']._serialized_start=631
+  _globals['_RECOMMENDRESPONSE']._serialized_end=923
+  _globals['_RECOMMENDRESPONSE_VERSIONSENTRY']._serialized_start=876
+  _globals['_RECOMMENDRESPONSE_VERSIONSENTRY']._serialized_end=923
+  _globals['_RECOMMENDEDITEM']._serialized_start=926
+  _globals['_RECOMMENDEDITEM']._serialized_end=1164
+  _globals['_RECOMMENDEDITEM_STAGESCORESENTRY']._serialized_start=1114
+  _globals['_RECOMMENDEDITEM_STAGESCORESENTRY']._serialized_end=1164
+  _globals['_STAGETIMING']._serialized_start=1166
+  _globals['_STAGETIMING']._serialized_end=1287
+  _globals['_RECOMMENDATIONSERVICE']._serialized_start=1404
+  _globals['_RECOMMENDATIONSERVICE']._serialized_end=1503
 # @@protoc_insertion_point(module_scope)

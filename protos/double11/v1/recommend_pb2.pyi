@@ -69,6 +69,7 @@ class RecommendRequest(_message.Message):
     STRESS_FIELD_NUMBER: _builtins.int
     NEW_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """1 to 256 bytes. Unknown users get a slate for newcomers."""
     session_id: _builtins.str
@@ -91,6 +92,10 @@ class RecommendRequest(_message.Message):
     def exclude_item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Items that must not appear, at most 1,000."""
 
+    @_builtins.property
+    def filter(self) -> Global___ItemFilter:
+        """What the slate may hold, on every tier."""
+
     def __init__(
         self,
         *,
@@ -104,16 +109,78 @@ class RecommendRequest(_message.Message):
         stress: _builtins.bool = ...,
         new_only: _builtins.bool = ...,
         request_id: _builtins.str = ...,
+        filter: Global___ItemFilter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "context", b"context", "priority", b"priority"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "context", b"context", "filter", b"filter", "priority", b"priority"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "context", b"context", "exclude_item_ids", b"exclude_item_ids", "limit", b"limit", "new_only", b"new_only", "priority", b"priority", "request_id", b"request_id", "session_id", b"session_id", "stress", b"stress", "surface", b"surface", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "context", b"context", "exclude_item_ids", b"exclude_item_ids", "filter", b"filter", "limit", b"limit", "new_only", b"new_only", "priority", b"priority", "request_id", b"request_id", "session_id", b"session_id", "stress", b"stress", "surface", b"surface", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
 
 Global___RecommendRequest: _TypeAlias = RecommendRequest  # noqa: Y015
+
+@_typing.final
+class ItemFilter(_message.Message):
+    """Which items may appear. A field left empty does not matter; the others hold together. Judged by what the catalogue
+    stream says at the moment of the answer, else by the run. The slate is full whenever enough items pass. Single items
+    are denied with exclude_item_ids.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CATEGORIES_FIELD_NUMBER: _builtins.int
+    BRANDS_FIELD_NUMBER: _builtins.int
+    DENY_CATEGORIES_FIELD_NUMBER: _builtins.int
+    DENY_BRANDS_FIELD_NUMBER: _builtins.int
+    PRICE_MIN_MINOR_FIELD_NUMBER: _builtins.int
+    PRICE_MAX_MINOR_FIELD_NUMBER: _builtins.int
+    ALLOW_ITEM_IDS_FIELD_NUMBER: _builtins.int
+    price_min_minor: _builtins.int
+    """Minor units, at least 0, both ends included. An item of unknown price is in no range."""
+    price_max_minor: _builtins.int
+    @_builtins.property
+    def categories(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Any of them; an item of unknown category is in none. At most 100 names of 1 to 256 bytes, as in the next three."""
+
+    @_builtins.property
+    def brands(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def deny_categories(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """None of them."""
+
+    @_builtins.property
+    def deny_brands(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def allow_item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only these, at most 10,000. Where nothing says more of them, their order is kept."""
+
+    def __init__(
+        self,
+        *,
+        categories: _abc.Iterable[_builtins.str] | None = ...,
+        brands: _abc.Iterable[_builtins.str] | None = ...,
+        deny_categories: _abc.Iterable[_builtins.str] | None = ...,
+        deny_brands: _abc.Iterable[_builtins.str] | None = ...,
+        price_min_minor: _builtins.int | None = ...,
+        price_max_minor: _builtins.int | None = ...,
+        allow_item_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_price_max_minor", b"_price_max_minor", "_price_min_minor", b"_price_min_minor", "price_max_minor", b"price_max_minor", "price_min_minor", b"price_min_minor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_price_max_minor", b"_price_max_minor", "_price_min_minor", b"_price_min_minor", "allow_item_ids", b"allow_item_ids", "brands", b"brands", "categories", b"categories", "deny_brands", b"deny_brands", "deny_categories", b"deny_categories", "price_max_minor", b"price_max_minor", "price_min_minor", b"price_min_minor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__price_max_minor: _TypeAlias = _typing.Literal["price_max_minor"]  # noqa: Y015
+    _WhichOneofArgType__price_max_minor: _TypeAlias = _typing.Literal["_price_max_minor", b"_price_max_minor"]  # noqa: Y015
+    _WhichOneofReturnType__price_min_minor: _TypeAlias = _typing.Literal["price_min_minor"]  # noqa: Y015
+    _WhichOneofArgType__price_min_minor: _TypeAlias = _typing.Literal["_price_min_minor", b"_price_min_minor"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__price_max_minor) -> _WhichOneofReturnType__price_max_minor | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__price_min_minor) -> _WhichOneofReturnType__price_min_minor | None: ...
+
+Global___ItemFilter: _TypeAlias = ItemFilter  # noqa: Y015
 
 @_typing.final
 class Context(_message.Message):
@@ -254,10 +321,12 @@ class RecommendedItem(_message.Message):
     propensity: _builtins.float
     """Probability of this item at this place under the policy that answered, (0, 1]."""
     title: _builtins.str
-    """Title as known to the run; may be empty."""
+    """Title as known to the run, else as listed since; may be empty."""
     @_builtins.property
     def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Candidate sources that gave it: "own_history", "ann", "covisit", "trending", "popular", ..."""
+        """Candidate sources that gave it: "own_history", "ann", "covisit", "trending", "popular", ... "matching": a filter
+        was asked for and nothing but the catalogue had more of its kind.
+        """
 
     @_builtins.property
     def stage_scores(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:

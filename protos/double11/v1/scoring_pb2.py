@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x64ouble11/v1/scoring.proto\x12\x0b\x64ouble11.v1\"\xb4\x01\n\x0fRetrieveRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x14\n\x0chistory_keys\x18\x03 \x03(\x06\x12\x15\n\rhistory_types\x18\x04 \x03(\x05\x12\x18\n\x10history_times_us\x18\x05 \x03(\x06\x12\x10\n\x08\x61s_of_us\x18\x06 \x01(\x03\x12\r\n\x05limit\x18\x07 \x01(\x05\x12\x14\n\x0c\x65xclude_keys\x18\x08 \x03(\x06\"F\n\x10RetrieveResponse\x12\x11\n\titem_keys\x18\x01 \x03(\x06\x12\x0e\n\x06scores\x18\x02 \x03(\x02\x12\x0f\n\x07version\x18\x03 \x01(\t\"\xba\x01\n\x0bRankRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rfeature_names\x18\x02 \x03(\t\x12\x14\n\x0c\x66\x65\x61tures_f32\x18\x03 \x01(\x0c\x12\x11\n\titem_keys\x18\x04 \x03(\x06\x12\x14\n\x0chistory_keys\x18\x05 \x03(\x06\x12\x15\n\rhistory_types\x18\x06 \x03(\x05\x12\x18\n\x10history_times_us\x18\x07 \x03(\x06\x12\x10\n\x08\x61s_of_us\x18\x08 \x01(\x03\"/\n\x0cRankResponse\x12\x0e\n\x06scores\x18\x01 \x03(\x02\x12\x0f\n\x07version\x18\x02 \x01(\t2\x96\x01\n\x0eScoringService\x12G\n\x08Retrieve\x12\x1c.double11.v1.RetrieveRequest\x1a\x1d.double11.v1.RetrieveResponse\x12;\n\x04Rank\x12\x18.double11.v1.RankRequest\x1a\x19.double11.v1.RankResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x64ouble11/v1/scoring.proto\x12\x0b\x64ouble11.v1\"\xe1\x01\n\x0fRetrieveRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x14\n\x0chistory_keys\x18\x03 \x03(\x06\x12\x15\n\rhistory_types\x18\x04 \x03(\x05\x12\x18\n\x10history_times_us\x18\x05 \x03(\x06\x12\x10\n\x08\x61s_of_us\x18\x06 \x01(\x03\x12\r\n\x05limit\x18\x07 \x01(\x05\x12\x14\n\x0c\x65xclude_keys\x18\x08 \x03(\x06\x12+\n\x06\x66ilter\x18\t \x01(\x0b\x32\x1b.double11.v1.RetrieveFilter\"\xda\x01\n\x0eRetrieveFilter\x12\x12\n\ncategories\x18\x01 \x03(\t\x12\x0e\n\x06\x62rands\x18\x02 \x03(\t\x12\x17\n\x0f\x64\x65ny_categories\x18\x03 \x03(\t\x12\x13\n\x0b\x64\x65ny_brands\x18\x04 \x03(\t\x12\x1c\n\x0fprice_min_minor\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x1c\n\x0fprice_max_minor\x18\x06 \x01(\x03H\x01\x88\x01\x01\x12\x12\n\nallow_keys\x18\x07 \x03(\x06\x42\x12\n\x10_price_min_minorB\x12\n\x10_price_max_minor\"F\n\x10RetrieveResponse\x12\x11\n\titem_keys\x18\x01 \x03(\x06\x12\x0e\n\x06scores\x18\x02 \x03(\x02\x12\x0f\n\x07version\x18\x03 \x01(\t\"\xba\x01\n\x0bRankRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rfeature_names\x18\x02 \x03(\t\x12\x14\n\x0c\x66\x65\x61tures_f32\x18\x03 \x01(\x0c\x12\x11\n\titem_keys\x18\x04 \x03(\x06\x12\x14\n\x0chistory_keys\x18\x05 \x03(\x06\x12\x15\n\rhistory_types\x18\x06 \x03(\x05\x12\x18\n\x10history_times_us\x18\x07 \x03(\x06\x12\x10\n\x08\x61s_of_us\x18\x08 \x01(\x03\"/\n\x0cRankResponse\x12\x0e\n\x06scores\x18\x01 \x03(\x02\x12\x0f\n\x07version\x18\x02 \x01(\t2\x96\x01\n\x0eScoringService\x12G\n\x08Retrieve\x12\x1c.double11.v1.RetrieveRequest\x1a\x1d.double11.v1.RetrieveResponse\x12;\n\x04Rank\x12\x18.double11.v1.RankRequest\x1a\x19.double11.v1.RankResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,13 +32,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'double11.v1.scoring_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RETRIEVEREQUEST']._serialized_start=43
-  _globals['_RETRIEVEREQUEST']._serialized_end=223
-  _globals['_RETRIEVERESPONSE']._serialized_start=225
-  _globals['_RETRIEVERESPONSE']._serialized_end=295
-  _globals['_RANKREQUEST']._serialized_start=298
-  _globals['_RANKREQUEST']._serialized_end=484
-  _globals['_RANKRESPONSE']._serialized_start=486
-  _globals['_RANKRESPONSE']._serialized_end=533
-  _globals['_SCORINGSERVICE']._serialized_start=536
-  _globals['_SCORINGSERVICE']._serialized_end=686
+  _globals['_RETRIEVEREQUEST']._serialized_end=268
+  _globals['_RETRIEVEFILTER']._serialized_start=271
+  _globals['_RETRIEVEFILTER']._serialized_end=489
+  _globals['_RETRIEVERESPONSE']._serialized_start=491
+  _globals['_RETRIEVERESPONSE']._serialized_end=561
+  _globals['_RANKREQUEST']._serialized_start=564
+  _globals['_RANKREQUEST']._serialized_end=750
+  _globals['_RANKRESPONSE']._serialized_start=752
+  _globals['_RANKRESPONSE']._serialized_end=799
+  _globals['_SCORINGSERVICE']._serialized_start=802
+  _globals['_SCORINGSERVICE']._serialized_end=952
 # @@protoc_insertion_point(module_scope)

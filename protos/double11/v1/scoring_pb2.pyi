@@ -34,6 +34,7 @@ class RetrieveRequest(_message.Message):
     AS_OF_US_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     EXCLUDE_KEYS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     user_id: _builtins.str
     as_of_us: _builtins.int
@@ -55,6 +56,8 @@ class RetrieveRequest(_message.Message):
     def exclude_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Keys that must not come back."""
 
+    @_builtins.property
+    def filter(self) -> Global___RetrieveFilter: ...
     def __init__(
         self,
         *,
@@ -66,14 +69,68 @@ class RetrieveRequest(_message.Message):
         as_of_us: _builtins.int = ...,
         limit: _builtins.int = ...,
         exclude_keys: _abc.Iterable[_builtins.int] | None = ...,
+        filter: Global___RetrieveFilter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_us", b"as_of_us", "exclude_keys", b"exclude_keys", "history_keys", b"history_keys", "history_times_us", b"history_times_us", "history_types", b"history_types", "limit", b"limit", "request_id", b"request_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_us", b"as_of_us", "exclude_keys", b"exclude_keys", "filter", b"filter", "history_keys", b"history_keys", "history_times_us", b"history_times_us", "history_types", b"history_types", "limit", b"limit", "request_id", b"request_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RetrieveRequest: _TypeAlias = RetrieveRequest  # noqa: Y015
+
+@_typing.final
+class RetrieveFilter(_message.Message):
+    """Which items may come back, as recommend.proto's ItemFilter says it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CATEGORIES_FIELD_NUMBER: _builtins.int
+    BRANDS_FIELD_NUMBER: _builtins.int
+    DENY_CATEGORIES_FIELD_NUMBER: _builtins.int
+    DENY_BRANDS_FIELD_NUMBER: _builtins.int
+    PRICE_MIN_MINOR_FIELD_NUMBER: _builtins.int
+    PRICE_MAX_MINOR_FIELD_NUMBER: _builtins.int
+    ALLOW_KEYS_FIELD_NUMBER: _builtins.int
+    price_min_minor: _builtins.int
+    price_max_minor: _builtins.int
+    @_builtins.property
+    def categories(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def brands(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def deny_categories(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def deny_brands(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def allow_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Item keys."""
+
+    def __init__(
+        self,
+        *,
+        categories: _abc.Iterable[_builtins.str] | None = ...,
+        brands: _abc.Iterable[_builtins.str] | None = ...,
+        deny_categories: _abc.Iterable[_builtins.str] | None = ...,
+        deny_brands: _abc.Iterable[_builtins.str] | None = ...,
+        price_min_minor: _builtins.int | None = ...,
+        price_max_minor: _builtins.int | None = ...,
+        allow_keys: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_price_max_minor", b"_price_max_minor", "_price_min_minor", b"_price_min_minor", "price_max_minor", b"price_max_minor", "price_min_minor", b"price_min_minor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_price_max_minor", b"_price_max_minor", "_price_min_minor", b"_price_min_minor", "allow_keys", b"allow_keys", "brands", b"brands", "categories", b"categories", "deny_brands", b"deny_brands", "deny_categories", b"deny_categories", "price_max_minor", b"price_max_minor", "price_min_minor", b"price_min_minor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__price_max_minor: _TypeAlias = _typing.Literal["price_max_minor"]  # noqa: Y015
+    _WhichOneofArgType__price_max_minor: _TypeAlias = _typing.Literal["_price_max_minor", b"_price_max_minor"]  # noqa: Y015
+    _WhichOneofReturnType__price_min_minor: _TypeAlias = _typing.Literal["price_min_minor"]  # noqa: Y015
+    _WhichOneofArgType__price_min_minor: _TypeAlias = _typing.Literal["_price_min_minor", b"_price_min_minor"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__price_max_minor) -> _WhichOneofReturnType__price_max_minor | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__price_min_minor) -> _WhichOneofReturnType__price_min_minor | None: ...
+
+Global___RetrieveFilter: _TypeAlias = RetrieveFilter  # noqa: Y015
 
 @_typing.final
 class RetrieveResponse(_message.Message):

@@ -1,5 +1,5 @@
 """Nearest item vectors: an immutable base index, a live index over it, shards. Heavy modules are imported by name."""
 
-from recsys.candidates.nearest.base import Attributes, VectorIndex, Where
+from recsys.candidates.nearest.base import VectorIndex
 
-__all__ = ["Attributes", "VectorIndex", "Where"]
+__all__ = ["VectorIndex"]

@@ -19,12 +19,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from recsys.candidates.nearest.base import EVERYTHING, Attributes, Keys, Vectors, Where
+from recsys.candidates.nearest.base import Keys, Vectors
 from recsys.candidates.nearest.exact import merge
 from recsys.candidates.nearest.rows import Rows, RowSet
 from recsys.candidates.nearest.segments import BaseSegment, DeltaSegment
 from recsys.candidates.nearest.static import AnnIndex, checked, other_dimension
 from recsys.core import BadInput, Overloaded, metrics
+from recsys.core.attributes import EVERYTHING, Attributes, Where
 from recsys.core.logging import get_logger
 from recsys.models.config import IndexConfig, LiveIndexConfig
 

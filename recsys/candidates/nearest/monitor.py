@@ -9,10 +9,11 @@ import queue
 import threading
 from itertools import count
 
-from recsys.candidates.nearest.base import Keys, Vectors, Where
+from recsys.candidates.nearest.base import Keys, Vectors
 from recsys.candidates.nearest.live import LiveIndex
 from recsys.candidates.nearest.tuning import recall
 from recsys.core import metrics
+from recsys.core.attributes import Where
 from recsys.models.config import LiveIndexConfig
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from dataclasses import replace
 
 import numpy as np
 
-from recsys.candidates.nearest.base import Attributes, Keys, Mask, Vectors, Where
+from recsys.candidates.nearest.base import Keys, Vectors
 from recsys.candidates.nearest.exact import Found, best, exact_search, padded
 from recsys.candidates.nearest.rows import Rows, RowSet
 from recsys.candidates.nearest.static import AnnIndex
+from recsys.core.attributes import Attributes, Mask, Where
 
 _QUERIES_PER_BLOCK, _LOOKS_MAX = 64, 3
 
@@ -92,9 +94,7 @@ class BaseSegment:
         held = self._compiled.get(name)
         if held is not None:
             return held[1]
-        bare = Where(
-            categories=where.categories, price_min_minor=where.price_min_minor, price_max_minor=where.price_max_minor
-        )
+        bare = replace(where, allow=None, sold_out=False)
         version = self._version
         compiled = RowSet.where(bare.matches(self.attributes))
         with self._filters:

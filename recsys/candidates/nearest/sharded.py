@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from recsys.candidates.nearest.base import EVERYTHING, Keys, VectorIndex, Vectors, Where
+from recsys.candidates.nearest.base import Keys, VectorIndex, Vectors
 from recsys.candidates.nearest.exact import merge
 from recsys.core import BadInput
+from recsys.core.attributes import EVERYTHING, Where
 
 
 def shard_of(item_key: Keys, num_shards: int) -> npt.NDArray[np.int64]:

@@ -24,15 +24,15 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from recsys.candidates.nearest.base import COLUMNS, Attributes
 from recsys.candidates.nearest.live import LiveIndex
 from recsys.candidates.nearest.rows import RowSet
 from recsys.candidates.nearest.static import AnnIndex
 from recsys.core import CorruptData, NotFound, VersionMismatch
+from recsys.core.attributes import COLUMNS, Attributes
 from recsys.core.run_dir import sha256_file
 from recsys.models.config import IndexConfig, LiveIndexConfig
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST, _BASE, _FACTS, _LIVE = "manifest.json", "ann.faiss", "ann.json", "live.safetensors"
 _FILES = (_BASE, _FACTS, _LIVE)
 

@@ -8,6 +8,7 @@ from recsys.candidates.ann import LocalAnnSource
 from recsys.candidates.buy_again import BuyAgain
 from recsys.candidates.covisit import Covisit
 from recsys.candidates.linked import Linked
+from recsys.candidates.nearest.live import LiveIndex
 from recsys.candidates.nearest.static import AnnIndex
 from recsys.candidates.own_history import OwnHistory
 from recsys.candidates.own_history_popular import OwnHistoryPopular
@@ -28,7 +29,7 @@ def ann(shop):
     rows, num_rows = ItemRows.build(shop.items(), shop.items().item_key)
     config = TowerConfig()
     tower = Tower(TowerNet(num_rows, config), rows, config)
-    return LocalAnnSource(tower, AnnIndex.build(*tower.item_vectors()))
+    return LocalAnnSource(tower, LiveIndex(AnnIndex.build(*tower.item_vectors())))
 
 
 @pytest.fixture(params=["own_history_popular", *PERSONAL, *LISTS])

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import vectors_world as world
 
-from recsys.candidates.nearest import Attributes, Where
 from recsys.candidates.nearest.gpu import num_devices
 from recsys.candidates.nearest.live import LiveIndex
 from recsys.candidates.nearest.sharded import ShardedIndex, shard_of
 from recsys.candidates.nearest.static import AnnIndex
 from recsys.core import BadInput, VersionMismatch
+from recsys.core.attributes import Attributes, Where
 from recsys.models.config import IndexConfig
 
 M, K = 2_000, 20

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import vectors_world as world
 
-from recsys.candidates.nearest import Attributes, Where, snapshot
+from recsys.candidates.nearest import snapshot
 from recsys.candidates.nearest.live import LiveIndex
 from recsys.candidates.nearest.static import AnnIndex
 from recsys.core import CorruptData, NotFound, VersionMismatch
+from recsys.core.attributes import Attributes, Where
 from recsys.models.config import IndexConfig, LiveIndexConfig
 
 M = 2_000

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from recsys.candidates.ann import LocalAnnSource
+from recsys.candidates.nearest.live import LiveIndex
 from recsys.candidates.nearest.static import AnnIndex
 from recsys.core import BadInput, Deadline, DeadlineExceeded, NotFound, RunDirectory, Tier, VersionMismatch, key
 from recsys.models.config import RankerConfig, TowerConfig
@@ -40,7 +41,7 @@ def trained(shop):
 def models(trained):
     """Both behind the ports."""
     tower, ranker = trained
-    ann = LocalAnnSource(tower, AnnIndex.build(*tower.item_vectors()))
+    ann = LocalAnnSource(tower, LiveIndex(AnnIndex.build(*tower.item_vectors())))
     return {"ann": ann, "scorer": LocalScorer(ranker)}
 
 

@@ -12,6 +12,7 @@ from double11.v1 import recommend_pb2_grpc as pb_grpc
 
 from recsys.core import ManualClock, Slate, SlateItem, Tier, keys, metrics
 from recsys.core.items import ItemTable
+from recsys.ranking.catalogue import Catalogue
 from recsys.serving.admission import Admission
 from recsys.serving.config import AdmissionConfig, ServingConfig
 from recsys.serving.impressions import Impressions
@@ -29,7 +30,7 @@ class Busy:
     """A cascade that takes its time: `blocking` holds the event loop, so that nobody notices a caller who goes."""
 
     def __init__(self, blocking):
-        self.blocking = blocking
+        self.blocking, self.catalogue = blocking, Catalogue(ITEMS)
 
     async def recommend(self, query, deadline):
         if self.blocking:
@@ -48,7 +49,6 @@ async def served(request, tmp_path):
         writer, server = LogWriter(log.producer(), 8 << 20), Server(2.0)
         service = RecommendService(
             lambda: InForce(cascade=Busy(request.param)),
-            ITEMS,
             ManualClock(1),
             Admission(AdmissionConfig()),
             Impressions(writer, "impressions", "run"),

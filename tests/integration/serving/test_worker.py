@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from feature_store.online.memory import MemoryStore
 from recsys.candidates.ann import LocalAnnSource
+from recsys.candidates.nearest.live import LiveIndex
 from recsys.candidates.nearest.static import AnnIndex
 from recsys.core import Deadline, DeadlineExceeded, ManualClock, Query, Unavailable
 from recsys.models.ranker import Ranker
@@ -58,7 +59,9 @@ def query(dataset, **fields):
 async def test_remote_ann_is_local_ann(run, dataset, store, channel, new_only):
     asked = query(dataset, new_only=new_only)
     user = await store.user(asked.user_id, asked.as_of_us, Deadline.never())
-    local = await LocalAnnSource(Tower.load(run), AnnIndex.load(run)).retrieve(asked, user, 50, Deadline.never())
+    local = await LocalAnnSource(Tower.load(run), LiveIndex(AnnIndex.load(run))).retrieve(
+        asked, user, 50, Deadline.never()
+    )
     remote = await RemoteAnnSource(channel).retrieve(asked, user, 50, Deadline.after_ms(10_000))
     assert remote.item_key.tolist() == local.item_key.tolist()
     np.testing.assert_allclose(remote.scores, local.scores, rtol=1e-5)

@@ -5,10 +5,10 @@ import vectors_world as world
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recsys.candidates.nearest import Attributes, Where
 from recsys.candidates.nearest.live import LiveIndex
 from recsys.candidates.nearest.rows import RowSet
 from recsys.candidates.nearest.static import AnnIndex
+from recsys.core.attributes import Attributes, Where
 from recsys.models.config import IndexConfig, LiveIndexConfig
 
 DIM, NUM_KEYS = 4, 24

@@ -1,4 +1,4 @@
-"""The live catalogue is a function of the set of events: order, batches and repeats do not matter."""
+"""The live catalogue is a function of the set of events, also of new items: order, batches, repeats do not matter."""
 
 import numpy as np
 import pyarrow as pa
@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.core import EventBatch, EventKind, keys
+from recsys.core.attributes import Where
 from recsys.core.items import ItemTable
+from recsys.ranking.catalogue import Catalogue
 from recsys.ranking.live import Applied, LiveCatalogue
 
 NUM_ITEMS = 4
@@ -47,10 +49,14 @@ def oracle(rows):
     """(available, price) per item, by sorting."""
     latest = {}
     for item, kind, _, _, value in sorted(rows, key=lambda r: (r[2], int(keys([f"e{r[3]}"])[0]), r[4])):
-        if item < NUM_ITEMS:
-            latest[item, kind] = value
-    shown = [latest.get((i, EventKind.STOCK), 1) != 0 and latest.get((i, EventKind.ITEM), 1) != 0 for i in range(5)]
-    return shown, [latest.get((i, EventKind.PRICE), -1) for i in range(5)]
+        latest[item, kind] = value
+    told = {i for i, _ in latest}
+    shown = [
+        latest.get((i, EventKind.STOCK), 1) != 0
+        and latest.get((i, EventKind.ITEM), int(i < NUM_ITEMS or i not in told)) != 0
+        for i in range(NUM_ITEMS + 1)
+    ]
+    return shown, [latest.get((i, EventKind.PRICE), -1) for i in range(NUM_ITEMS + 1)]
 
 
 @given(changes, st.randoms(use_true_random=False), st.integers(1, 7))
@@ -63,11 +69,15 @@ def test_order_batches_and_repeats_do_not_matter(rows, random, size):
         part = arrival[start : start + size]
         told = live.apply(batch(part))
         assert told.applied + told.superseded + told.unknown == len(part)
-        assert told.unknown == sum(r[0] == NUM_ITEMS for r in part)
+        assert told.unknown == 0
     shown, price = oracle(rows)
     assert live.available(KEYS).tolist() == shown
     assert live.price(KEYS).tolist() == price
-    assert live.num_unavailable() == shown.count(False)
+    ghost = [r for r in rows if r[0] == NUM_ITEMS and r[1] == EventKind.ITEM]
+    new_listed = sorted(ghost, key=lambda r: (r[2], int(keys([f"e{r[3]}"])[0]), r[4]))
+    assert live.listed(KEYS).tolist() == [True] * NUM_ITEMS + [bool(new_listed) and new_listed[-1][4] > 0]
+    assert live.new_items().tolist() == ([KEYS[-1]] if live.listed(KEYS)[-1] and shown[-1] else [])
+    assert live.num_unavailable() == shown[:-1].count(False) + bool(new_listed and not shown[-1])
     if arrival:
         repeat = live.apply(batch(arrival))
         assert repeat.applied == 0
@@ -79,3 +89,52 @@ def test_nothing_in_nothing_out():
     assert live.available(KEYS).all()
     assert not live.says_stock(KEYS).any()
     assert not live.says_listed(KEYS).any()
+
+
+def listing(item_id, listed=True, at=1, **names) -> EventBatch:
+    return EventBatch.from_columns(
+        {
+            "event_id": [f"{item_id}-{at}"],
+            "kind": np.array([EventKind.ITEM], np.int8),
+            "event_time": np.array([at]),
+            "item_id": [item_id],
+            "listed": [listed],
+            "price": pa.array([names.pop("price", None)], pa.int64()),
+            **{name: [text] for name, text in names.items()},
+        }
+    )
+
+
+def test_a_new_item_has_a_name_and_attributes_once_it_is_listed():
+    live = LiveCatalogue(ITEMS)
+    catalogue = Catalogue(ITEMS, live)
+    new = keys(["tea"])
+    assert not catalogue.known(new).any()
+    live.apply(listing("tea", title="Green tea", category="drinks", brand="Long", price=250))
+    assert catalogue.known(new).all()
+    assert [catalogue.values(n, new) for n in ("item_id", "title", "category", "brand")] == [
+        ["tea"], ["Green tea"], ["drinks"], ["Long"],
+    ]  # fmt: skip
+    assert catalogue.price(new).tolist() == [250]
+    assert catalogue.category(new)[0] >= 0
+    assert catalogue.admits(Where(categories=frozenset({"drinks"}), price_max_minor=250), new).all()
+    assert not catalogue.admits(Where(deny_brands=frozenset({"Long"})), new).any()
+    live.apply(listing("tea", at=2, category="teas"))  # what a listing leaves out stays
+    assert catalogue.values("title", new) == ["Green tea"]
+    assert catalogue.matching(Where(categories=frozenset({"teas"}))).tolist() == new.tolist()
+    live.apply(listing("tea", listed=False, at=3))
+    assert not len(live.new_items())
+
+
+def test_new_items_are_bounded_and_delisted_ones_make_room():
+    live = LiveCatalogue(ITEMS, new_items_max=32)
+    for i in range(40):
+        assert live.apply(listing(f"n{i}", at=i)).unknown == int(i >= 32)
+    assert len(live.new_items()) == 32
+    assert live.new_items()[0] == keys(["n31"])[0]
+    for i in range(4):
+        live.apply(listing(f"n{i}", listed=False, at=100 + i))
+    for i in range(50, 60):
+        assert live.apply(listing(f"n{i}", at=i)).unknown == int(i >= 54)
+    assert set(live.new_items()) == set(keys([f"n{i}" for i in (*range(4, 32), *range(50, 54))]))
+    assert live.listed(keys(["n0", "n53"])).tolist() == [False, True]

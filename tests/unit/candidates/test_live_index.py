@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import vectors_world as world
 
-from recsys.candidates.nearest import Attributes, Where
 from recsys.candidates.nearest.live import LiveIndex
 from recsys.candidates.nearest.monitor import RecallMonitor
 from recsys.candidates.nearest.sharded import ShardedIndex
 from recsys.candidates.nearest.static import AnnIndex
 from recsys.core import BadInput, Overloaded, VersionMismatch, metrics
+from recsys.core.attributes import Attributes, Where
 from recsys.models.config import IndexConfig, LiveIndexConfig
 
 M = 3_000

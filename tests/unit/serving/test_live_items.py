@@ -4,14 +4,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from recsys.candidates.nearest import Where
 from recsys.candidates.nearest.live import LiveIndex
 from recsys.candidates.nearest.static import AnnIndex
 from recsys.core import EventBatch, EventKind, key, keys
+from recsys.core.attributes import Where, attributes_of
 from recsys.models.cold import ColdItems
 from recsys.models.config import LiveIndexConfig, TowerConfig
 from recsys.models.tower import ItemRows, Tower, TowerNet
-from recsys.serving.live_items import LiveItems, attributes_of
+from recsys.serving.live_items import LiveItems
 
 _KIND = {"price": EventKind.PRICE, "stock": EventKind.STOCK, "listed": EventKind.ITEM}
 
