@@ -33,13 +33,16 @@ from llm_reranker.prompt import CONTROL_TOKENS
 from recsys.core.errors import CorruptData, VersionMismatch
 from recsys.core.ids import find_rows
 
-CARD_FORMAT = 1
+CARD_FORMAT = 2
 _FIX = "Take the folder whole, or distil again."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
-    """double11.json. calibration: log-odds = scale x raw + bias. known_answer: a request and its scores."""
+    """double11.json. calibration: log-odds = scale x raw + bias. known_answer: a request and its scores.
+
+    blend_weight: of task all.
+    """
 
     version: str
     feature_names: tuple[str, ...]
@@ -50,6 +53,7 @@ class Card:
     calibration_scale: float
     calibration_bias: float
     blend_weight: float
+    blend_weight_new_only: float
     known_answer: Mapping[str, Any]
     report: Mapping[str, Any]
     format_version: int = CARD_FORMAT

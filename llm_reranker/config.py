@@ -1,4 +1,4 @@
-"""Sections [llm_reranker] and [llm_reranker.distill] of double11.toml."""
+"""Sections [llm_reranker], [llm_reranker.distill] and [llm_reranker.teacher] of double11.toml."""
 
 from __future__ import annotations
 
@@ -58,6 +58,8 @@ class DistillConfig:
     depth: rows of a list, best by rank, that are a fair sample of what serving sees; validation is on them. Below it a
     list may hold rows because of their label, so only negatives are used from there. validation_share: of the queries.
     embedding_dropout: share of items whose collaborative embedding is hidden in training, as a newcomer's is.
+    num_experts: 0 = a dense student with as many active parameters. upcycle_epochs: a dense student is trained that
+    long first and becomes the experts.
     temperature: of both sides of the listwise KL. prefix_tokens_max, item_tokens_max: what the student ever reads.
     """
 
@@ -79,6 +81,7 @@ class DistillConfig:
     depth: int = DEPTH
     teacher_epochs: int = 1
     student_epochs: int = 2
+    upcycle_epochs: int = 0
     batch_lists: int = 8
     learning_rate: float = 1e-3
     embedding_dropout: float = 0.1
@@ -87,12 +90,13 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         for name, low, high in (
-            ("hidden_size", 32, 8192), ("num_layers", 1, 128), ("num_experts", 2, 512), ("expert_width", 8, 65_536),
-            ("experts_per_token", 1, self.num_experts), ("teacher_hidden_size", 32, 8192), ("teacher_layers", 1, 128),
-            ("teacher_expert_width", 8, 65_536), ("soft_tokens", 1, 4), ("vocab_size", 512, 1 << 18),
+            ("hidden_size", 32, 8192), ("num_layers", 1, 128), ("num_experts", 0, 512), ("expert_width", 8, 65_536),
+            ("experts_per_token", 1, self.num_experts or 512), ("teacher_hidden_size", 32, 8192),
+            ("teacher_layers", 1, 128), ("teacher_expert_width", 8, 65_536), ("soft_tokens", 1, 4),
+            ("vocab_size", 512, 1 << 18),
             ("prefix_tokens_max", 16, 32_768), ("item_tokens_max", 1, 1024), ("train_queries_max", 1, 10_000_000),
             ("validation_queries_max", 1, 1_000_000), ("validation_share", 0.01, 0.9), ("depth", 2, 1000),
-            ("teacher_epochs", 1, 1000), ("student_epochs", 1, 1000),
+            ("teacher_epochs", 1, 1000), ("student_epochs", 1, 1000), ("upcycle_epochs", 0, 1000),
             ("batch_lists", 1, 4096), ("learning_rate", 1e-7, 1.0), ("embedding_dropout", 0.0, 0.99),
             ("temperature", 0.1, 100.0), ("router_balance", 0.0, 10.0),
         ):  # fmt: skip
@@ -105,3 +109,45 @@ class DistillConfig:
                     expected=f"a multiple of {HEAD_DIM}",
                     fix="Round it.",
                 )
+
+
+@section("llm_reranker.teacher")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherConfig:
+    """An OpenAI-compatible endpoint that labels lists (`distill --teacher openai:MODEL`).
+
+    base_url: empty = OPENAI_BASE_URL, else OpenAI's. api_key_variable: the environment variable that holds the key;
+    the key itself is never configuration. mode: listwise asks for an order, pointwise for yes or no and how likely.
+    answer_format: json_schema makes the server keep to the form, where it can. permutations: orders in which a list is
+    shown (listwise). list_items_max: a longer list is asked about in parts. history_lines_max: newest actions shown.
+    reasoning_tokens_max: for models that think before they answer, listwise only; 0 = they do not.
+    usd_per_million_*: the provider's prices; 0 = unknown, then tokens_max alone bounds what is spent.
+    """
+
+    base_url: str = ""
+    api_key_variable: str = "OPENAI_API_KEY"
+    mode: Literal["listwise", "pointwise"] = "listwise"
+    answer_format: Literal["text", "json_schema"] = "text"
+    permutations: int = 3
+    list_items_max: int = 20
+    history_lines_max: int = 30
+    concurrency: int = 4
+    requests_per_minute_max: float = 300.0
+    retries_max: int = 5
+    timeout_s: float = 60.0
+    reasoning_tokens_max: int = 0
+    cost_usd_max: float = 5.0
+    tokens_max: int = 20_000_000
+    usd_per_million_prompt_tokens: float = 0.0
+    usd_per_million_completion_tokens: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("permutations", 1, 100), ("list_items_max", 2, 200), ("history_lines_max", 0, 1000),
+            ("concurrency", 1, 256),
+            ("requests_per_minute_max", 0.1, 1e6), ("retries_max", 0, 20), ("timeout_s", 0.1, 3600),
+            ("reasoning_tokens_max", 0, 1 << 20),
+            ("cost_usd_max", 0.0, 1e6), ("tokens_max", 1, 1 << 50), ("usd_per_million_prompt_tokens", 0.0, 1e6),
+            ("usd_per_million_completion_tokens", 0.0, 1e6),
+        ):  # fmt: skip
+            in_range(f"llm_reranker.teacher.{name}", getattr(self, name), low, high)

@@ -18,6 +18,7 @@ from llm_reranker.prompt import Prompt
 from recsys.core.ids import find_rows
 
 Rows = npt.NDArray[np.int64]
+_BELOW = 4  # one negative from below the depth for so many candidates
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,25 +38,32 @@ class Batch:
 class Encoded:
     """Lists with their texts tokenised once."""
 
-    def __init__(self, lists: Lists, prompt: Prompt, embedding_RC: npt.NDArray[np.float32]) -> None:
-        """embedding_RC: the rows' collaborative embeddings in one common space, NaN rows where unknown."""
-        self.lists, self.prompt, self._embedding_RC = lists, prompt, embedding_RC
+    def __init__(
+        self, lists: Lists, prompt: Prompt, embedding_RC: npt.NDArray[np.float32], *, text: bool = True
+    ) -> None:
+        """embedding_RC: the rows' collaborative embeddings in one common space, NaN rows where unknown.
+
+        text: False hides every history and item text, for the ablation that asks what they are worth.
+        """
+        self.lists, self.prompt, self._embedding_RC, self._text = lists, prompt, embedding_RC, text
         tokens: dict[str, tuple[int, ...]] = {}
-        self._items = [tokens.get(t) or tokens.setdefault(t, prompt.item(t)) for t in lists.item_text]
+        texts = lists.item_text if text else [""] * len(lists.item_text)
+        self._items = [tokens.get(t) or tokens.setdefault(t, prompt.item(t)) for t in texts]
 
     def prefix(self, query: int) -> tuple[int, ...]:
         """Token ids of a query's prefix."""
-        return self.prompt.prefix(self.lists.history_text[query])
+        return self.prompt.prefix(self.lists.history_text[query] if self._text else "")
 
-    def training_rows(self, query: int, depth: int) -> Rows:
-        """The best `depth` rows by rank, and the negatives after them.
+    def training_rows(self, query: int, depth: int, *, new_only: bool = False) -> Rows:
+        """The best `depth` rows by rank, and a quarter as many negatives spread over what is below them.
 
         All of the best, not a sample by label: where positives are kept and negatives thinned out, a network learns
         that low ranks are good.
         """
-        rows = self.lists.rows(query)
-        after = rows[depth:]
-        return np.concatenate([rows[:depth], after[self.lists.label[after] == 0]])
+        rows = self.lists.rows(query, new_only=new_only)
+        below = rows[depth:][self.lists.label[rows[depth:]] == 0]
+        spread = np.linspace(0, len(below) - 1, min(len(below), depth // _BELOW)).astype(np.int64)
+        return np.concatenate([rows[:depth], below[spread]])
 
     def batch(self, queries: Sequence[int], rows: Sequence[Rows], features: Sequence[npt.NDArray[np.float32]]) -> Batch:
         """Tensors of some queries and chosen rows of each; features float32 [n, F] of those rows."""

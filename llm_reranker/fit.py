@@ -29,18 +29,19 @@ _EXTRAS_LR = 5.0  # few steps, small layers
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """One list of the training set: its query, the rows that are trained on and, for a student, their labels."""
+    """One list as one task sees it: its query, the rows that are scored and, for a student, their soft labels."""
 
     query: int
     rows: Rows
+    new_only: bool = False
     teacher: Scores | None = None
 
 
-def features_of(data: Encoded, query: int, rows: Rows) -> npt.NDArray[np.float32]:
-    """Features of some rows of a list, their rank_position counted in the whole list. float32 [n, F]."""
-    whole = data.lists.rows(query)
+def features_of(data: Encoded, one: Chosen) -> npt.NDArray[np.float32]:
+    """Features of the chosen rows, their rank_position counted among all that the task sees. float32 [n, F]."""
+    whole = data.lists.rows(one.query, new_only=one.new_only)
     at = {int(r): i for i, r in enumerate(whole)}
-    return data.lists.features(whole)[[at[int(r)] for r in rows]]
+    return data.lists.features(whole)[[at[int(r)] for r in one.rows]]
 
 
 def train(
@@ -88,40 +89,41 @@ def predict(model: TrainableReranker, data: Encoded, chosen: Sequence[Chosen], b
 
 
 def expert_usage(model: TrainableReranker, data: Encoded, chosen: Sequence[Chosen]) -> list[list[float]]:
-    """Share of the tokens' choices that each expert gets, [L][E]."""
+    """Share of the tokens' choices that each expert gets, [L][E]; nothing for a dense network."""
     with torch.inference_mode():
         _, router_logits, real = model(_tensors(data, chosen))
+        if not router_logits:
+            return []
         shares, _ = losses.expert_shares(router_logits, real, model.lm.config.num_experts_per_tok)
     return [[round(float(x), 4) for x in layer] for layer in shares]
 
 
-def _loss(model: TrainableReranker, batch: Batch, teacher: Tensor | None, config: DistillConfig) -> Tensor:
+def _loss(model: TrainableReranker, batch: Batch, teacher_BN: Tensor, config: DistillConfig) -> Tensor:
     score, router_logits, real_token = model(batch)
     real = batch.real_BN
+    soft = real & teacher_BN.isfinite()
     loss = losses.lambda_loss(score, batch.label_BN, real)
-    if teacher is None:
-        loss = loss + losses.yes_no_kl(score, torch.logit(batch.label_BN, eps=1e-6), real)
-    else:
-        loss = loss + losses.yes_no_kl(score, teacher, real)
-        loss = loss + losses.listwise_kl(score, teacher, real, config.temperature)
+    target = torch.where(soft, teacher_BN, torch.logit(batch.label_BN, eps=1e-6))
+    loss = loss + losses.yes_no_kl(score, target, real)
+    if (taught := soft.any(-1)).any():
+        known = torch.where(soft, teacher_BN, 0.0)
+        loss = loss + losses.listwise_kl(score[taught], known[taught], soft[taught], config.temperature)
+    if not router_logits:
+        return loss
     shares, means = losses.expert_shares(router_logits, real_token, model.lm.config.num_experts_per_tok)
     return loss + config.router_balance * losses.router_balance(shares, means)
 
 
 def _tensors(data: Encoded, part: Sequence[Chosen]) -> Batch:
-    return data.batch(
-        [c.query for c in part], [c.rows for c in part], [features_of(data, c.query, c.rows) for c in part]
-    )
+    return data.batch([c.query for c in part], [c.rows for c in part], [features_of(data, c) for c in part])
 
 
-def _teacher(part: Sequence[Chosen], batch: Batch) -> Tensor | None:
-    labels = [c.teacher for c in part]
-    if any(t is None for t in labels):
-        return None
-    padded = torch.zeros_like(batch.label_BN)
-    for b, values in enumerate(labels):
-        assert values is not None
-        padded[b, : len(values)] = torch.from_numpy(values)
+def _teacher(part: Sequence[Chosen], batch: Batch) -> Tensor:
+    """Soft labels [B, N] as log-odds; NaN where a list has none."""
+    padded = torch.full_like(batch.label_BN, math.nan)
+    for b, one in enumerate(part):
+        if one.teacher is not None:
+            padded[b, : len(one.teacher)] = torch.from_numpy(one.teacher)
     return padded
 
 

@@ -32,6 +32,9 @@ SCHEMA = pa.schema(
         pa.field("retrieval_score", pa.float32()),  # null when no retriever scored it
         pa.field("rank_score", pa.float32(), nullable=False),  # the ranker's logit, out-of-fold
         pa.field("origin", pa.string()),  # why the row is here: a source's name, same_category, random
+        pa.field(
+            "touched", pa.bool_(), nullable=False
+        ),  # the user had acted on it before, so task new-only leaves it out
         pa.field("label", pa.float32(), nullable=False),  # 1 = the user acted on it after query_time, else 0
     ]
 )
@@ -43,7 +46,7 @@ class Lists:
     """Q lists of candidates in query_time order; rows offsets[q] to offsets[q + 1] belong to query q.
 
     query_time_us: int64 [Q], microseconds UTC. item_embedding: float32 [R, D], NaN rows where unknown.
-    retrieval_score, rank_score, label: float32 [R]; retrieval_score is NaN where missing.
+    retrieval_score, rank_score, label: float32 [R]; retrieval_score is NaN where missing. touched: bool [R].
     """
 
     query_id: list[str]
@@ -56,14 +59,19 @@ class Lists:
     retrieval_score: npt.NDArray[np.float32]
     rank_score: npt.NDArray[np.float32]
     origin: list[str]
+    touched: npt.NDArray[np.bool_]
     label: npt.NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.query_id)
 
-    def rows(self, query: int) -> npt.NDArray[np.int64]:
-        """Row numbers of one query's candidates, best rank_score first (ties keep file order)."""
+    def rows(self, query: int, *, new_only: bool = False) -> npt.NDArray[np.int64]:
+        """Row numbers of one query's candidates, best rank_score first (ties keep file order).
+
+        new_only: as task new-only sees the query, without what the user had touched.
+        """
         rows = np.arange(self.offsets[query], self.offsets[query + 1])
+        rows = rows[~self.touched[rows]] if new_only else rows
         return rows[np.argsort(-self.rank_score[rows], kind="stable")]
 
     def features(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -98,6 +106,7 @@ def read(path: Path | str) -> Lists:
         retrieval_score=frame["retrieval_score"].fill_null(np.nan).to_numpy(),
         rank_score=frame["rank_score"].to_numpy(),
         origin=frame["origin"].fill_null("").to_list(),
+        touched=frame["touched"].to_numpy(),
         label=frame["label"].to_numpy(),
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_reranker.blend import blend
-from recsys.evaluation import paired_bootstrap
+from recsys.evaluation import PairedResult, paired_bootstrap
 
 Floats = npt.NDArray[np.float32]
 _WEIGHTS = tuple(round(0.1 * i, 1) for i in range(1, 11))
@@ -31,15 +31,38 @@ def ndcg(scores: Sequence[Floats], labels: Sequence[Floats], k: int = 10) -> npt
     return np.array(values)
 
 
+def usable(scores: Sequence[Floats], rank: Sequence[Floats]) -> list[Floats]:
+    """A teacher's scores; the ranker's for a list it said nothing about, its lowest for a row it left out."""
+    filled = []
+    for mine, theirs in zip(scores, rank, strict=True):
+        known = np.isfinite(mine)
+        filled.append(np.where(known, mine, mine[known].min()).astype(np.float32) if known.any() else theirs)
+    return filled
+
+
+def mean_ndcg(scores: Sequence[Floats], labels: Sequence[Floats]) -> float:
+    """Mean NDCG@10, 0 where there are no lists."""
+    values = ndcg(scores, labels)
+    return round(float(values.mean()), 5) if len(values) else 0.0
+
+
+def gain(scores: Sequence[Floats], over: Sequence[Floats], labels: Sequence[Floats], seed: int) -> PairedResult:
+    """The change of mean NDCG@10 that one order of the lists is over another."""
+    return paired_bootstrap(ndcg(scores, labels), ndcg(over, labels), seed)
+
+
+def is_sure(test: PairedResult) -> bool:
+    """Whether a gain is one that may be acted on: above zero, with p < 0.1."""
+    return test.diff > 0 and test.p < _P_MAX
+
+
 def choose_weight(rank: Sequence[Floats], rerank: Sequence[Floats], labels: Sequence[Floats], seed: int) -> float:
-    """The blend weight of the best mean NDCG@10; 0 unless its gain over the ranker's order is sure (p < 0.1)."""
-    base = ndcg(rank, labels)
-    blended = {
-        w: ndcg([blend(a, b, w) for a, b in zip(rank, rerank, strict=True)], labels) for w in _WEIGHTS
-    }  # fmt: skip
-    best = max(blended, key=lambda w: (blended[w].mean(), -w))
-    gain = paired_bootstrap(blended[best], base, seed)
-    return best if gain.diff > 0 and gain.p < _P_MAX else 0.0
+    """The blend weight of the best mean NDCG@10; 0 unless its gain over the ranker's order is sure."""
+    if not labels:
+        return 0.0
+    blended = {w: [blend(a, b, w) for a, b in zip(rank, rerank, strict=True)] for w in _WEIGHTS}
+    best = max(blended, key=lambda w: (ndcg(blended[w], labels).mean(), -w))
+    return best if is_sure(gain(blended[best], rank, labels, seed)) else 0.0
 
 
 def ece(log_odds: Floats, label: Floats) -> float:

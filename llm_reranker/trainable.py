@@ -1,4 +1,4 @@
-"""The reranker as it is trained: transformers' own Qwen3-MoE plus our extras, lists packed as serving sees them.
+"""The reranker as it is trained: transformers' own Qwen3-MoE or dense Qwen3 plus our extras, lists as in serving.
 
 A list is one sequence: the prefix, then every candidate's soft tokens and tail. The mask lets a candidate see the
 prefix and itself only, so training computes what the serving engine computes. Heavy: torch, transformers.
@@ -9,11 +9,12 @@ Shape legend: B lists, P prefix tokens, N candidates, L item tokens, S tokens pe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from llm_reranker.config import HEAD_DIM
 from llm_reranker.encoded import Batch
@@ -21,13 +22,15 @@ from llm_reranker.extras import Extras
 
 _HIDDEN_FROM = -1e9
 INIT_STD = 0.05
+LanguageModel: TypeAlias = Qwen3MoeForCausalLM | Qwen3ForCausalLM
 
 
 class TrainableReranker(nn.Module):
-    """forward gives raw log-odds [B, N] and the routers' logits."""
+    """forward gives raw log-odds [B, N] and the routers' logits (none of a dense network)."""
 
-    def __init__(self, lm: Qwen3MoeForCausalLM, extras: Extras, yes: int, no: int, tail: Sequence[int]) -> None:
+    def __init__(self, lm: LanguageModel, extras: Extras, yes: int, no: int, tail: Sequence[int]) -> None:
         super().__init__()
+        self._sparse = isinstance(lm, Qwen3MoeForCausalLM)
         self.lm, self.extras, self._yes, self._no = lm, extras, yes, no
         self._tail = torch.tensor(list(tail))
 
@@ -54,12 +57,13 @@ class TrainableReranker(nn.Module):
             attention_mask=mask,
             position_ids=position_BT,
             use_cache=False,
-            output_router_logits=True,
+            **({"output_router_logits": True} if self._sparse else {}),
         )
         hidden_BND = out.last_hidden_state[:, p:].view(b, n, s, -1)[:, :, -1]
         head = self.lm.lm_head.weight
         delta = hidden_BND @ (head[self._yes] - head[self._no])
-        return delta + self.extras.score(signals).view(b, n), out.router_logits, real_BT.flatten()
+        router_logits = out.router_logits if self._sparse else ()
+        return delta + self.extras.score(signals).view(b, n), router_logits, real_BT.flatten()
 
 
 def _layout(batch: Batch, p: int, n: int, s: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,28 +95,35 @@ def build(
     """A fresh network (torch's generator decides its weights) whose language model says nothing yet.
 
     The rows of "yes" and "no" start equal: the log-odds are the score projection's alone, the ranker's score.
+    experts: 0 = a dense network with as many active parameters in its MLPs.
     """
     heads = hidden_size // HEAD_DIM
-    end = tokenizer.token_to_id("<|im_end|>")
-    config = Qwen3MoeConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=hidden_size,
-        intermediate_size=expert_width,
-        moe_intermediate_size=expert_width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads // 2 if heads % 2 == 0 else heads,
-        head_dim=HEAD_DIM,
-        num_experts=experts,
-        num_experts_per_tok=experts_per_token,
-        norm_topk_prob=True,
-        initializer_range=INIT_STD,
-        max_position_embeddings=4096,
-        bos_token_id=None,
-        eos_token_id=end,
-        pad_token_id=tokenizer.token_to_id("<|endoftext|>"),
-    )
-    lm = Qwen3MoeForCausalLM(config)
+    shape = {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": hidden_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 2 if heads % 2 == 0 else heads,
+        "head_dim": HEAD_DIM,
+        "initializer_range": INIT_STD,
+        "max_position_embeddings": 4096,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
+        "pad_token_id": tokenizer.token_to_id("<|endoftext|>"),
+    }
+    lm: LanguageModel
+    if experts:
+        sparse = Qwen3MoeConfig(
+            **shape,
+            intermediate_size=expert_width,
+            moe_intermediate_size=expert_width,
+            num_experts=experts,
+            num_experts_per_tok=experts_per_token,
+            norm_topk_prob=True,
+        )
+        lm = Qwen3MoeForCausalLM(sparse)
+    else:
+        lm = Qwen3ForCausalLM(Qwen3Config(**shape, intermediate_size=experts_per_token * expert_width))
     yes, no = (tokenizer.encode(word, add_special_tokens=False).ids[0] for word in ("yes", "no"))
     with torch.no_grad():
         lm.lm_head.weight[no] = lm.lm_head.weight[yes]

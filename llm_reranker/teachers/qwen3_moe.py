@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,36 +12,50 @@ from llm_reranker import fit
 from llm_reranker.config import DistillConfig
 from llm_reranker.encoded import Encoded
 from llm_reranker.lists import Lists
+from llm_reranker.teachers.base import Judgement
 from llm_reranker.trainable import TrainableReranker
 
 NAME = "qwen3-moe"
 
 
 class Qwen3MoeTeacher:
-    """Fitted to the labels of the training lists."""
+    """Fitted to the labels of the training lists, at the first question."""
+
+    fitted = True
 
     def __init__(
-        self, model: TrainableReranker, data: Encoded, config: DistillConfig, facts: Mapping[str, Any]
+        self,
+        network: Callable[[], TrainableReranker],
+        data: Encoded,
+        chosen: Sequence[fit.Chosen],
+        config: DistillConfig,
+        *,
+        seed: int,
+        fingerprint: str,
+        active_parameters: int,
     ) -> None:
-        self._model, self._data, self._config, self._facts = model, data, config, facts
-
-    @classmethod
-    def train(
-        cls, model: TrainableReranker, data: Encoded, chosen: Sequence[fit.Chosen], config: DistillConfig, seed: int
-    ) -> Qwen3MoeTeacher:
-        """Train a fresh network on the chosen lists."""
-        loss = fit.train(model, data, chosen, config, epochs=config.teacher_epochs, seed=seed, what="teacher")
-        return cls(model, data, config, {"name": NAME, "loss": round(loss, 4)})
+        """network: makes the fresh network. fingerprint: of all that decides its labels."""
+        self._network, self._data, self._chosen, self._config, self._seed = network, data, chosen, config, seed
+        self._model: TrainableReranker | None = None
+        self._facts: dict[str, Any] = {"name": NAME, "active_parameters": active_parameters}
+        self.name = f"{NAME}:{fingerprint}"
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """Name and training loss."""
+        """Name, active parameters and training loss, which is missing where every label was kept from before."""
         return self._facts
 
     def label(
         self, lists: Lists, queries: Sequence[int], rows: Sequence[npt.NDArray[np.int64]]
-    ) -> list[npt.NDArray[np.float32]]:
-        """Log-odds of "yes" for the given rows of each query, one float32 [n] per query."""
+    ) -> Iterator[tuple[int, Judgement]]:
+        """Log-odds of "yes" for the given rows of each query."""
         assert lists is self._data.lists, "this teacher reads the lists it was trained beside"
+        if self._model is None:
+            self._model, c = self._network(), self._config
+            loss = fit.train(
+                self._model, self._data, self._chosen, c, epochs=c.teacher_epochs, seed=self._seed, what="teacher"
+            )
+            self._facts["loss"] = round(loss, 4)
         chosen = [fit.Chosen(q, r) for q, r in zip(queries, rows, strict=True)]
-        return fit.predict(self._model, self._data, chosen, self._config.batch_lists)
+        for at, scores in enumerate(fit.predict(self._model, self._data, chosen, self._config.batch_lists)):
+            yield at, Judgement(log_odds=scores)

@@ -18,7 +18,11 @@ from recsys.core.run_dir import RunDirectory
 @click.command()
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option("--run", "run_path", type=click.Path(path_type=Path), required=True, help="Run directory to add to.")
-@click.option("--teacher", default="qwen3-moe", show_default=True, help="Who labels the lists.")
+@click.option("--teacher", default="qwen3-moe", show_default=True, help="Who labels: also hf:FOLDER or openai:MODEL.")
+@click.option(
+    "--labels", type=click.Path(path_type=Path), help="Where label files are kept (default: RUN.work/labels)."
+)
+@click.option("--ablate", is_flag=True, help="Train the students of the ablation too, for the report.")
 @click.option("--lists", "lists_path", type=click.Path(path_type=Path), help="Parquet lists to use, not made anew.")
 @click.option("--replace", is_flag=True, help="Add a newer version to a run that has a reranker; it then serves.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -28,6 +32,8 @@ def distill(
     dataset: Path,
     run_path: Path,
     teacher: str,
+    labels: Path | None,
+    ablate: bool,
     lists_path: Path | None,
     replace: bool,
     seed: int,
@@ -39,7 +45,7 @@ def distill(
     Writes reranker/VERSION/ into the run (Hugging Face layout) and makes it the serving version.
     """
     from llm_reranker import distill as distillation  # heavy
-    from llm_reranker.config import DistillConfig
+    from llm_reranker.config import DistillConfig, TeacherConfig
     from recsys.models.tower import Tower
     from recsys.training import rerank_lists
 
@@ -52,6 +58,7 @@ def distill(
         )  # fmt: skip
     if lists_path is None and not dataset.is_dir():
         raise BadInput("DATASET", came=str(dataset), expected="a dataset directory", fix="See: double11 data import.")
+    config = Config.load(config_path)
     version = str(1 + max((int(v) for v in versions if v.isdigit()), default=0))
     with tempfile.TemporaryDirectory(prefix="double11-distill-") as work:
         report: dict[str, Any] = distillation.distill(
@@ -59,8 +66,11 @@ def distill(
             ItemTable.read(run.path("items.parquet")),
             Path(work) / version,
             seed=seed,
-            config=Config.load(config_path).get(DistillConfig),
+            config=config.get(DistillConfig),
             teacher=teacher,
+            teacher_config=config.get(TeacherConfig),
+            labels=labels or run.root.with_name(f"{run.root.name}.work") / "labels",
+            ablate=ablate,
             item_vectors=Tower.load(run).item_vectors() if run.has("models/tower.json") else None,
             version=version,
         )
@@ -69,14 +79,26 @@ def distill(
 
 
 def _text(report: dict[str, Any]) -> str:
-    ndcg, active = report["ndcg@10"], report["active_parameters"]
-    believed = "beats" if report["teacher"]["beats_rank"] else "does not beat"
+    active = report["active_parameters"]
     lines = [
         f"reranker {report['version']}: {report['queries']['train']} lists, {report['seconds']['total']:.0f} s",
-        "validation NDCG@10: " + ", ".join(f"{name} {value:.4f}" for name, value in ndcg.items()),
-        f"the teacher {believed} the ranker",
-        f"active parameters: student {active['student']:,}, teacher {active['teacher']:,}",
-        f"blend weight {report['blend_weight']}"
-        + (": the reranker adds nothing here, the ranker's order stands" if report["blend_weight"] == 0 else ""),
+        f"teacher {report['teacher']['name']}; active parameters: student {active['student']:,}, "
+        f"teacher {active['teacher']:,}",
     ]
-    return "\n".join(lines)
+    for task, said in report["tasks"].items():
+        ndcg = ", ".join(f"{name} {value:.4f}" for name, value in said["ndcg@10"].items())
+        low, high = said["teacher_gain"]["ci95"]
+        beats = "beats" if said["teacher_gain"]["sure"] else "does not surely beat"
+        lines += [
+            f"{task}: {said['queries']} validation lists, NDCG@10 {ndcg}",
+            f"{task}: the teacher {beats} the ranker ({said['teacher_gain']['diff']:+.4f}, {low:+.4f} to {high:+.4f})"
+            + ("" if said["teacher_gain"]["sure"] else ": the student learns from what shoppers did alone"),
+            f"{task}: blend weight {said['weight']}"
+            + (": the reranker adds nothing here, the ranker's order stands" if said["weight"] == 0 else ""),
+        ]
+    return "\n".join(lines + [_ablated(row) for row in report.get("ablation", [])])
+
+
+def _ablated(row: dict[str, Any]) -> str:
+    parts = [f"{t} {row[t]['ndcg@10']:.4f}, blended {row[t]['blended']:.4f}" for t in ("all", "new-only") if t in row]
+    return f"{row['what']:<30}{'; '.join(parts)}"

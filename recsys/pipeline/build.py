@@ -34,7 +34,7 @@ from recsys.core.logging import get_logger
 from recsys.pipeline.arms import ARMS, Arm
 from recsys.pipeline.budget import Budget
 from recsys.pipeline.cache import LastSlates
-from recsys.pipeline.ports import PipelineConfig, Ports
+from recsys.pipeline.ports import NO_SAY, PipelineConfig, Ports, RerankWeights
 from recsys.pipeline.recommend import Cascade
 from recsys.ranking import Scorer
 from recsys.ranking.catalogue import Catalogue
@@ -74,20 +74,19 @@ def build(
     sources = [_source(f.source, run, ports, fallback, catalogue) for f in arm.feeds]
     versions = {"run": run.run_id, "views": ports.features.view_set}
     scorer = reranker = None
-    weight, owned = 0.0, list[Callable[[], None]]()
+    weights, owned = None, list[Callable[[], None]]()
     if arm.order in ("rank", "rerank"):
         scorer = ports.scorer or _local_scorer(run)
         versions["ranker"] = scorer.version
     if arm.order == "rerank":
-        version = _reranker_version(run)
-        reranker = ports.reranker
+        reranker, weights = ports.reranker, ports.rerank_weights
+        version = _reranker_version(run) if reranker is None or weights is None else reranker.version
         if reranker is None:
             from llm_reranker.engine import LocalReranker  # heavy
 
             local = LocalReranker.load(run, version)
             reranker, owned = local, [local.close]
-        facts = json.loads(run.path(f"reranker/{version}/double11.json").read_text("utf-8"))
-        weight = float(facts["blend_weight"])
+        weights = weights or _rerank_weights(run, version)
         versions["reranker"] = version
     return Cascade(
         arm=arm,
@@ -103,7 +102,7 @@ def build(
         slates=LastSlates(config.cached_users_max),
         scorer=scorer,
         reranker=reranker,
-        rerank_weight=weight,
+        rerank_weights=weights or NO_SAY,
         versions=versions,
         budget=budget,
         config=config,
@@ -187,3 +186,8 @@ def _reranker_version(run: RunDirectory) -> str:
             fix=f"Distil one: double11 distill DIR --run {run.root}, or use arm rank.",
         )
     return versions[-1]
+
+
+def _rerank_weights(run: RunDirectory, version: str) -> RerankWeights:
+    facts = json.loads(run.path(f"reranker/{version}/double11.json").read_text("utf-8"))
+    return RerankWeights(all=float(facts["blend_weight"]), new_only=float(facts["blend_weight_new_only"]))

@@ -10,7 +10,7 @@ import numpy as np
 from feature_store import FeatureReader
 from llm_reranker import Reranker
 from recsys.candidates import CandidateSource
-from recsys.core import Clock
+from recsys.core import Clock, Query
 from recsys.core.config import in_range, section
 from recsys.ranking import Scorer
 from recsys.ranking.live import LiveCatalogue
@@ -20,6 +20,7 @@ from recsys.ranking.live import LiveCatalogue
 class Ports:
     """None for ann, scorer or reranker means: the in-process one of the run, imported only if the arm needs it.
 
+    rerank_weights: of a reranker that is not the run's; None = those of the run's.
     sources: by name, used instead of the run's; where replay hands in what no run has.
     live: what the catalogue stream says now; None where there is none to follow, as in replay.
     """
@@ -30,8 +31,24 @@ class Ports:
     ann: CandidateSource | None = None
     scorer: Scorer | None = None
     reranker: Reranker | None = None
+    rerank_weights: RerankWeights | None = None
     sources: Mapping[str, CandidateSource] = field(default_factory=dict)
     live: LiveCatalogue | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RerankWeights:
+    """The reranker's say in the final order, chosen per task on validation; 0 = the ranker's order stands."""
+
+    all: float = 0.0
+    new_only: float = 0.0
+
+    def of(self, query: Query) -> float:
+        """The weight of the query's task."""
+        return self.new_only if query.new_only else self.all
+
+
+NO_SAY = RerankWeights()
 
 
 @section("pipeline")

@@ -20,7 +20,7 @@ from recsys.core import BadInput, Candidates, Deadline, Query, Slate, Tier, Unav
 from recsys.pipeline.arms import Arm
 from recsys.pipeline.budget import Budget
 from recsys.pipeline.cache import LastSlates
-from recsys.pipeline.ports import PipelineConfig
+from recsys.pipeline.ports import NO_SAY, PipelineConfig, RerankWeights
 from recsys.pipeline.rerank import rerank_request
 from recsys.pipeline.slate import slate_items
 from recsys.pipeline.trace import Trace
@@ -61,7 +61,7 @@ class Cascade:
     slates: LastSlates
     scorer: Scorer | None = None
     reranker: Reranker | None = None
-    rerank_weight: float = 0.0
+    rerank_weights: RerankWeights = NO_SAY
     versions: Mapping[str, str]
     budget: Budget
     config: PipelineConfig
@@ -95,7 +95,8 @@ class Cascade:
                 if self.reranker is not None:
                     reranked = await self._rerank(query, user, found, features, deadline, trace)
                     if reranked is not None:
-                        score = blend(ranked, reranked, self.rerank_weight) if self.rerank_weight else ranked
+                        weight = self.rerank_weights.of(query)
+                        score = blend(ranked, reranked, weight) if weight else ranked
                         found, tier = found.with_score("rerank", reranked), Tier.FULL
         spare = await self._spare(query, user, found, deadline, trace)
         return self._answer(query, user, found, score, tier, trace, spare)

@@ -1,7 +1,8 @@
 """Candidate lists for distillation: what the reranker will see, from the windows that trained the ranker.
 
-Every list holds the ranker's best candidates by a score from a ranker that never saw the list's window, what else the
-user acted on among the candidates, and a few more negatives: of the same category as a relevant item, and at random.
+Every list holds the ranker's best candidates by a score from a ranker that never saw the list's window, the best of
+those that the user had not touched, what else the user acted on among the candidates, and a few more negatives: of the
+same category as a relevant item, and at random.
 Embeddings are those of the window's own tower. Nothing in a row is from the query's time or later, but the label.
 """
 
@@ -32,9 +33,10 @@ from recsys.training.lists import window_lists, window_starts
 from recsys.training.rank_lists import RankLists
 from recsys.training.settings import Settings
 
-DEPTH = 40  # candidates by rank
+DEPTH = 40  # candidates by rank, of either task
 EXTRA = 5  # negatives of either kind
 _HISTORY_ITEMS_MAX = 50
+_OWN_COUNTS = ("own_views", "own_favorites", "own_carts", "own_purchases", "own_returns")
 _SAME_CATEGORY, _RANDOM = "same_category", "random"
 
 
@@ -84,6 +86,7 @@ class _Window:
         keys, vectors = tower.item_vectors()
         self.vocabulary = Vocabulary(keys)
         self.vectors = vectors
+        self.touched = lists.values[:, [lists.names.index(n) for n in _OWN_COUNTS]].sum(axis=1) > 0
         self.category = np.array([c or "" for c in items.column("category")])
         self.text = item_texts(items, items.item_key)
         self.item_id = items.column("item_id")
@@ -100,8 +103,8 @@ class _Window:
         best = rows[np.lexsort((lists.item_key[rows], -self.scores[rows]))]
         place = self.items.rows(lists.item_key[best])
         best, place = best[place >= 0], place[place >= 0]
-        relevant = lists.label[best]
-        keep = relevant | (np.arange(len(best)) < DEPTH)
+        relevant, touched = lists.label[best], self.touched[best]
+        keep = relevant | (np.arange(len(best)) < DEPTH) | (~touched & (np.cumsum(~touched) <= DEPTH))
         rest = np.flatnonzero(~keep)
         wanted = np.isin(self.category[place], self.category[place[relevant]]) & (self.category[place] != "")
         same = self._draw(rest[wanted[rest]])
@@ -126,6 +129,7 @@ class _Window:
                 "retrieval_score": None if np.isnan(retrieval) else retrieval,
                 "rank_score": float(self.scores[row]),
                 "origin": origins.get(i, lists.source_names[lists.source[row]]),
+                "touched": bool(touched[i]),
                 "label": float(lists.label[row]),
             }
 

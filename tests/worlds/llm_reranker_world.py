@@ -84,6 +84,7 @@ def write_lists(path: Path, *, queries: int = 300, candidates: int = 16, taste: 
         columns["retrieval_score"] += list(rng.normal(size=candidates))
         columns["rank_score"] += list(rank)
         columns["origin"] += ["ann"] * candidates
+        columns["touched"] += [i in past for i in shown]
         columns["label"] += list(label.astype(np.float32))
     pq.write_table(pa.table(columns, schema=SCHEMA), path)
     return path

@@ -131,7 +131,9 @@ def write_run(
         items().write(run.path("items.parquet"))
         for name, table in build_all(events(), items(), UNTIL_US).items():
             pq.write_table(table, run.path(f"index/{name}.parquet"))
-        run.path("reranker/1/double11.json").write_text(json.dumps({"blend_weight": blend_weight}))
+        run.path("reranker/1/double11.json").write_text(
+            json.dumps({"blend_weight": blend_weight, "blend_weight_new_only": blend_weight / 2})
+        )
         if more is not None:
             more(run)
     return RunDirectory.open(out)

@@ -12,13 +12,23 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
+from llm_reranker.ablation import VARIANTS
 from llm_reranker.attention import PackedCausal
 from llm_reranker.checkpoint import read
 from llm_reranker.config import DistillConfig
 from llm_reranker.distill import distill
 from llm_reranker.encoded import align
+from llm_reranker.engine import LocalReranker
+from llm_reranker.upcycle import upcycle
 from recsys.core import BadInput
 from recsys.core.run_dir import RunDirectory
 
@@ -41,6 +51,12 @@ def test_the_report_says_what_happened(run: RunDirectory) -> None:
     assert report["ndcg@10"]["blended"] >= report["ndcg@10"]["rank"]
     assert 0 <= card["blend_weight"] <= 1
     assert report["queries"]["train"] > 100 > report["queries"]["validation"] > 20
+    assert report["tasks"]["all"]["ndcg@10"] == report["ndcg@10"]
+    for weight, task in ((card["blend_weight"], "all"), (card["blend_weight_new_only"], "new-only")):
+        said = report["tasks"][task]
+        assert (weight > 0) == (said["student_gain"]["diff"] > 0)
+        assert said["ndcg@10"]["blended"] >= said["ndcg@10"]["rank"]
+        assert report["teacher"]["beats_rank"][task] == said["teacher_gain"]["sure"]
     assert sum(report["expert_usage"][0]) == pytest.approx(1, abs=1e-2)
     assert 0 <= report["ece"]["calibrated"] < 0.2
 
@@ -102,3 +118,79 @@ def test_align_undoes_each_windows_rotation() -> None:
     aligned = align(window, block, item, (key, vectors))
     assert np.isnan(aligned[7]).all()
     assert np.delete(aligned, 7, 0) == pytest.approx(np.delete(known[item], 7, 0), abs=1e-4)
+
+
+def test_where_the_ranker_knows_all_its_order_stands(world: ModuleType, tmp_path: Path) -> None:
+    config = dataclasses.replace(world.TINY, train_queries_max=32, student_epochs=1)
+    lists = world.write_lists(tmp_path / "l.parquet", queries=120, taste=0.0)
+    report = distill(lists, world.items(), tmp_path / "o", config=config)
+    assert report["teacher"]["beats_rank"] == {"all": False, "new-only": False}
+    for said in report["tasks"].values():
+        assert said["weight"] == 0
+        assert said["ndcg@10"]["blended"] == said["ndcg@10"]["rank"]
+
+
+def test_kept_labels_spare_the_teacher_its_training_and_give_the_same_student(
+    world: ModuleType, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(world.TINY, train_queries_max=64, student_epochs=1)
+    lists = world.write_lists(tmp_path / "l.parquet", queries=160)
+    first, again = (
+        distill(lists, world.items(), tmp_path / name, config=config, labels=tmp_path / "labels") for name in "ab"
+    )
+    assert "loss" in first["teacher"]
+    assert "loss" not in again["teacher"]
+    assert (again["teacher"]["lists"]["made"], first["tasks"]) == (0, again["tasks"])
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_the_ablation_has_every_row(world: ModuleType, tmp_path: Path) -> None:
+    config = dataclasses.replace(world.TINY, train_queries_max=16, validation_queries_max=8, student_epochs=1)
+    lists = world.write_lists(tmp_path / "l.parquet", queries=40)
+    report = distill(lists, world.items(), tmp_path / "o", config=config, ablate=True)
+    rows = {row["what"]: row for row in report["ablation"]}
+    assert list(rows) == ["rank", "teacher", "student", *VARIANTS]
+    assert rows["student"]["all"]["ndcg@10"] == report["tasks"]["all"]["ndcg@10"]["student"]
+    assert rows["rank"]["all"]["over_rank"] == [0, 0, 0]
+    assert rows["1 token"] == {**rows["student"], "what": "1 token"}
+    assert rows["4 tokens"]["parameters"] > rows["2 tokens"]["parameters"] > rows["student"]["parameters"]
+
+
+def test_a_dense_student_has_the_active_parameters_of_the_experts_and_serves(world: ModuleType, tmp_path: Path) -> None:
+    config = dataclasses.replace(world.TINY, train_queries_max=16, validation_queries_max=8, student_epochs=1)
+    lists = world.write_lists(tmp_path / "l.parquet", queries=40)
+    dense = dataclasses.replace(config, num_experts=0)
+    sizes = []
+    for name, c in (("moe", config), ("dense", dense)):
+        report = distill(lists, world.items(), tmp_path / name, config=c)
+        sizes.append(report["active_parameters"]["student"])
+        LocalReranker.from_folder(tmp_path / name, world.items()).close()  # gives transformers' known answer
+    assert sizes[0] - sizes[1] == config.num_layers * config.hidden_size * config.num_experts  # the router
+    theirs, ours = AutoModelForCausalLM.from_pretrained(tmp_path / "dense").eval(), read(tmp_path / "dense")
+    ids = torch.arange(9)
+    with torch.inference_mode():
+        hidden = ours.model.hidden(ours.model.embed(ids), ids, PackedCausal([9]))
+        assert (theirs(ids[None]).logits[0] - hidden @ ours.model.head_VD.T).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize(("experts", "per_token"), [(4, 2), (6, 3), (4, 1)])
+def test_upcycled_experts_say_what_the_dense_network_said(experts: int, per_token: int) -> None:
+    common = {
+        "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 16, "initializer_range": 0.3,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    dense = Qwen3ForCausalLM(Qwen3Config(**common, intermediate_size=per_token * 8)).eval()
+    moe = Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            **common, num_experts=experts, num_experts_per_tok=per_token, moe_intermediate_size=8, norm_topk_prob=True
+        )
+    ).eval()
+    ids = torch.randint(0, 50, (2, 11))
+    with torch.inference_mode():
+        assert (moe(ids).logits - dense(ids).logits).abs().max() > 0.1
+        upcycle(dense, moe)
+        assert (moe(ids).logits - dense(ids).logits).abs().max() <= 1e-4
+    with pytest.raises(BadInput, match="upcycling"):
+        upcycle(Qwen3ForCausalLM(Qwen3Config(**common, intermediate_size=per_token * 8 + 2)), moe)

@@ -19,7 +19,8 @@ def rows(**changes: list[object]) -> pa.Table:
         "query_id": ["q2", "q1", "q1", "q2"], "query_time": [200, 100, 100, 200], "history_text": ["b", "a", "a", "b"],
         "item_id": ["x", "x", "y", "z"], "item_text": ["X", "X", None, "Z"],
         "item_embedding": [[1.0, 2.0], None, [3.0, 4.0], [5.0, 6.0]], "retrieval_score": [0.5, None, 0.1, 0.2],
-        "rank_score": [-1.0, 2.0, 3.0, 1.0], "origin": ["ann"] * 4, "label": [1.0, 0.0, 1.0, 0.0],
+        "rank_score": [-1.0, 2.0, 3.0, 1.0], "origin": ["ann"] * 4, "touched": [False, True, False, False],
+        "label": [1.0, 0.0, 1.0, 0.0],
     }  # fmt: skip
     return pa.table({**columns, **changes}, schema=SCHEMA)
 
@@ -35,6 +36,7 @@ def test_lists_come_in_time_order_and_rows_in_rank_order(tmp_path: Path) -> None
     assert lists.offsets.tolist() == [0, 2, 4]
     assert [lists.item_id[r] for r in lists.rows(0)] == ["y", "x"]
     assert [lists.item_id[r] for r in lists.rows(1)] == ["z", "x"]
+    assert [lists.item_id[r] for r in lists.rows(0, new_only=True)] == ["y"]
     features = lists.features(lists.rows(0))
     np.testing.assert_array_equal(features, np.array([[0.1, 3, 0], [np.nan, 2, 1]], np.float32))
     assert np.isnan(lists.item_embedding[0]).all()
@@ -56,7 +58,7 @@ def test_a_file_of_the_test_world_reads(world: ModuleType, tmp_path: Path) -> No
         ({"query_time": [200, 100, 101, 200]}, "one value per query"),
         ({"item_embedding": [[1.0], [1.0, 2.0], [1.0], [1.0]]}, "one width"),
         ({"query_id": [], "query_time": [], "history_text": [], "item_id": [], "item_text": [], "item_embedding": [],
-          "retrieval_score": [], "rank_score": [], "origin": [], "label": []}, "no rows"),
+          "retrieval_score": [], "rank_score": [], "origin": [], "touched": [], "label": []}, "no rows"),
     ],
 )  # fmt: skip
 def test_rows_that_make_no_sense_are_refused(changes: dict[str, list[object]], words: str, tmp_path: Path) -> None:

@@ -1,0 +1,121 @@
+"""Which lists are learnt from and which judge, as either task sees them. NumPy only.
+
+Shape legend: R rows of the lists, M items, C collaborative embedding width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_reranker.config import DistillConfig
+from llm_reranker.encoded import Encoded, align
+from llm_reranker.fit import Chosen, Scores
+from llm_reranker.lists import Lists
+from recsys.core.errors import BadInput
+from recsys.core.ids import keys
+
+TASKS = ("all", "new-only")
+ItemVectors = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
+_BLOCKS_MAX = 64  # more distinct query times than this are no windows of towers trained apart
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """(query, new_only): a list as one task sees it."""
+
+    query: int
+    new_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Views to train on, and those of the last block of query_time by task."""
+
+    train: list[View]
+    validation: dict[str, list[View]]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Validation lists of one task: what is scored, what the ranker said, what the users did."""
+
+    chosen: list[Chosen]
+    rank: list[Scores]
+    label: list[Scores]
+
+
+def split(lists: Lists, config: DistillConfig, seed: int) -> Split:
+    """Validation = the fewest last query times that hold `validation_share` of the queries.
+
+    A view without a positive among its best `depth` rows has no order to learn, and is left out.
+    Raises: BadInput for lists that leave nothing to train on or to validate with.
+    """
+    times, counts = np.unique(lists.query_time_us, return_counts=True)
+    late = np.flatnonzero(np.cumsum(counts[::-1])[::-1] >= config.validation_share * len(lists)).max()
+    is_late = lists.query_time_us >= times[late]
+    rng = np.random.default_rng(seed)
+    positive = {
+        new_only: np.array(
+            [(lists.label[lists.rows(q, new_only=new_only)[: config.depth]] > 0).any() for q in range(len(lists))]
+        )
+        for new_only in (False, True)
+    }
+
+    def draw(views: list[View], at_most: int) -> list[View]:
+        return [views[int(i)] for i in np.sort(rng.permutation(len(views))[:at_most])]
+
+    def having(mask: npt.NDArray[np.bool_], new_only: bool) -> list[View]:
+        return [View(int(q), new_only) for q in np.flatnonzero(positive[new_only] & mask)]
+
+    train = draw([v for new_only in (False, True) for v in having(~is_late, new_only)], config.train_queries_max)
+    validation = {
+        task: draw(having(is_late, new_only), config.validation_queries_max)
+        for task, new_only in zip(TASKS, (False, True), strict=True)
+    }
+    if not train or not validation["all"]:
+        raise BadInput(
+            "lists",
+            came=f"{len(times)} query times; with a positive: {len(train)} lists before, "
+            f"{len(validation['all'])} in the last",
+            expected="lists with positives both before and in the last block of query_time",
+            fix="Make lists of two windows or more.",
+        )
+    return Split(train, validation)
+
+
+def training(data: Encoded, views: list[View], depth: int) -> list[Chosen]:
+    """What is trained on of each view."""
+    return [Chosen(v.query, data.training_rows(v.query, depth, new_only=v.new_only), v.new_only) for v in views]
+
+
+def held(lists: Lists, views: list[View], depth: int) -> Held:
+    """What is judged of each view: what serving would send."""
+    chosen = [Chosen(v.query, lists.rows(v.query, new_only=v.new_only)[:depth], v.new_only) for v in views]
+    return Held(chosen, [lists.rank_score[c.rows] for c in chosen], [lists.label[c.rows] for c in chosen])
+
+
+def common_space(lists: Lists, vectors: ItemVectors | None) -> tuple[ItemVectors, npt.NDArray[np.float32]]:
+    """The reference vectors by item key, and the rows' embeddings [R, C] rotated into their space.
+
+    vectors: those serving will use; None: of the last block. Raises: BadInput for another width.
+    """
+    embedding, key = lists.item_embedding, keys(lists.item_id)
+    if not embedding.shape[1]:
+        return (np.empty(0, np.int64), np.empty((0, 0), np.float32)), embedding
+    block = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
+    block = np.unique(lists.query_time_us, return_inverse=True)[1][block]
+    if vectors is None:
+        known = np.flatnonzero(~np.isnan(embedding).any(axis=1) & (block == block.max()))
+        latest, first = np.unique(key[known], return_index=True)
+        vectors = (latest, embedding[known[first]])
+    if vectors[1].shape[1] != embedding.shape[1]:
+        raise BadInput(
+            "item vectors", came=f"width {vectors[1].shape[1]}", expected=f"the lists' {embedding.shape[1]}",
+            fix="Make the lists with the run whose tower is served.",
+        )  # fmt: skip
+    if not len(vectors[0]) or block.max() >= _BLOCKS_MAX:
+        return vectors, embedding
+    return vectors, align(embedding, block, key, vectors)

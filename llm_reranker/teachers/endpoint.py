@@ -1,0 +1,238 @@
+"""A model behind an OpenAI-compatible endpoint as teacher: DashScope, Kimi, GLM, Gemini, vLLM, llama.cpp.
+
+Needs the extra `teachers`. The key comes from the environment alone. The client retries what may pass (429, 5xx, lost
+connections) with growing pauses; requests are paced and bounded in number at a time, and no more are sent once the
+budget of money or tokens is spent. What is sent: histories and item texts, no user ids.
+
+Shape legend: n rows of one list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_reranker.config import TeacherConfig
+from llm_reranker.lists import Lists
+from llm_reranker.teachers import asking
+from llm_reranker.teachers.base import Judgement
+from recsys.core.errors import BadInput, Double11Error, Overloaded, Unavailable
+from recsys.core.ids import key
+
+_BLOCK_PER_SLOT = 4  # lists asked about before finished ones are handed out, per request at a time
+_ANSWER_TOKENS_PER_ITEM, _ANSWER_TOKENS_MIN = 8, 32
+_TOP_LOGPROBS = 20
+Call: TypeAlias = Callable[..., Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One list in words. key: of the query's id."""
+
+    history: str
+    texts: list[str]
+    key: int
+
+    @classmethod
+    def of(cls, lists: Lists, query: int, rows: npt.NDArray[np.int64]) -> _Asked:
+        return cls(lists.history_text[query], [lists.item_text[r] for r in rows], key(lists.query_id[query]))
+
+
+class Pace:
+    """Requests spread evenly over the minute."""
+
+    def __init__(self, per_minute_max: float, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+        self._gap_s, self._next_s, self._sleep = 60.0 / per_minute_max, 0.0, sleep
+
+    async def turn(self, now_s: float) -> None:
+        """Wait for this request's turn."""
+        wait_s = max(0.0, self._next_s - now_s)
+        self._next_s = now_s + wait_s + self._gap_s
+        if wait_s:
+            await self._sleep(wait_s)
+
+
+class EndpointTeacher:
+    """One model of one endpoint."""
+
+    fitted = False
+
+    def __init__(self, model: str, config: TeacherConfig, *, seed: int = 0) -> None:
+        """seed: of the permutations. Raises: BadInput without the extra `teachers` or without a key."""
+        self._openai = _openai()
+        api_key = os.environ.get(config.api_key_variable)
+        if not api_key:
+            raise BadInput(
+                "--teacher openai", came=f"no {config.api_key_variable} in the environment", expected="a key",
+                fix=f"export {config.api_key_variable}=..., or name another variable in [llm_reranker.teacher].",
+            )  # fmt: skip
+        self._settings = {
+            "api_key": api_key, "base_url": config.base_url or None, "max_retries": config.retries_max,
+            "timeout": config.timeout_s,
+        }  # fmt: skip
+        self._model, self._config, self._seed = model, config, seed
+        self._pace = Pace(config.requests_per_minute_max)
+        self._spent_usd, self._spent_tokens, self._requests, self._unusable = 0.0, 0, 0, 0
+        how = f"{config.mode}:{config.permutations}" if config.mode == "listwise" else config.mode
+        self.name = f"openai:{model}:{how}"
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Name, and what this process spent; the endpoint does not say how large its model is."""
+        return {
+            "name": self.name, "active_parameters": 0, "requests": self._requests, "unusable_answers": self._unusable,
+            "tokens": self._spent_tokens, "cost_usd": round(self._spent_usd, 6),
+        }  # fmt: skip
+
+    def label(
+        self, lists: Lists, queries: Sequence[int], rows: Sequence[npt.NDArray[np.int64]]
+    ) -> Iterator[tuple[int, Judgement]]:
+        """Log-odds of the given rows of each query.
+
+        Raises: BadInput when the endpoint refuses key, model or request; Unavailable when it does not answer;
+        Overloaded when the budget is spent.
+        """
+        step = self._config.concurrency * _BLOCK_PER_SLOT
+        with asyncio.Runner() as runner:
+            for start in range(0, len(queries), step):
+                part = range(start, min(start + step, len(queries)))
+                asked = [_Asked.of(lists, queries[i], rows[i]) for i in part]
+                failed = None
+                for i, said in zip(part, runner.run(self._block(asked)), strict=True):
+                    if isinstance(said, Judgement):
+                        yield i, said
+                    else:
+                        failed = failed or said
+                if failed is not None:
+                    raise failed
+
+    async def _block(self, asked: Sequence[_Asked]) -> list[Judgement | Double11Error]:
+        judge = self._listwise if self._config.mode == "listwise" else self._pointwise
+        gate = asyncio.Semaphore(self._config.concurrency)
+        async with self._openai.AsyncOpenAI(**self._settings) as client:
+
+            async def call(*, answer_tokens: int, **request: Any) -> Any:
+                async with gate:
+                    await self._pace.turn(asyncio.get_running_loop().time())
+                    return await self._ask(client.chat.completions.create, request, answer_tokens)
+
+            async def one(judging: Coroutine[Any, Any, Judgement]) -> Judgement | Double11Error:
+                try:
+                    return await judging
+                except Double11Error as error:
+                    return error
+
+            return list(await asyncio.gather(*(one(judge(call, of_list)) for of_list in asked)))
+
+    async def _listwise(self, call: Call, asked: _Asked) -> Judgement:
+        c, n = self._config, len(asked.texts)
+        rng = np.random.default_rng([self._seed, asked.key])  # the same orders, whichever run asks
+        parts = [
+            part
+            for _ in range(c.permutations)
+            for part in np.array_split(rng.permutation(n), max(1, -(-n // c.list_items_max)))
+            if len(part)
+        ]
+        questions = [
+            asking.listwise(asked.history, [asked.texts[i] for i in part], c.history_lines_max) for part in parts
+        ]
+        answers = await asyncio.gather(
+            *(
+                call(
+                    messages=question,
+                    answer_tokens=_ANSWER_TOKENS_MIN + _ANSWER_TOKENS_PER_ITEM * len(part),
+                    **({"response_format": asking.order_schema(len(part))} if c.answer_format == "json_schema" else {}),
+                )
+                for part, question in zip(parts, questions, strict=True)
+            )
+        )
+        orders = [asking.read_order(_text(a), len(part)) for part, a in zip(parts, answers, strict=True)]
+        self._unusable += sum(o is None for o in orders)
+        placed = [(part, order) for part, order in zip(parts, orders, strict=True) if order is not None]
+        return self._judgement(asking.borda(placed, n), questions, answers)
+
+    async def _pointwise(self, call: Call, asked: _Asked) -> Judgement:
+        questions = [asking.pointwise(asked.history, text, self._config.history_lines_max) for text in asked.texts]
+        wanted = {"answer_tokens": 1, "logprobs": True, "top_logprobs": _TOP_LOGPROBS}
+        answers = await asyncio.gather(*(call(messages=question, **wanted) for question in questions))
+        values = np.array([asking.read_yes_no(_text(a), _top(a)) for a in answers], np.float32)
+        self._unusable += int(np.isnan(values).sum())
+        return self._judgement(values, questions, answers)
+
+    async def _ask(self, create: Call, request: Mapping[str, Any], answer_tokens: int) -> Any:
+        c, openai = self._config, self._openai
+        if self._spent_usd >= c.cost_usd_max or self._spent_tokens >= c.tokens_max:
+            raise Overloaded(
+                f"budget of {self.name}", came=f"{self._spent_usd:.4f} USD, {self._spent_tokens} tokens spent",
+                expected=f"less than {c.cost_usd_max} USD and {c.tokens_max} tokens",
+                fix="The labels so far are kept: raise the budget in [llm_reranker.teacher] and run again.",
+            )  # fmt: skip
+        thinking = {"max_completion_tokens": c.reasoning_tokens_max + answer_tokens}
+        how = thinking if c.reasoning_tokens_max else {"max_tokens": answer_tokens, "temperature": 0}
+        try:
+            answer = await create(model=self._model, **how, **request)
+        except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
+            raise Unavailable(
+                self.name, came=f"{type(error).__name__} after {c.retries_max} retries: {error}", expected="an answer",
+                fix="The labels so far are kept: run again later, or lower requests_per_minute_max.",
+            ) from error  # fmt: skip
+        except openai.APIError as error:
+            raise BadInput(
+                self.name, came=f"{type(error).__name__}: {error}", expected="a request the endpoint takes",
+                fix="Check key, model name, base_url and answer_format.",
+            ) from error  # fmt: skip
+        self._requests += 1
+        if answer.usage is not None:
+            self._spent_tokens += answer.usage.total_tokens
+            self._spent_usd += self._cost_usd([answer])
+        return answer
+
+    def _judgement(
+        self, log_odds: npt.NDArray[np.float32], questions: Sequence[asking.Messages], answers: Sequence[Any]
+    ) -> Judgement:
+        usage = [a.usage for a in answers if a.usage is not None]
+        return Judgement(
+            log_odds=log_odds,
+            prompt=json.dumps(questions[0], ensure_ascii=False) if questions else "",
+            prompt_tokens=sum(u.prompt_tokens for u in usage),
+            completion_tokens=sum(u.completion_tokens for u in usage),
+            cost_usd=self._cost_usd(answers),
+        )
+
+    def _cost_usd(self, answers: Sequence[Any]) -> float:
+        c, usage = self._config, [a.usage for a in answers if a.usage is not None]
+        prompt, completion = (sum(getattr(u, f"{kind}_tokens") for u in usage) for kind in ("prompt", "completion"))
+        millions = prompt * c.usd_per_million_prompt_tokens + completion * c.usd_per_million_completion_tokens
+        return float(millions / 1e6)
+
+
+def _text(answer: Any) -> str:
+    return (answer.choices[0].message.content or "") if answer.choices else ""
+
+
+def _top(answer: Any) -> dict[str, float] | None:
+    """Log-probabilities of the likeliest first tokens; None where the endpoint gives none."""
+    if not answer.choices or answer.choices[0].logprobs is None or not answer.choices[0].logprobs.content:
+        return None
+    top: dict[str, float] = {}
+    for token in answer.choices[0].logprobs.content[0].top_logprobs:
+        top[token.token] = float(np.logaddexp(top.get(token.token, -np.inf), token.logprob))
+    return top
+
+
+def _openai() -> Any:
+    try:
+        return importlib.import_module("openai")
+    except ImportError as error:
+        raise BadInput(
+            "--teacher openai", came=f"no module {error.name}", expected="the extra `teachers`",
+            fix="pip install 'double11[teachers]'",
+        ) from error  # fmt: skip

@@ -1,0 +1,116 @@
+"""An OpenAI-compatible endpoint as teacher, against llama.cpp's server with a small chat model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import polars as pl
+import pytest
+from chat_world import KEY, chat_server, throttled
+
+from llm_reranker.config import TeacherConfig
+from llm_reranker.lists import Lists, read
+from llm_reranker.teachers.base import Judgement, Teacher
+from llm_reranker.teachers.endpoint import EndpointTeacher
+from llm_reranker.teachers.labels import Kept, LabelFile
+from recsys.core import BadInput, Overloaded, Unavailable
+
+MODEL = "smollm2"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with chat_server() as url:
+        yield url
+
+
+@pytest.fixture
+def config(server: str, monkeypatch: pytest.MonkeyPatch) -> TeacherConfig:
+    monkeypatch.setenv("OUR_TEST_KEY", KEY)
+    return TeacherConfig(
+        base_url=server, api_key_variable="OUR_TEST_KEY", answer_format="json_schema", permutations=2, concurrency=2,
+        history_lines_max=2, requests_per_minute_max=60_000, usd_per_million_prompt_tokens=1.0,
+        usd_per_million_completion_tokens=2.0, timeout_s=120,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def lists(world: ModuleType, tmp_path: Path) -> Lists:
+    return read(world.write_lists(tmp_path / "lists.parquet", queries=8, candidates=4))
+
+
+def ask(teacher: Teacher, lists: Lists, queries: range) -> dict[int, Judgement]:
+    return dict(teacher.label(lists, list(queries), [lists.rows(q)[:3] for q in queries]))
+
+
+def test_listwise_labels_are_kept_with_prompt_and_cost_and_made_once(
+    config: TeacherConfig, lists: Lists, tmp_path: Path
+) -> None:
+    teacher = EndpointTeacher(MODEL, config)
+    said = ask(Kept(teacher, LabelFile(tmp_path / "labels", teacher.name)), lists, range(2))
+    assert sorted(said) == [0, 1]
+    assert all(np.isfinite(j.log_odds).all() and len(set(j.log_odds.tolist())) > 1 for j in said.values())
+    frame = pl.read_parquet(tmp_path / "labels/*.parquet")
+    assert (len(frame), frame["teacher"].unique().to_list()) == (6, [f"openai:{MODEL}:listwise:2"])
+    prompt = json.loads(frame["prompt"][0])
+    assert lists.item_text[lists.rows(0)[0]] in prompt[1]["content"]
+    first = frame.unique("query_id")
+    spent = (first["prompt_tokens"].sum() + 2 * first["completion_tokens"].sum()) / 1e6
+    assert first["cost_usd"].sum() == pytest.approx(spent)
+    assert teacher.facts["cost_usd"] == pytest.approx(spent, abs=1e-6)
+    assert teacher.facts["requests"] == 4
+    gone = dataclasses.replace(config, base_url="http://127.0.0.1:9/v1")
+    again = Kept(EndpointTeacher(MODEL, gone), LabelFile(tmp_path / "labels", teacher.name))
+    assert {at: j.log_odds.tolist() for at, j in ask(again, lists, range(2)).items()} == {
+        at: pytest.approx(j.log_odds.tolist()) for at, j in said.items()
+    }
+    assert again.facts["lists"] == {"reused": 2, "made": 0}
+
+
+def test_pointwise_labels_are_log_odds_of_yes(config: TeacherConfig, lists: Lists) -> None:
+    teacher = EndpointTeacher(MODEL, dataclasses.replace(config, mode="pointwise"))
+    said = ask(teacher, lists, range(1))[0]
+    assert np.isfinite(said.log_odds).all()
+    assert said.completion_tokens == 3
+    assert "yes or no" in said.prompt
+
+
+def test_a_spent_budget_keeps_what_was_said_and_a_larger_one_goes_on(
+    config: TeacherConfig, lists: Lists, tmp_path: Path
+) -> None:
+    small = dataclasses.replace(config, permutations=1, concurrency=1, tokens_max=1)
+    teacher = EndpointTeacher(MODEL, small)
+    with pytest.raises(Overloaded, match="budget"):
+        ask(Kept(teacher, LabelFile(tmp_path, teacher.name)), lists, range(2))
+    kept = Kept(EndpointTeacher(MODEL, dataclasses.replace(small, tokens_max=10**6)), LabelFile(tmp_path, teacher.name))
+    assert sorted(ask(kept, lists, range(2))) == [0, 1]
+    assert kept.facts["lists"] == {"reused": 1, "made": 1}
+
+
+def test_refusals_that_pass_are_retried_and_others_are_said(
+    config: TeacherConfig, lists: Lists, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with throttled(server, refusals=2) as (front, answered):
+        patient = dataclasses.replace(config, base_url=front, permutations=1)
+        assert len(ask(EndpointTeacher(MODEL, patient), lists, range(1))) == 1
+        assert answered == [429, 429, 200]
+        answered.clear()
+        with pytest.raises(Unavailable, match="RateLimitError after 1 retries"):
+            ask(EndpointTeacher(MODEL, dataclasses.replace(patient, retries_max=1)), lists, range(1))
+    monkeypatch.setenv("OUR_TEST_KEY", "wrong")
+    with pytest.raises(BadInput, match="AuthenticationError"):
+        ask(EndpointTeacher(MODEL, config), lists, range(1))
+    monkeypatch.delenv("OUR_TEST_KEY")
+    with pytest.raises(BadInput, match="no OUR_TEST_KEY in the environment"):
+        EndpointTeacher(MODEL, config)
+
+
+def test_a_service_that_is_away_is_said_so(config: TeacherConfig, lists: Lists) -> None:
+    away = dataclasses.replace(config, base_url="http://127.0.0.1:9/v1", retries_max=0)
+    with pytest.raises(Unavailable, match="APIConnectionError"):
+        ask(EndpointTeacher(MODEL, away), lists, range(1))
