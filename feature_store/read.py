@@ -7,9 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from feature_store.base import FeatureStatus, ItemFeatures, UserFeatures
-from feature_store.state import State, decode
+from feature_store.compiled import lists
+from feature_store.state import Rows, State, decode, encode
 from feature_store.views import ITEM, ITEM_FEATURE_NAMES, USER, USER_FEATURE_NAMES
 from feature_store.views.user_item import pairs_of
+
+
+def warm_up() -> None:
+    """Load the compiled functions that a read needs, or compile them: milliseconds, or seconds once on a machine."""
+    state = State.empty(USER.tables, 1)
+    one = np.zeros((len(USER.tables[0].columns), 1), np.int64).T
+    known = Rows(USER.tables[0], np.array((0, 1)), one)  # of `life`, by which an entity is known
+    (blob,) = encode(State({**state.rows, known.table.name: known}))
+    user_features("", blob, 1)
+    item_features([b""], 1)
 
 
 def user_features(user_id: str, blob: bytes | memoryview, as_of_us: int) -> UserFeatures:
@@ -21,21 +32,17 @@ def user_features(user_id: str, blob: bytes | memoryview, as_of_us: int) -> User
     if not len(state["life"].words):
         return UserFeatures.not_found(user_id, as_of_us, USER_FEATURE_NAMES)
     number = USER.read(state, as_of_us).number[0]
-    recent = state["recent"]
-    if int(recent["time_us"].max(initial=0)) >= as_of_us:
-        recent = recent.where(recent["time_us"] < as_of_us)
-    order = np.argsort(recent["time_us"], kind="stable")
-    time_us = recent["time_us"][order]
-    if (time_us[1:] == time_us[:-1]).any():
-        order = np.lexsort((recent["event_key"], recent["time_us"]))
+    recent = state["recent"].columns
+    newest, kinds = np.empty((2, recent.shape[1]), np.int64), np.empty(recent.shape[1], np.int8)
+    n = lists.by_time(recent, as_of_us, kinds, newest)
     pairs = pairs_of(state["pairs"], as_of_us)
     return UserFeatures(
         user_id=user_id,
         as_of_us=as_of_us,
         status=FeatureStatus.PRESENT,
-        recent_item_key=recent["item_key"][order],
-        recent_event_type=recent["event_type"][order].astype(np.int8),
-        recent_time_us=time_us,
+        recent_item_key=newest[0, :n],
+        recent_event_type=kinds[:n],
+        recent_time_us=newest[1, :n],
         pair_item_key=pairs.item_key,
         pair_count=pairs.count,
         pair_first_us=pairs.first_us,

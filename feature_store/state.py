@@ -16,12 +16,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from feature_store.narrow import Words, pack, unpack, words_of
+from feature_store.compiled import blobs as packed
+from feature_store.compiled.blobs import Bytes
+from feature_store.narrow import Words, layout_of
 from recsys.core import CorruptData
 
 __all__ = ["FORMAT", "Op", "Rows", "State", "Table", "Words", "decode", "encode", "spread"]
@@ -41,9 +43,9 @@ class Op(Enum):
     MIN = "min"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Table:
-    """One declared table.
+    """One declared table; a table is equal to itself only.
 
     key: names of the leading columns, ascending; all values are non-negative.
     values: the other columns and how they combine. A word may carry two 31-bit counts (ADD only).
@@ -94,6 +96,11 @@ class Rows:
         return cls(table, np.zeros(num_entities + 1, np.int64), np.empty((table.width, 0), np.int64).T)
 
     @property
+    def columns(self) -> Words:
+        """All columns [C, R], each contiguous."""
+        return np.ascontiguousarray(self.words.T)
+
+    @property
     def counts(self) -> Words:
         """Rows per entity [E]."""
         return self.offsets[1:] - self.offsets[:-1]
@@ -112,12 +119,6 @@ class Rows:
         before = np.zeros(len(keep) + 1, np.int64)
         np.cumsum(keep, out=before[1:])
         return Rows(self.table, before[self.offsets], self.words.T[:, keep].T)
-
-    def of(self, entities: Words) -> Rows:
-        """The rows of some entities, in that order."""
-        counts = self.counts[entities]
-        at = spread(self.offsets[entities], counts)
-        return Rows(self.table, np.append(0, np.cumsum(counts)), self.words.T[:, at].T)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,47 +139,56 @@ class State:
         return len(next(iter(self.rows.values())).offsets) - 1
 
 
+@dataclass(frozen=True, slots=True)
+class _Packing:
+    """How the rows of some tables are packed, as `feature_store.compiled` takes it. Forms: narrow, wide.
+
+    head: words before the rows. width_FT, by_table: words of a row. parts: per table [P, 5]. unused: per table [C].
+    """
+
+    head: int
+    width_FT: Words
+    by_table: tuple[Words, ...]
+    parts: tuple[Words, ...]
+    unused: tuple[Words, ...]
+
+
+@cache
+def _packing(tables: tuple[Table, ...]) -> _Packing:
+    layouts = [[layout_of(t.packing(form)) for t in tables] for form in (_NARROW, _WIDE)]
+    width_FT = np.array([[one.num_words for one in of_form] for of_form in layouts])
+    parts = [
+        [(form, *part) for form, of_form in enumerate(layouts) for part in of_form[t].parts] for t in range(len(tables))
+    ]
+    return _Packing(
+        head=1 + -(-len(tables) // 4),
+        width_FT=width_FT,
+        by_table=tuple(np.ascontiguousarray(width_FT[:, t]) for t in range(len(tables))),
+        parts=tuple(np.array(p) for p in parts),
+        unused=tuple(np.array(one.unused_C) for one in layouts[_NARROW]),
+    )
+
+
 def encode(state: State) -> list[bytes]:
     """One blob per entity; an entity without rows becomes b""."""
-    packed, is_wide = [], np.zeros(len(state), np.bool_)
-    for rows in state.rows.values():
-        narrow, fits = pack(rows.table.packing(_NARROW), rows.words)
-        packed.append(narrow)
-        if fits is not None:
-            is_wide[rows.owner[~fits]] = True
-    if not is_wide.any():
-        return _assembled(state, packed, _NARROW)
-    out = [b""] * len(state)
-    for form, which in ((_NARROW, np.flatnonzero(~is_wide)), (_WIDE, np.flatnonzero(is_wide))):
-        part = State({name: rows.of(which) for name, rows in state.rows.items()})
-        words = [pack(r.table.packing(form), r.words)[0] for r in part.rows.values()]
-        for e, blob in zip(which.tolist(), _assembled(part, words, form), strict=True):
-            out[e] = blob
-    return out
-
-
-def _assembled(state: State, packed: Sequence[Words], form: int) -> list[bytes]:
-    """Blobs of entities that are all packed in one form; packed: per table [R, W]."""
     tables = list(state.rows.values())
-    counts_ET = np.stack([r.counts for r in tables], axis=1)
-    assert int(counts_ET.max(initial=0)) <= _ROWS_MAX
-    head = _head(len(tables))
-    sizes_ET = counts_ET * np.array([p.shape[1] for p in packed])
-    total_E = head + sizes_ET.sum(axis=1)
-    start_E = np.cumsum(total_E) - total_E
-    out = np.empty(int(total_E.sum()), np.int64)
-    out[start_E] = (_MAGIC << 48) | (form << 32) | total_E
-    lanes = np.zeros((len(counts_ET), (head - 1) * 4), np.uint16)
-    lanes[:, : len(tables)] = counts_ET
-    out[start_E[:, None] + np.arange(1, head)] = lanes.view(np.int64)
-    at_E = start_E + head
-    for i, words in enumerate(packed):
-        out[spread(at_E, sizes_ET[:, i])] = words.reshape(-1)
-        at_E = at_E + sizes_ET[:, i]
-    data = out.astype("<i8", copy=False).tobytes()
-    known = np.asarray(counts_ET.any(axis=1))
-    ends = ((start_E + total_E) * 8).tolist()
-    return [data[a:b] if k else b"" for a, b, k in zip((start_E * 8).tolist(), ends, known.tolist(), strict=True)]
+    packing = _packing(tuple(rows.table for rows in tables))
+    offsets_TE = np.stack([rows.offsets for rows in tables])
+    counts_TE = np.diff(offsets_TE, axis=1)
+    assert int(counts_TE.max(initial=0)) <= _ROWS_MAX
+    columns = [rows.columns for rows in tables]
+    form_E = np.zeros(len(state), np.int64)
+    for some, unused, offsets in zip(columns, packing.unused, offsets_TE, strict=True):
+        packed.mark_unfit(some, unused, offsets, form_E)
+    at_TE, end_E = np.empty_like(counts_TE), np.empty(len(state), np.int64)
+    num_words = packed.lay_out(form_E, offsets_TE, packing.width_FT, packing.head, at_TE, end_E)
+    out = np.zeros(num_words, np.int64)
+    packed.put_heads(form_E, offsets_TE, end_E, packing.head, _MAGIC, out)
+    for t, some in enumerate(columns):
+        packed.put(form_E, at_TE[t], offsets_TE[t], packing.parts[t], packing.by_table[t], some, *_sized(out))
+    data, known = out.tobytes(), (counts_TE.sum(axis=0) > 0).tolist()
+    ends = [0, *(end_E * 8).tolist()]
+    return [data[a:b] if k else b"" for a, b, k in zip(ends[:-1], ends[1:], known, strict=True)]
 
 
 def decode(tables: Sequence[Table], blobs: Sequence[bytes | memoryview]) -> State:
@@ -186,87 +196,27 @@ def decode(tables: Sequence[Table], blobs: Sequence[bytes | memoryview]) -> Stat
 
     Raises: CorruptData for a blob that this set of tables did not write.
     """
-    if len(blobs) == 1 and blobs[0]:
-        return _decoded_one(tables, blobs[0])
-    sizes = np.fromiter(map(len, blobs), np.int64, len(blobs))
+    packing, num = _packing(tuple(tables)), len(blobs)
+    sizes = np.fromiter(map(len, blobs), np.int64, num)
     if (sizes & 7).any():
         raise _corrupt("a blob of broken words")
-    words, total_E = np.frombuffer(b"".join(blobs), "<i8"), sizes >> 3
-    head = _head(len(tables))
-    known = np.flatnonzero(total_E)
-    start_E = (np.cumsum(total_E) - total_E)[known]
-    first = words[start_E]
-    form = first >> 32 & 0xFFFF
-    if (total_E[known] < head).any() or (first & ~(1 << 32) != (_MAGIC << 48) | total_E[known]).any():
-        raise _corrupt("a blob without our header")
-    if not form.any():
-        return _decoded(tables, words, _NARROW, len(blobs), known, start_E, total_E[known])
-    parts = [
-        _decoded(tables, words, f, len(blobs), known[form == f], start_E[form == f], total_E[known[form == f]])
-        for f in (_NARROW, _WIDE)
-    ]
-    return State({t.name: _beside(parts[0][t.name], parts[1][t.name]) for t in tables})
-
-
-def _decoded_one(tables: Sequence[Table], blob: bytes | memoryview) -> State:
-    """`decode` of one known entity: a request reads one user, and numbers are quicker than arrays of one number."""
-    head = _head(len(tables))
-    if len(blob) % 8 or len(blob) < 8 * head:
-        raise _corrupt("a blob of broken words")
-    words = np.frombuffer(blob, "<i8")
-    first = int(words[0])
-    form = first >> 32 & 0xFFFF
-    if form not in (_NARROW, _WIDE) or first != (_MAGIC << 48) | (form << 32) | len(words):
-        raise _corrupt("a blob without our header")
-    at, rows = head, {}
-    for table, count in zip(tables, words[1:head].view(np.uint16).tolist(), strict=False):
-        codes = table.packing(form)
-        width = words_of(codes)
-        end = at + count * width
-        if end > len(words):
-            raise _corrupt("row counts that do not add up to the blob's length")
-        taken = words[at:end].reshape(-1, width)
-        rows[table.name] = Rows(table, np.array((0, count), np.int64), unpack(codes, taken))
-        at = end
-    if at != len(words):
-        raise _corrupt("row counts that do not add up to the blob's length")
+    words = np.frombuffer(b"".join(blobs), "<i8")
+    form_E, at_TE = np.empty(num, np.int64), np.empty((len(tables), num), np.int64)
+    offsets_TE = np.zeros((len(tables), num + 1), np.int64)
+    wrong = packed.scan(words, sizes >> 3, packing.head, _MAGIC, packing.width_FT, form_E, at_TE, offsets_TE)
+    if wrong:
+        raise _corrupt(("a blob without our header", "row counts that do not add up to the blob's length")[wrong - 1])
+    sized, rows = _sized(words), {}
+    for t, table in enumerate(tables):
+        columns = np.zeros((table.width, int(offsets_TE[t, -1])), np.int64)
+        packed.take(form_E, at_TE[t], offsets_TE[t], packing.parts[t], packing.by_table[t], *sized, columns)
+        rows[table.name] = Rows(table, offsets_TE[t], columns.T)
     return State(rows)
 
 
-def _decoded(
-    tables: Sequence[Table], words: Words, form: int, num_entities: int, known: Words, start_E: Words, total_E: Words
-) -> State:
-    """State of `num_entities`, of which `known` have blobs of one form in `words`, from start_E on."""
-    head = _head(len(tables))
-    lanes = words[start_E[:, None] + np.arange(1, head)].view(np.uint16)
-    counts_ET = np.zeros((num_entities, len(tables)), np.int64)
-    counts_ET[known] = lanes[:, : len(tables)]
-    packing = [t.packing(form) for t in tables]
-    sizes_ET = counts_ET * np.array([words_of(codes) for codes in packing])
-    if (sizes_ET.sum(axis=1)[known] + head != total_E).any():
-        raise _corrupt("row counts that do not add up to the blob's length")
-    at_E = np.zeros(num_entities, np.int64)
-    at_E[known] = start_E + head
-    offsets_TE = np.zeros((len(tables), num_entities + 1), np.int64)
-    np.cumsum(counts_ET.T, axis=1, out=offsets_TE[:, 1:])
-    rows = {}
-    for i, (table, codes) in enumerate(zip(tables, packing, strict=True)):
-        taken = words[spread(at_E, sizes_ET[:, i])].reshape(-1, words_of(codes))
-        rows[table.name] = Rows(table, offsets_TE[i], unpack(codes, taken))
-        at_E = at_E + sizes_ET[:, i]
-    return State(rows)
-
-
-def _beside(one: Rows, other: Rows) -> Rows:
-    """Rows of the same entities, each of which has rows in one of them at most."""
-    order = np.argsort(np.concatenate([one.owner, other.owner]), kind="stable")
-    words = np.concatenate([one.words.T, other.words.T], axis=1)[:, order].T
-    return Rows(one.table, one.offsets + other.offsets, words)
-
-
-def _head(num_tables: int) -> int:
-    """Words before the rows."""
-    return 1 + -(-num_tables // 4)
+def _sized(words: Words) -> tuple[Bytes, Bytes, Bytes, Words]:
+    """The same memory as words of 1, 2, 4 and 8 bytes."""
+    return words.view(np.uint8), words.view(np.uint16), words.view(np.uint32), words
 
 
 def spread(start_E: Words, length_E: Words) -> slice | Words:

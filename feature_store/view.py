@@ -50,7 +50,7 @@ class FeatureView:
     def read(self, state: State, as_of_us: int, known: npt.NDArray[np.bool_]) -> Values:
         """Values and statuses of E entities as of a time; known [E] tells entities that exist."""
         number = self.values(state, as_of_us)
-        status = np.where(np.isnan(number), np.int8(FeatureStatus.NULL), np.int8(FeatureStatus.PRESENT))
+        status = np.isnan(number).view(np.int8) + np.int8(FeatureStatus.PRESENT)  # NULL is the one after PRESENT
         if self.max_age_us is not None:
             old = (status == FeatureStatus.PRESENT) & (self.times(state) < as_of_us - self.max_age_us)
             status[old], number[old] = FeatureStatus.OUTSIDE_MAX_AGE, np.nan

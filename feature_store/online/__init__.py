@@ -6,6 +6,7 @@ from feature_store.commit import Commit, DurableReader, DurableStore, OffsetStep
 from feature_store.config import EmbeddedStoreConfig, FeatureStoreConfig, RedisStoreConfig
 from feature_store.online.embedded import EmbeddedReader, EmbeddedStore
 from feature_store.online.memory import MemoryStore
+from feature_store.read import warm_up
 from recsys.core import BadInput, Clock, DataClock, NotFound, WallClock
 from recsys.core.config import Config
 from recsys.core.urls import embedded_path, scheme
@@ -42,11 +43,12 @@ def open_store(url: str, config: Config | None = None) -> DurableStore:
 
 
 def open_reader(url: str, config: Config | None = None) -> DurableReader:
-    """A reader of the store at a URL, in any process.
+    """A reader of the store at a URL, in any process, ready to answer at full speed.
 
     Raises: BadInput for a URL without a driver; CorruptData, VersionMismatch, Unavailable.
     """
     config = config or Config()
+    warm_up()
     if _is_redis(url):
         from feature_store.online.redis import RedisReader
 

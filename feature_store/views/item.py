@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_store.columns import EventColumns, NewRows
+from feature_store.compiled import values
 from feature_store.life import LIFE, dense, life_rows
 from feature_store.state import Op, Rows, State, Table, Words
 from feature_store.view import FeatureView
-from feature_store.windows import BEHAVIOURS, BUCKETS, DAY_US, DECAYS, WINDOWS, BucketReader, bucket_rows, ratio
+from feature_store.windows import BEHAVIOURS, BUCKETS, DAY_US, DECAYS, WEIGHT_UNIT, WINDOWS, bucket_rows, edges
 from recsys.core import EventKind, EventType
 
 # Fields of `latest`. FIRST_PRICE runs on reversed time, so that the earliest wins.
@@ -62,29 +63,13 @@ def _latest(events: EventColumns, field: int, value: Words) -> NewRows:
 
 
 def _values(state: State, as_of_us: int) -> npt.NDArray[np.float64]:
-    life = dense(state["life"])
-    field, _ = _fields(state["latest"])
-    reader = BucketReader(state["buckets"], as_of_us)
-    windows, last_T = reader.windows(), life["last_us"][:, _TRENDED]
-    price = np.where(np.isnan(field[:, _PRICE]), field[:, _SEEN_PRICE], field[:, _PRICE])
-    usual = ratio(life["price_sum"].sum(axis=1), life["priced"].sum(axis=1))
-    first_us = life["first_us"].min(axis=1)
-    month = windows[:, -len(BEHAVIOURS) :]  # the longest window
-    shown, viewed, bought = (month[:, t - 1] for t in (EventType.IMPRESSION, EventType.VIEW, EventType.PURCHASE))
-    single = (
-        ratio(viewed, shown),
-        ratio(bought, viewed),
-        price,
-        usual,
-        _discount(price, field[:, _FIRST_PRICE]),
-        _discount(price, usual),
-        field[:, _STOCK],
-        field[:, _LISTED],
-        np.maximum(as_of_us - first_us, 0) / DAY_US,
-    )
-    recency = np.where(last_T >= 0, np.maximum(as_of_us - last_T, 0) / DAY_US, np.nan)
-    parts = (windows, life["count"][:, 1:], reader.decayed(_TRENDED), recency, np.stack(single, axis=1))
-    return np.concatenate(parts, axis=1)
+    at, life, buckets, latest = edges(as_of_us), state["life"], state["buckets"], state["latest"]
+    out = np.empty((len(state), len(ITEM_VIEW.features)))
+    values.item_values(
+        life.offsets, life.columns, buckets.offsets, buckets.columns, latest.offsets, latest.columns, as_of_us,
+        at.first_W, at.end_W, at.window_D, at.weight_DA, WEIGHT_UNIT, DAY_US, out,
+    )  # fmt: skip
+    return out
 
 
 def _times(state: State) -> Words:
@@ -104,11 +89,6 @@ def _fields(latest: Rows) -> tuple[npt.NDArray[np.float64], Words]:
     at = (latest.owner, latest["field"])
     value[at], time_us[at] = latest["value"], latest["time_us"]
     return value, time_us
-
-
-def _discount(price: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """1 - price / reference: 0.3 = 30 % below it; NaN where either is unknown."""
-    return np.asarray(1.0 - ratio(price, reference))
 
 
 ITEM_VIEW = FeatureView(

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_store.columns import EventColumns, NewRows
+from feature_store.compiled import lists
 from feature_store.state import Op, Rows, State, Table, Words
 from feature_store.view import FeatureView
 from feature_store.windows import COUNT_WORDS, DAY_US, counted
@@ -53,44 +54,19 @@ class Pairs:
 
 def pairs_of(rows: Rows, as_of_us: int) -> Pairs:
     """The rows of one user grouped by item; days that begin at or after as_of are left out."""
-    if int((rows["day"] * DAY_US + rows["first"]).max(initial=0)) >= as_of_us:
-        rows = rows.where(rows["day"] * DAY_US + rows["first"] < as_of_us)
-    if not len(rows.words):
-        empty = np.empty(0, np.int64)
-        return Pairs(empty, np.empty((0, 7), np.int32), empty, empty, empty, np.empty(0, np.int32))
-    order = np.argsort(rows["item_key"], kind="stable")
-    item_key, day_us = rows["item_key"][order], rows["day"][order] * DAY_US
-    starts = np.flatnonzero(np.append(True, item_key[1:] != item_key[:-1]))
-    bought = rows["last_purchase"][order]
-    count = np.zeros((len(starts), 7), np.int32)
-    packed = np.add.reduceat(rows.words.T[-len(COUNT_WORDS) :, order], starts, axis=1)
-    count[:, 1:] = np.ascontiguousarray(packed.T).view(np.int32)
-    return Pairs(
-        item_key[starts],
-        count,
-        np.minimum.reduceat(day_us + rows["first"][order], starts),
-        np.maximum.reduceat(day_us + rows["last"][order], starts),
-        np.maximum.reduceat(np.where(bought > 0, day_us + bought - 1, 0), starts),
-        np.add.reduceat((bought > 0).astype(np.int32), starts),
-    )
+    pairs, num = rows.columns, len(rows.words)
+    count, days = np.zeros((num, 7), np.int32), np.zeros(num, np.int32)
+    out = np.empty((4, num), np.int64)
+    order = np.argsort(pairs[1], kind="stable")
+    n = lists.grouped_pairs(pairs, order, as_of_us, DAY_US, count, days, out)
+    item_key, first_us, last_us, last_purchase_us = out[:, :n]
+    return Pairs(item_key, count[:n], first_us, last_us, last_purchase_us, days[:n])
 
 
 def _values(state: State, _as_of_us: int) -> npt.NDArray[np.float64]:
-    rows = state["pairs"]
-    num_users = len(rows.offsets) - 1
-    distinct = np.zeros((num_users, 2))
-    if len(rows.words):
-        owner, item_key = rows.owner, rows["item_key"]
-        order = np.lexsort((item_key, owner))
-        owner_O, item_O = owner[order], item_key[order]
-        first = np.append(True, (owner_O[1:] != owner_O[:-1]) | (item_O[1:] != item_O[:-1]))
-        distinct[:, 0] = np.bincount(owner_O[first], minlength=num_users)
-        # Rows are sorted by day: a day counts once, if any of its rows was bought.
-        bought = np.flatnonzero(rows["last_purchase"])
-        owner, day = owner[bought], rows["day"][bought]
-        first = np.append(True, (owner[1:] != owner[:-1]) | (day[1:] != day[:-1]))[: len(bought)]
-        distinct[:, 1] = np.bincount(owner[first], minlength=num_users)
-    return distinct
+    pairs, out = state["pairs"], np.empty((len(state), 2))
+    lists.pair_values(pairs.offsets, pairs.columns, out)
+    return out
 
 
 def _times(state: State) -> Words:
