@@ -39,7 +39,6 @@ T = TypeVar("T")
 __all__ = ["Job", "JobReport", "begun"]
 _log = logging.get_logger(__name__)
 _LAG_S = 2.0
-_ARCHIVE_S = 60.0
 _GROUP_COMMIT_S = 1.0
 _CAUGHT_UP_S = 0.1
 _Ends = Mapping[str, Mapping[int, int]]
@@ -90,7 +89,7 @@ class Job:
         else:
             self._stages = {t.events: SingleStage(means, store)}
         self._assigned: dict[str, frozenset[int]] = {}
-        self._next_s = dict.fromkeys(("lag", "archive", "group", "caught up"), 0.0)
+        self._next_s = dict.fromkeys(("lag", "group", "caught up"), 0.0)
         self._emitted: _Ends | None = None
         self._away: _Away | None = None
         try:
@@ -98,11 +97,6 @@ class Job:
         except Double11Error:  # whoever tries again makes another job, and this one should not stay in the group
             self.close()
             raise
-
-    @property
-    def publishes_archive(self) -> bool:
-        """Whether this worker writes the archive's dataset.json: the one that has partition 0."""
-        return 0 in self._assigned.get(self._topics.events, ())
 
     def run(self, *, until_caught_up: bool = False, stop: StopEvent | None = None) -> JobReport:
         """Step until stopped, or until what was in the log at the start is applied, whoever applies it.
@@ -243,15 +237,13 @@ class Job:
         return all(stored[t].get(p, 0) >= end for t, at in ends.items() for p, end in at.items())
 
     def _housekeeping(self, *, idle: bool) -> None:
-        """Measure the lag, tell the group, and publish the archive's catalogue, so that it can be read as it grows."""
+        """Measure the lag, tell the group, and do what of the archive can wait."""
         if self._is_due("group", _GROUP_COMMIT_S):
             self._membership.commit(self._offsets())
         if self._is_due("lag", _LAG_S):
             self.lag()
         if idle and self._archive is not None:
             self._archive.idle()
-            if self.publishes_archive and self._is_due("archive", _ARCHIVE_S):
-                self._archive.finish()
 
     def _is_due(self, what: str, every_s: float) -> bool:
         now_s = time.monotonic()

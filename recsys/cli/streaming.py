@@ -143,10 +143,9 @@ def ingest(
             make = partial(Job, log, writer, settings, topics=topics, archive=kept, on_step=bar.update)
             job = begun(make, settings, stop)
             report = job.run(until_caught_up=until_caught_up, stop=stop)
-            publishes = job.publishes_archive
             job.close()
             if kept is not None:
-                kept.finish() if publishes else kept.flush()
+                kept.flush()
                 if until_caught_up:
                     kept.purge()
         finally:

@@ -2,7 +2,7 @@
 
 DIR/dataset.json      source, format, licence, counts, static_catalogue, hash
 DIR/events.parquet    what shoppers did, in time order      (or events/day=YYYY-MM-DD/*.parquet, an archive that grows)
-DIR/items.parquet     the catalogue as first known
+DIR/items.parquet     the catalogue as first known        (or items/*.parquet, of an archive: what each worker has seen)
 DIR/catalog.parquet   listings, prices, stock by time (optional; or catalog/day=.../)
 DIR/users.parquet     optional
 """
@@ -26,6 +26,7 @@ from recsys.core.items import ItemTable
 from recsys.core.logging import get_logger
 from recsys.data import batches, schema
 from recsys.data.write import content_hash
+from streaming.archive import read_items
 
 _log = get_logger(__name__)
 _IMPORT_FIX = "Check and convert it: double11 data import --format canonical DIR --out NEW"
@@ -144,8 +145,8 @@ class Dataset:
         return frame
 
     def items(self) -> pl.DataFrame:
-        """items.parquet, every optional column present (null where unknown)."""
-        frame = self._scan("items").collect()
+        """Each item once, every optional column present (null where unknown)."""
+        frame = read_items(self.root) if self._is_folder("items") else self._scan("items").collect()
         absent = [pl.lit(None, t).alias(c) for c, t in schema.ITEM_COLUMNS.items() if c not in frame.columns]
         return frame.with_columns(absent).select(schema.ITEM_COLUMNS.keys())
 
@@ -217,7 +218,7 @@ class Dataset:
 
     def _files(self, name: str) -> list[Path]:
         if self._is_folder(name):
-            return sorted((self.root / name).glob("day=*/*.parquet"))
+            return sorted((self.root / name).glob("*.parquet" if name == "items" else "day=*/*.parquet"))
         file = self.root / f"{name}.parquet"
         return [file] if file.is_file() else []
 

@@ -2,7 +2,8 @@
 
     events/day=YYYY-MM-DD/SOURCE-FIRST-LAST.parquet    accepted actions and impressions, late ones marked
     catalog/day=.../                                   listings, prices, stock
-    changes/day=.../                                   item changes with texts: the source of items.parquet
+    changes/day=.../                                   item changes with texts
+    items/SOURCE-FIRST-LAST.parquet                    items of the events and changes, as first known: see items.py
     forgotten/day=.../                                 who asked to be forgotten, and up to where: tombstones
     coverage/SOURCE.json, journal/                     see coverage.py, writer.py
 
@@ -27,6 +28,8 @@ import pyarrow.parquet as pq
 from recsys.core import EventKind, EventType
 
 EVENTS, SHOWN, CATALOG = "", "i", "c"  # prefixes
+ITEMS = "items"  # the one folder that has no days
+DAILY = ("events", "catalog", "changes", "forgotten")
 COLUMNS: Mapping[str, Sequence[str]] = {
     "events": (
         "event_id", "user_id", "item_id", "event_type", "event_time", "session_id", "request_id", "position",
@@ -70,6 +73,7 @@ class Span:
 def found(root: Path, folder: str, first_day: str = "", last_day: str = "9") -> list[Path]:
     """Files of a folder's days, by day, source and offset; a file comes before those that were merged into it."""
     days = [d for d in (root / folder).glob("day=*") if first_day <= d.name.removeprefix("day=") <= last_day]
+    days = [root / folder] if folder == ITEMS else days
     files = [p for day in days for p in day.glob("*.parquet") if _NAME.fullmatch(p.name)]
     spans = {p: Span.of(p) for p in files}
     return sorted(files, key=lambda p: (p.parent.name, spans[p].source, spans[p].first, -spans[p].last))
@@ -86,6 +90,18 @@ def split(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
             (whole if span.last > last else merged).append(path)
             last = max(last, span.last)
     return whole, merged
+
+
+def drop_unfinished(root: Path, ends: Mapping[str, int]) -> None:
+    """Delete what a flush that did not get through has left of these sources: files behind the ends of their coverage.
+
+    They may reach further than the next flush will, so that both would have some rows.
+    """
+    for folder in (*DAILY, ITEMS):
+        for path in found(root, folder):
+            span = Span.of(path)
+            if span.source in ends and span.first >= ends[span.source]:
+                path.unlink(missing_ok=True)
 
 
 def tables(frame: pl.DataFrame) -> dict[str, pl.DataFrame]:

@@ -1,57 +1,53 @@
-"""items.parquet of an archive: every item that was listed or acted on, as first known."""
+"""The items of an archive: all that were listed or acted on, as first known.
+
+Every flush adds what it has seen of its sources' items, `items/SOURCE-FIRST-LAST.parquet`, durable before the coverage
+of those offsets is: so the union of all parts has every item of every covered event, whoever wrote which part, and no
+worker waits for another's. Parts of a source are merged as day files are (see tidy.py).
+"""
 
 from __future__ import annotations
 
-import os
-import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import polars as pl
 
-from streaming.archive.files import Writes, found, split
+from streaming.archive.files import ITEMS, found, split
 
 _TEXT = ("title", "category", "brand", "price", "attributes")
+_SCHEMA = {
+    "item_id": pl.String,
+    "available_from": pl.Datetime("us", "UTC"),
+    "listed": pl.Boolean,
+    **{c: pl.Int64 if c == "price" else pl.String for c in _TEXT},
+}
 
 
-def write_items(root: Path) -> None:
-    """Bring items.parquet up to date with the files that have come since, whoever wrote them; durable on return.
-
-    Its own time says up to when it has seen files: a file's ctime is when it got its name.
-    """
-    path, started_ns = root / "items.parquet", time.time_ns()
-    is_ours = path.is_file() and "listed" in pl.read_parquet_schema(path)
-    since_ns = path.stat().st_mtime_ns if is_ours else 0
-    parts = []
-    for folder in ("changes", "events"):
-        whole, _ = split(found(root, folder))
-        if new := [p for p in whole if p.stat().st_ctime_ns >= since_ns]:
-            parts.append(_first_seen(folder, pl.scan_parquet(new, hive_partitioning=False)))
-    if not parts:
-        return
-    if is_ours:
-        parts.append(pl.read_parquet(path).rename({"available_from": "event_time"}))
-    writes = Writes()
-    writes.parquet(path, _merged(parts).rename({"event_time": "available_from"}))
-    writes.commit()
-    os.utime(path, ns=(started_ns, started_ns))
+def seen(by_folder: Mapping[str, pl.DataFrame]) -> Iterator[tuple[str, pl.DataFrame]]:
+    """Of the rows of a flush, by source, the items in them as first known (columns as `read_items`)."""
+    parts = [_rows(folder, by_folder[folder]) for folder in ("changes", "events") if folder in by_folder]
+    for (source,), rows in pl.concat(parts).group_by("source", maintain_order=True) if parts else ():
+        yield str(source), first_known(rows.drop("source"))
 
 
-def _first_seen(folder: str, rows: pl.LazyFrame) -> pl.DataFrame:
-    """Listings with the first of every text, or the first action."""
-    time = pl.col("event_time")
-    if folder == "events":
-        return rows.group_by("item_id").agg(time.min()).with_columns(listed=pl.lit(False)).collect()
-    listed = rows.filter(pl.col("listed")).sort("event_time").group_by("item_id")
-    first = listed.agg(time.min(), *(pl.col(c).drop_nulls().first() for c in _TEXT))
-    return first.with_columns(listed=pl.lit(True)).collect()
-
-
-def _merged(parts: list[pl.DataFrame]) -> pl.DataFrame:
-    """Of several first sightings of an item the earliest listing, else the earliest action; texts as first known."""
-    frame = pl.concat(parts, how="diagonal")
-    absent = {c: pl.Int64 if c == "price" else pl.String for c in _TEXT if c not in frame.columns}
-    frame = frame.with_columns(pl.lit(None, kind).alias(c) for c, kind in absent.items())
-    frame = frame.sort(pl.col("listed").not_(), "event_time", maintain_order=True)
+def first_known(rows: pl.DataFrame) -> pl.DataFrame:
+    """Of several sightings of an item the earliest listing, else the earliest action; texts as first known."""
+    rows = rows.sort(pl.col("listed").not_(), "available_from", maintain_order=True)
     texts = (pl.col(c).drop_nulls().first() for c in _TEXT)
-    items = frame.group_by("item_id").agg(pl.col("event_time").first(), *texts, pl.col("listed").first())
-    return items.sort("item_id")
+    return rows.group_by("item_id").agg(pl.col("available_from", "listed").first(), *texts).sort("item_id")
+
+
+def read_items(root: Path) -> pl.DataFrame:
+    """item_id, available_from, listed (else only acted on), title, category, brand, price, attributes; by item_id."""
+    whole, _ = split(found(root, ITEMS))
+    parts = (pl.read_parquet(p, columns=list(_SCHEMA), hive_partitioning=False) for p in whole)
+    return first_known(pl.concat([pl.DataFrame(schema=_SCHEMA), *parts]))
+
+
+def _rows(folder: str, rows: pl.DataFrame) -> pl.DataFrame:
+    """Sightings: listings with their texts, or actions."""
+    if folder == "events":
+        rows = rows.with_columns(pl.lit(None, _SCHEMA[c]).alias(c) for c in _TEXT).with_columns(listed=pl.lit(False))
+    else:
+        rows = rows.filter("listed")
+    return rows.rename({"event_time": "available_from"}).select("source", *_SCHEMA)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,24 +77,24 @@ class Journal:
             path.unlink()
         self.segments.clear()
 
-    def left(self, ends: Mapping[str, int]) -> list[Segment]:
-        """Segments of earlier writers, the latest first; those that `ends` (of all sources) has gone past are deleted.
-
-        Raises: CorruptData.
-        """
-        segments = []
+    def others(self) -> dict[Path, Segment]:
+        """Segments of other writers, dead or at work, the latest writer's first. Raises: CorruptData."""
+        segments = {}
         for path in sorted(self._folder.glob("*.arrow"), reverse=True):
-            if path.name.startswith(self._name):
-                continue
-            segment = _read(path)
-            if all(end <= ends.get(source, 0) for source, (_, end) in segment.ranges.items()):
-                path.unlink(missing_ok=True)
-            else:
-                segments.append(segment)
+            if not path.name.startswith(self._name):
+                with suppress(FileNotFoundError):  # its writer, at work, has flushed it meanwhile
+                    segments[path] = _read(path)
         return segments
 
 
-def chained(segments: Sequence[Segment], source: str, at: int, upto: int) -> tuple[int, list[pa.Table]]:
+def delete_passed(segments: Mapping[Path, Segment], ends: Mapping[str, int]) -> None:
+    """Delete the segments that `ends` (of all sources) has gone past."""
+    for path, segment in segments.items():
+        if all(end <= ends.get(source, 0) for source, (_, end) in segment.ranges.items()):
+            path.unlink(missing_ok=True)
+
+
+def chained(segments: Iterable[Segment], source: str, at: int, upto: int) -> tuple[int, list[pa.Table]]:
     """Rows of a source from offset `at` on without a gap, at most up to `upto`: how far they go, and they."""
     tables: list[pa.Table] = []
     while at < upto:
@@ -115,7 +116,7 @@ def rows_of(batch: pa.Table, source: str, offset: npt.NDArray[np.int64], shown_b
     return pa.table([*batch.columns, *columns], schema=SCHEMA)
 
 
-def joined(tables: Sequence[pa.Table]) -> pa.Table:
+def joined(tables: Iterable[pa.Table]) -> pa.Table:
     """Rows of the journal one after the other."""
     return pa.concat_tables([SCHEMA.empty_table(), *tables])
 

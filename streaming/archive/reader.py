@@ -85,12 +85,16 @@ def archived(root: Path, *, rows_max: int = 65_536) -> Iterator[Archived]:
     stones = tombstones(root)
     for folder in ("changes", "catalog", "events"):
         whole, _ = split(found(root, folder))
+        read: dict[tuple[str, str], int] = {}  # by day and source, up to which offset
         for path in whole:
-            span = Span.of(path)
-            if span.first >= ends.get(span.source, 0):  # a flush that is not through yet
+            span, day = Span.of(path), path.parent.name
+            # A flush that did not get through leaves files that reach further than the coverage, or into the next.
+            first, end = read.get((day, span.source), span.first), ends.get(span.source, 0)
+            read[day, span.source] = min(span.last + 1, end)
+            if first >= end:
                 continue
             for rows in _record_by_record(path, rows_max):
-                rows = rows.with_columns(source=pl.lit(span.source))
+                rows = rows.filter(pl.col("offset").is_between(first, end - 1)).with_columns(source=pl.lit(span.source))
                 yield _as_archived(without(rows, stones) if folder == "events" else rows, folder, span.source)
 
 

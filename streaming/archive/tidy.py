@@ -15,13 +15,13 @@ import polars as pl
 
 from recsys.core import logging, metrics
 from streaming.archive.coverage import Coverage
-from streaming.archive.files import CATALOG, Span, Writes, found, split
+from streaming.archive.files import CATALOG, DAILY, ITEMS, Span, Writes, found, split
+from streaming.archive.items import first_known
 from streaming.archive.purge import derived, purged
 from streaming.archive.tombstones import tombstones
 from streaming.config import ArchiveConfig
 
 _log = logging.get_logger(__name__)
-_FOLDERS = ("events", "catalog", "changes", "forgotten")
 
 
 class Tidy:
@@ -55,11 +55,14 @@ class Tidy:
             stones = tombstones(self._root)
             pending = {s: _pending(stones, c) for s, c in mine.items() if not s.startswith(CATALOG)}
             self._round = {s: some for s, some in pending.items() if len(some)}
-            if not self._round:
-                return {}
             files = [(Span.of(p).source, p) for p in found(self._root, "events")]
             self._purging = [(source, path) for source, path in files if source in self._round]
             self._purging += [("", path) for path in (derived(self._offline) if self._offline is not None else [])]
+        self._round = {s: stones for s, stones in self._round.items() if s in mine}  # others are another worker's now
+        if not self._round:
+            self._purging = []
+            return {}
+        self._purging = [(source, path) for source, path in self._purging if not source or source in self._round]
         some, self._purging = self._purging[:files_max], self._purging[files_max:] if files_max else []
         of_all = pl.concat(self._round.values()).unique()
         rows = sum(purged(path, self._round.get(source, of_all), source) for source, path in some)
@@ -73,14 +76,14 @@ class Tidy:
 
     def merge(self, mine: Mapping[str, Coverage]) -> bool:
         """Merge one run of small files of a source and day, if there is one; delete what was merged long enough ago."""
-        newest = max((p.parent.name for f in _FOLDERS for p in found(self._root, f)), default="")
-        for folder in _FOLDERS:
+        newest = max((p.parent.name for f in DAILY for p in found(self._root, f)), default="")
+        for folder in (*DAILY, ITEMS):
             whole, merged = split(p for p in found(self._root, folder) if Span.of(p).source in mine)
             for path in merged:
                 if time.time() - path.stat().st_mtime >= self._config.merged_keep_s:
                     path.unlink()
             for (day, _), group in groupby(whole, key=lambda p: (p.parent, Span.of(p).source)):
-                enough = self._config.merge_files_min if day.name == newest else 2
+                enough = self._config.merge_files_min if day.name in (newest, ITEMS) else 2
                 if len(run := self._run(list(group), enough)):
                     _merge(run)
                     return True
@@ -113,6 +116,7 @@ def _merge(run: list[Path]) -> None:
     """Files of one source and day as one; they stay until readers that have listed them are done."""
     spans = [Span.of(p) for p in run]
     rows = pl.concat([pl.read_parquet(p, hive_partitioning=False) for p in run])
+    rows = first_known(rows) if run[0].parent.name == ITEMS else rows.unique(maintain_order=True)
     writes = Writes()
     writes.parquet(run[0].with_name(Span(spans[0].source, spans[0].first, spans[-1].last).file_name), rows)
     writes.commit()

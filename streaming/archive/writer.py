@@ -23,9 +23,9 @@ import pyarrow.compute as pc
 
 from recsys.core import EventBatch, EventKind, VersionMismatch, logging
 from streaming.archive.coverage import Coverage, covered, save
-from streaming.archive.files import EVENTS, SHOWN, Span, Writes, tables
-from streaming.archive.items import write_items
-from streaming.archive.journal import Journal, Segment, chained, joined, rows_of
+from streaming.archive.files import EVENTS, ITEMS, SHOWN, Span, Writes, drop_unfinished, tables
+from streaming.archive.items import seen
+from streaming.archive.journal import Journal, Segment, chained, delete_passed, joined, rows_of
 from streaming.archive.tidy import Tidy
 from streaming.archive.tombstones import effective, without
 from streaming.config import ArchiveConfig
@@ -112,22 +112,24 @@ class Archive:
         """
         self._write_dataset(log_id)
         self.flush()
-        known = covered(self.root)
-        segments = self._journal.left({s: c.end for s, c in known.items()})
+        left = self._journal.others()
+        known = covered(self.root)  # after the journal: what somebody has flushed since is in here
+        mine = [f"{prefix}{p}" for (prefix, _), offsets in stored.items() for p in offsets]
+        drop_unfinished(self.root, {s: known[s].end if s in known else 0 for s in mine})
         for (prefix, topic), offsets in stored.items():
             for partition, offset in offsets.items():
                 source = f"{prefix}{partition}"
                 coverage = known.get(source, Coverage(topic=topic, partition=partition))
                 if coverage.topic != topic:
                     raise self._other("topic", topic, coverage.topic)
-                end, found = chained(segments, source, coverage.end, offset)
+                end, rows = chained(left.values(), source, coverage.end, offset)
                 if end < offset:
                     _log.warning("archive_hole", topic=topic, partition=partition, first=end, last=offset - 1)
                 if end > coverage.end:
-                    self._journal.segments.append(Segment({source: (coverage.end, end)}, joined(found)))
+                    self._journal.segments.append(Segment({source: (coverage.end, end)}, joined(rows)))
                 self._coverage[source], self._ends[source] = coverage, max(end, offset)
         self.flush()
-        self._journal.left({s: c.end for s, c in covered(self.root).items()})
+        delete_passed(left, {s: c.end for s, c in covered(self.root).items()})
         if self._follower is not None:
             self._follower.take([p for (prefix, _), offsets in stored.items() if prefix == EVENTS for p in offsets])
 
@@ -136,8 +138,9 @@ class Archive:
         self._follower = follower
 
     def leave(self, sources: Sequence[str]) -> None:
-        """Stop writing some sources: another process takes them."""
+        """Stop writing some sources: another process takes them, and tidies their files."""
         self.flush()
+        self._end_tidying()
         for source in sources:
             self._coverage.pop(source, None)
             self._ends.pop(source, None)
@@ -215,6 +218,9 @@ class Archive:
                 first, end = ranges[str(source)]
                 path = self.root / folder / f"day={at}" / Span(str(source), first, end - 1).file_name
                 writes.parquet(path, some.drop("source"))
+        for source, items in seen(by_folder):
+            first, end = ranges[source]
+            writes.parquet(self.root / ITEMS / Span(source, first, end - 1).file_name, items)
         writes.commit()
         for source, (first, end) in ranges.items():
             known = self._coverage[source]
@@ -233,26 +239,25 @@ class Archive:
         if self._follower is not None:
             self._follower.run()
 
-    def finish(self) -> None:
-        """Flush, and write items.parquet: a dataset for others."""
-        self.flush()
-        write_items(self.root)
-
     def purge(self) -> None:
         """Erase all rows behind tombstones now, instead of bit by bit."""
         self.flush()
-        if self._tidying is not None:
-            self._applied(self._tidying.result())
-            self._tidying = None
+        self._end_tidying()
         self._applied(self._tidy.purge(self._coverage, files_max=None))
 
     def _tidy_up(self) -> None:
         """Let a thread do a bounded bit of tidying: a step must not wait for a merge."""
         if self._tidying is not None and self._tidying.done():
-            self._applied(self._tidying.result())
-            self._tidying = None
+            self._end_tidying()
         if self._tidying is None:
             self._tidying = self._threads.submit(self._tidy.some, dict(self._coverage))
+
+    def _end_tidying(self) -> None:
+        """Wait for the bit under way, if there is one."""
+        if self._tidying is not None:
+            applied = self._tidying.result()
+            self._tidying = None
+            self._applied(applied)
 
     def _applied(self, purged: Mapping[str, Mapping[str, int]]) -> None:
         """Note which tombstones have been applied to the files of our sources."""

@@ -22,6 +22,7 @@ import polars as pl
 from recsys.core.errors import BadInput, NotFound
 from recsys.data import schema
 from recsys.data.importers import base
+from streaming.archive import read_items
 
 _FIX = "Mend the column where the directory is made."
 
@@ -35,7 +36,7 @@ def _read(source: base.Source) -> base.Imported:
     _check_labels(events, folder, "event_type", schema.EVENT_TYPES)
     _check_order(events, folder)
     events, rejected = base.split(events, _file(folder, "events"), _rules(events, ("user_id", "item_id")))
-    items, more = _table(folder, "items", schema.ITEM_COLUMNS, schema.ITEM_REQUIRED)
+    items, more = _items(folder)
     ignored += more
     items, rejected_items = base.split(
         items,
@@ -122,6 +123,14 @@ def _table(
                 raise BadInput(f"{file}, row {row}, column {column}", came="null", expected="a value", fix=_FIX)
     whole = pl.concat(frames, how="diagonal").with_row_index(base.LINE, offset=1)
     return whole.with_columns(pl.col(base.LINE).cast(pl.Int64)), sorted(f"{name}.{c}" for c in ignored)
+
+
+def _items(source: Path) -> tuple[pl.DataFrame, list[str]]:
+    """As `_table`; of an archive what its parts say together."""
+    if not (source / "items").is_dir():
+        return _table(source, "items", schema.ITEM_COLUMNS, schema.ITEM_REQUIRED)
+    items = read_items(source).select(*schema.ITEM_COLUMNS).with_row_index(base.LINE, offset=1)
+    return items.with_columns(pl.col(base.LINE).cast(pl.Int64)), []
 
 
 def _typed(column: pl.Series, wanted: pl.DataType, file: Path) -> pl.Series:

@@ -66,7 +66,7 @@ def ingest(log: Log, store, archive: Path) -> None:
     job = Job(log, store, BOUNDS, archive=kept)
     job.run(until_caught_up=True)
     job.close()
-    kept.finish()
+    kept.flush()
 
 
 def contents(store) -> dict:
@@ -181,7 +181,7 @@ def test_a_redis_killed_and_restarted_is_replayed_from_what_it_kept(redis_server
                     kills.pop(0)
                     redis_server.kill()
                     redis_server.start()  # the writer is not told: it has its connection's error, or a Conflict
-            kept.finish()
+            kept.flush()
             break
         except (Conflict, Unavailable):
             continue

@@ -42,7 +42,7 @@ class Room:
         report = job.run(until_caught_up=True)
         job.close()
         if kept:
-            kept.finish()
+            kept.flush()
         return report
 
 

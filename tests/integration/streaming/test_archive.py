@@ -1,6 +1,8 @@
 """The archive on disk: journal, merging, erasing; whole after a crash at any of their points."""
 
+import copy
 import os
+import shutil
 import time
 from collections import Counter
 
@@ -12,8 +14,10 @@ from traffic_world import USERS, T, send, traffic
 from feature_store.materialize import materialize
 from feature_store.offline.samples import by_day, read_samples
 from feature_store.online import MemoryStore, open_rebuildable, open_store
+from recsys.core import EventKind
 from recsys.data import Dataset
-from streaming.archive import Archive, archived, files, goes_on
+from recsys.data.importers import import_dataset
+from streaming.archive import Archive, archived, files, goes_on, read_items
 from streaming.archive.coverage import covered
 from streaming.archive.tidy import Tidy
 from streaming.archive.tombstones import tombstones
@@ -23,6 +27,7 @@ from streaming.job import Job
 from streaming.log import open_log
 
 SENT = traffic(2, 900, forgets=True)
+EVENT = ["kind", "item_id", "event_time", "listed"]
 
 
 @pytest.fixture
@@ -37,7 +42,7 @@ def ingest(log, store, root, offline=None, **config) -> Archive:
     job = Job(log, store, JobConfig(batch_records_max=90), archive=archive)
     job.run(until_caught_up=True)
     job.close()
-    archive.finish()
+    archive.flush()
     return archive
 
 
@@ -71,17 +76,60 @@ def test_merging_keeps_every_row_and_the_coverage(log, tmp_path):
     assert goes_on(root) == reach
 
 
-def test_items_of_all_writers_are_listed_as_first_known(log, tmp_path):
+def test_items_are_whole_after_every_flush_whoever_writes(log, tmp_path):
+    """Without a scan of day files, and also while parts are merged."""
     root, store = tmp_path / "archive", MemoryStore()
-    for part in (SENT[:300], SENT[300:], []):
+    for part in (SENT[:300], SENT[300:600], SENT[600:]):
         send(log, part)
         ingest(log, store, root, flush_rows_max=100)
-    stepwise = pl.read_parquet(root / "items.parquet")
-    (root / "items.parquet").unlink()
-    ingest(log, store, root)
-    assert stepwise.select("item_id", "available_from", "listed").equals(
-        pl.read_parquet(root / "items.parquet", columns=["item_id", "available_from", "listed"])
-    )
+        check_items(root)
+    found = read_items(root)
+    tidy, num_files = Tidy(root, ArchiveConfig(merge_files_min=2, merged_keep_s=0)), len(files.found(root, "items"))
+    while tidy.merge(covered(root)):
+        assert read_items(root).equals(found)
+    assert len(files.found(root, "items")) < num_files
+    check_items(root)
+    import_dataset("canonical", root, tmp_path / "copy")
+    assert Dataset.open(tmp_path / "copy").items().equals(Dataset.open(root).items())
+
+
+def check_items(root) -> None:
+    """Each item of the archive once, from its earliest listing on, else its earliest action."""
+    events = [e for a in archived(root) for e in a.batch.table.select(EVENT).to_pylist()]
+    acted = [e for e in events if e["kind"] == EventKind.ACTION]
+    first: dict[str, int] = {}
+    for some in ([e for e in events if e["listed"]], acted):
+        firsts: dict[str, int] = {}
+        for e in some:
+            firsts[e["item_id"]] = min(e["event_time"], firsts.get(e["item_id"], e["event_time"]))
+        first = firsts | first
+    items = Dataset.open(root).items()
+    times = items["available_from"].dt.timestamp("us").to_list()
+    assert first
+    assert dict(zip(items["item_id"].to_list(), times, strict=True)) == first
+    assert items["item_id"].is_unique().all()
+
+
+def test_a_flush_that_died_before_its_coverage_doubles_nothing(log, tmp_path):
+    """Its files reach behind the store's offset: a step was in the journal, and not yet in the store."""
+    send(log, SENT)
+    whole, died = tmp_path / "whole", tmp_path / "died"
+    ingest(log, MemoryStore(), whole)
+    store, archive = MemoryStore(), Archive(died, "test")
+    job = Job(log, store, JobConfig(batch_records_max=90), archive=archive)
+    job.step()
+    job.step()
+    behind = copy.deepcopy(store)
+    job.step()
+    shutil.copytree(died / "journal", tmp_path / "journal")
+    archive.flush()
+    shutil.rmtree(died / "journal")
+    shutil.move(tmp_path / "journal", died / "journal")
+    shutil.rmtree(died / "coverage")
+    assert not rows(died)
+    ingest(log, behind, died)
+    assert rows(died) == rows(whole)
+    assert Dataset.open(died).items().equals(Dataset.open(whole).items())
 
 
 def test_small_files_are_merged_up_to_a_size(log, tmp_path):

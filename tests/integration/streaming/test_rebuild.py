@@ -35,7 +35,7 @@ def ingest(log, store, archive=None, *, steps=None, **config) -> None:
         job.step()
     job.close()
     if kept and steps is None:
-        kept.finish()
+        kept.flush()
 
 
 def rebuild(archive, url: str) -> None:

@@ -6,11 +6,18 @@ The state must be what an oracle says that shares no code with streaming or the 
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
+from oracle import Oracle
 from redis_world import emptied, redis_cluster, redis_standalone
-from streaming_world import Trickle, World, check, judged, traffic
+from streaming_world import Sent, Trickle, World, check, judged, traffic
+
+from recsys.core import EventKind
+from recsys.data import Dataset
+from streaming.archive import archived
 
 __all__ = ["redis_cluster", "redis_standalone"]
 EVENTS, PARTITIONS = 4_000, 6
@@ -46,14 +53,17 @@ def refused(worker, why: str) -> float:
     return worker.metrics().get("double11_steps_refused", Counter())[why]
 
 
-async def test_three_workers_one_killed_one_stopped_lose_and_double_nothing(world):
+async def test_three_workers_one_killed_one_stopped_lose_and_double_nothing(world, tmp_path):
+    """They share an archive, too; a store that is rebuilt from it is the oracle's once more."""
+    kept = tmp_path / "archive"
     sent = [s for s in traffic(21, EVENTS) if s.event is None or not s.event.get("user", "").startswith("f")]
+    sent, rest = sent[: -EVENTS // 8], sent[-EVENTS // 8 :]
     expected = judged(sent)
     with ExitStack() as running:
-        first = running.enter_context(world.ingest())
+        first = running.enter_context(world.ingest("--archive", kept))
         world.send(sent[: EVENTS // 4])
         assert first.until(EVENTS // 20)
-        second, third = (running.enter_context(world.ingest()) for _ in range(2))
+        second, third = (running.enter_context(world.ingest("--archive", kept)) for _ in range(2))
         workers = [first, second, third]
         until(lambda: all(0 < partitions(w).total() < 2 * PARTITIONS for w in workers), "a share for each")
         until(lambda: sum(partitions(w).total() for w in workers) == 2 * PARTITIONS, "all partitions")
@@ -64,11 +74,36 @@ async def test_three_workers_one_killed_one_stopped_lose_and_double_nothing(worl
         until(lambda: partitions(first).total() + partitions(third).total() == 2 * PARTITIONS, "its partitions move")
         assert third.stop()["events"]["applied"] > 0
         trickle.hurry()
-        world.catch_up()
+        world.catch_up("--archive", kept)
         assert first.is_running
         first.stop()
     await check(world, expected, "three workers")
     assert world.letters() == expected.causes
+    check_archive(kept, sent, expected)
+    with world.ingest("--archive", kept) as worker:
+        report = world.double11("features", "materialize", kept, "--store", world.store, "--log", world.log)
+        assert report["events"] == len(list(archive_rows(kept)))
+        await check(world, expected, "rebuilt")
+        world.send(rest)  # the worker goes on in what serving reads now
+        world.catch_up("--archive", kept)
+        worker.stop()
+    await check(world, judged([*sent, *rest]), "streamed on")
+    check_archive(kept, [*sent, *rest], judged([*sent, *rest]))
+
+
+def archive_rows(root: Path) -> Iterator[dict]:
+    return (row for some in archived(root) for row in some.batch.table.to_pylist())
+
+
+def check_archive(root: Path, sent: list[Sent], expected: Oracle) -> None:
+    """Every event that counts is in it once; and all of their items."""
+    rows = list(archive_rows(root))
+    actions = [(r["event_id"], r["late"]) for r in rows if r["kind"] == EventKind.ACTION]
+    assert sorted(actions) == sorted([(i, False) for i in expected.accepted] + [(i, True) for i in expected.late])
+    changes = Counter(s.event["id"] for s in sent if s.event is not None and s.topic == "catalog")
+    assert Counter(r["event_id"] for r in rows if r["kind"] != EventKind.ACTION) == changes
+    listed = {r["item_id"] for r in rows if r["kind"] == EventKind.ACTION or r["listed"]}
+    assert set(Dataset.open(root).items()["item_id"]) == listed
 
 
 async def test_two_workers_that_catch_up_together_leave_everything_applied(world):
