@@ -36,7 +36,7 @@ _log = get_logger(__name__)
 _REFUSED = (errors.AuthorizationError, errors.SaslAuthenticationFailedError, errors.UnsupportedSaslMechanismError)
 # A subscription made while kafka-python's first metadata request is under way is lost until the next one (its
 # `ClusterMetadata.set_topics` says so); with its default of 5 minutes a leader would share out nothing for so long.
-METADATA_AGE_MS = 2_000
+METADATA_AGE_MS = 10_000
 _GONE = (errors.OffsetOutOfRangeError, errors.NoOffsetForPartitionError, errors.LogTruncationError)
 
 
@@ -313,6 +313,11 @@ class KafkaPythonMembership(KafkaMembership):
         self._client.close()
 
     def _poll(self) -> set[tuple[str, int]]:
+        # kafka-python 3.0 throws away what a join brought if nothing asks for a join any more at the poll after it, as
+        # when it began for new metadata only, which the join marks as seen. So ask until its result is taken.
+        coordinator = self._client._coordinator
+        if coordinator.need_rejoin() or coordinator._join_task is not None:
+            coordinator.request_rejoin()
         try:
             self._client.poll(timeout_ms=0)
         except errors.FencedInstanceIdError as error:

@@ -2,7 +2,7 @@
 
 import time
 
-ARRIVAL_S = 60
+ARRIVAL_S = 120
 
 
 def test_a_member_alone_has_everything_and_tells_how_far_it_is(log, topics):
