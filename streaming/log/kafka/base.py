@@ -30,6 +30,10 @@ from streaming.topics import Topics
 MESSAGE_BYTES_MAX = 2 << 20  # a value of a mebibyte with key, headers and framing
 REFILL_RECORDS = 1 << 16
 _PAUSE_S = 0.05
+_NO_CERTIFICATE = (
+    " We show no certificate: where the broker asks for one (ssl.client.auth=required), the TLS handshake fails "
+    "until ssl_cert_file and ssl_key_file are set."
+)
 
 
 class KafkaLog(ABC):
@@ -153,7 +157,7 @@ class KafkaLog(ABC):
             came=came,
             expected="a broker that answers",
             fix="Check that it runs and that the address and [streaming.kafka] are right, then start again: "
-            "what was acknowledged is kept.",
+            f"what was acknowledged is kept.{'' if self._shows_certificate else _NO_CERTIFICATE}",
         )
 
     def too_few_brokers(self, came: object) -> BadInput:
@@ -173,6 +177,22 @@ class KafkaLog(ABC):
             expected="to be let in",
             fix="Check user, password file, sasl_mechanism, certificates and the broker's access rules.",
         )
+
+    def handshake_failed(self, came: object) -> BadInput:
+        """The broker ended the TLS handshake."""
+        return BadInput(
+            f"TLS handshake with Kafka at {self.servers}",
+            came=came,
+            expected="a broker that takes our certificate, or asks for none",
+            fix="Check [streaming.kafka] ssl_cert_file and ssl_key_file: is it of an authority that the broker trusts?"
+            if self._shows_certificate
+            else f"Check [streaming.kafka] ssl_ca_file.{_NO_CERTIFICATE}",
+        )
+
+    @property
+    def _shows_certificate(self) -> bool:
+        """Whether a broker that asks for one gets a certificate, or none is asked for without TLS."""
+        return not self.config.security_protocol.endswith("SSL") or self.config.ssl_cert_file is not None
 
     def offsets_gone(self, topic: str, came: object) -> VersionMismatch:
         """The log no longer has, or never had, the offset we want to read."""

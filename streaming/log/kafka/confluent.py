@@ -39,6 +39,7 @@ _REFUSED = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
 }
+_ALERT = "SSL alert"  # the broker's last word in a TLS handshake; librdkafka takes it for a lost line
 _UNREACHED = {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT}
 _PASSING = {*_UNREACHED, KafkaError._RESOLVE}
 # A partition has just got a leader, or another one; librdkafka's admin client leaves asking again to us.
@@ -104,6 +105,8 @@ class ConfluentLog(KafkaLog):
             error = self._refusal or error
         if error.code() in _REFUSED:
             return self.refused(error.str())
+        if _ALERT in error.str():
+            return self.handshake_failed(error.str())
         if error.code() == KafkaError.INVALID_REPLICATION_FACTOR:
             return self.too_few_brokers(error.str())
         if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
@@ -118,7 +121,7 @@ class ConfluentLog(KafkaLog):
 
     def _on_error(self, error: KafkaError) -> None:
         """Librdkafka goes on trying by itself; the reader of the log should know what it is about."""
-        if error.code() in _REFUSED:
+        if error.code() in _REFUSED or _ALERT in error.str():
             self._refusal = error
         _log.warning("kafka_client_error", code=error.name(), detail=error.str())
 

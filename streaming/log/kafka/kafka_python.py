@@ -101,8 +101,10 @@ class KafkaPythonLog(KafkaLog):
         """An error of kafka-python as one of ours."""
         reason = self._reason.last if isinstance(error, errors.KafkaTimeoutError) else None
         came = f"{type(error).__name__} {error}" if reason is None else f"{type(reason).__name__} {reason}"
-        if isinstance(reason or error, _REFUSED) or (reason is not None and "SSL" in str(reason)):
+        if isinstance(reason or error, _REFUSED):
             return self.refused(came)
+        if reason is not None and "SSL" in str(reason):
+            return self.handshake_failed(came)
         if isinstance(error, errors.InvalidReplicationFactorError):
             return self.too_few_brokers(came)
         if isinstance(error, _GONE):

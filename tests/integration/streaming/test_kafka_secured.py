@@ -127,7 +127,7 @@ def test_who_shows_the_right_papers_is_let_in(secured, double11, dataset, tmp_pa
         ("password", 2, "invalid credentials"),
         ("authority", 2, "certificate"),
         ("expired", 2, "certificate"),
-        ("no certificate", None, "Kafka at"),  # the broker hangs up; librdkafka does not tell that from a lost line
+        ("no certificate", None, "ssl_cert_file"),
         pytest.param("mechanism", 2, "mechanism", marks=pytest.mark.slow),
         pytest.param("no TLS", 4, "[streaming.kafka]", marks=pytest.mark.slow),
     ],
@@ -148,6 +148,7 @@ def test_who_does_not_is_told_why_and_the_secret_is_not(secured, double11, drive
     settings |= {"request_timeout_ms": 10_000 if wrong == "password" else 3_000, "delivery_timeout_ms": 20_000}
     url = f"kafka://127.0.0.1:{port}"
     found, answer, written = double11(driver, settings, "dead-letter", "list", "--log", url)
-    assert found == (code or {"confluent": 4, "kafka-python": 2}[driver]), written
+    # A broker hangs up on whoever shows no certificate; its alert may be lost with the line, each time anew.
+    assert found in ((code,) if code else (2, 4)), written
     assert why in str(answer["error"])
     assert SECRET not in written
