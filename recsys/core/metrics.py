@@ -21,6 +21,11 @@ EVENTS = Counter("double11_events_total", "Events by outcome of the streaming jo
 REDIS_READS_AGAIN = Counter(
     "double11_redis_reads_again_total", "Feature reads repeated after an error of a connection or a slot", ["reason"]
 )
+AOF_REWRITES = Counter(
+    "double11_redis_aof_rewrites_total",
+    "AOFs written anew because their Redis was started anew, by outcome",
+    ["outcome"],
+)
 DEAD_LETTERS = Counter("double11_dead_letters_total", "Dead letters by cause", ["cause"])
 PURGED = Counter("double11_purged_rows_total", "Archived rows of forgotten users that were rewritten away")
 SAMPLES = Counter("double11_samples_total", "Samples of the impression join, by outcome", ["outcome"])

@@ -4,7 +4,8 @@
                             (id of the log that the offsets are of)
     {d11:NS:B}:off          hash: "SIDE:TOPIC:PARTITION" -> next offset applied to a side (u or i); "m:TOPIC:PARTITION"
                             -> mark of the items: offset of the user stage's source below which they have everything;
-                            SIDE -> a random number, the name of its last write; newest -> the largest event time
+                            SIDE -> a random number, the name of its last write; newest -> the largest event time;
+                            run -> run id of the server that writes it (see `restarts`)
     {d11:NS:B}:u:ID  :i:ID  packed state of a user, an item; :s: seen event ids and tombstone, :w: slates shown
     {d11:NS:B}:shadow-u:ID  the same of stress tests, and so on
 

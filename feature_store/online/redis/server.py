@@ -23,6 +23,7 @@ from redis.cluster import ClusterNode, RedisCluster
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
+    OutOfMemoryError,
     RedisClusterException,
     RedisError,
     ResponseError,
@@ -150,7 +151,8 @@ def errors_of(what: str) -> Iterator[None]:
             what, came=str(error), expected="a login that it takes", fix="Set password_file or the URL's login."
         ) from error
     except ResponseError as error:
-        if "OOM" not in str(error):  # also what a script says when its first write was refused
+        # A script says so in its own words when its first write was refused.
+        if not isinstance(error, OutOfMemoryError) and "OOM" not in str(error):
             raise _unavailable(what, error) from error
         raise Overloaded(
             what,

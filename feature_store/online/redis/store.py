@@ -17,6 +17,7 @@ from feature_store.commit import Commit, EntityKind, EntryKind, OffsetStep, Posi
 from feature_store.config import RedisStoreConfig
 from feature_store.online.redis.layout import BIND, META, SWITCH, Keys, Meta, field_of, side_of
 from feature_store.online.redis.reader import Reads, load
+from feature_store.online.redis.restarts import REFUSE_ANOTHER_RUN, RUN, Restarts
 from feature_store.online.redis.server import Client, check_server, errors_of
 from feature_store.read import item_features, user_features
 from feature_store.views import VIEW_SET
@@ -30,16 +31,16 @@ _DROP_KEYS_PER_CALL = 1_000
 # KEYS: the offsets, then entities. ARGV: side; name of the write it follows from; name of this one; newest event time;
 # number of offsets; field, expected, next of each; blobs. A call whose answer was lost is sent again: then the side has
 # its name already.
-_STEP = """
+_STEP = f"""
 local off, side, n = KEYS[1], ARGV[1], tonumber(ARGV[5])
 local name = redis.call('HGET', off, side) or ''
-if name == ARGV[3] then return {} end
+if name == ARGV[3] then return {{}} end
 for i = 6, 5 + 3 * n, 3 do
   local stored = redis.call('HGET', off, ARGV[i]) or '0'
-  if stored ~= ARGV[i + 1] then return {ARGV[i], ARGV[i + 1], stored} end
+  if stored ~= ARGV[i + 1] then return {{ARGV[i], ARGV[i + 1], stored}} end
 end
-if name ~= ARGV[2] then return {side, ARGV[2], name} end
-redis.call('HSET', off, side, ARGV[3])
+if name ~= ARGV[2] then return {{side, ARGV[2], name}} end
+{REFUSE_ANOTHER_RUN}redis.call('HSET', off, side, ARGV[3])
 for i = 6, 5 + 3 * n, 3 do redis.call('HSET', off, ARGV[i], ARGV[i + 2]) end
 if tonumber(ARGV[4]) > tonumber(redis.call('HGET', off, 'newest') or '0') then
   redis.call('HSET', off, 'newest', ARGV[4])
@@ -48,7 +49,7 @@ local base = 4 + 3 * n
 for k = 2, #KEYS do
   if ARGV[base + k] == '' then redis.call('DEL', KEYS[k]) else redis.call('SET', KEYS[k], ARGV[base + k]) end
 end
-return {}
+return {{}}
 """
 
 
@@ -96,7 +97,7 @@ class RedisStore(Reads):
         """What one side of some buckets has come to; commits follow from it. Raises: Unavailable, VersionMismatch."""
         meta = self.meta()
         if self._open is None or self._open.ns != meta.live:
-            self._open = _Namespace(self._client, self.what, meta.live, meta.buckets)
+            self._open = self._namespace(meta)
         return self._open.claim(side, buckets)
 
     def verify(self, side: EntityKind, buckets: Iterable[int]) -> None:
@@ -149,11 +150,14 @@ class RedisStore(Reads):
     def _forget_offsets(self) -> None:
         self._open = None
 
+    def _namespace(self, meta: Meta) -> _Namespace:
+        return _Namespace(self._client, self.what, meta.live, meta.buckets, self._config.timeout_s)
+
     @property
     def _live(self) -> _Namespace:
         if self._open is None:
             meta = self.meta()
-            self._open = _Namespace(self._client, self.what, meta.live, meta.buckets)
+            self._open = self._namespace(meta)
         return self._open
 
 
@@ -169,9 +173,12 @@ class _Call:
 class _Namespace:
     """Buckets of one namespace, and the name of the last write to each side that this writer knows."""
 
-    def __init__(self, client: Client, what: str, ns: str, num_buckets: int) -> None:
+    def __init__(self, client: Client, what: str, ns: str, num_buckets: int, wait_s: float) -> None:
+        """wait_s: for a server that was started anew (`Restarts`)."""
         self._client, self._what, self.ns, self.num_buckets = client, what, ns, num_buckets
         self._keys = Keys(ns, num_buckets)
+        keys = [self._keys.offsets(b) for b in range(num_buckets)]
+        self.settle = Restarts(client, what, keys, wait_s).settle
         self._known: dict[Part, str] = {}
 
     def load(self, kind: EntryKind, ids: Sequence[str], *, shadow: bool = False) -> list[bytes]:
@@ -191,7 +198,8 @@ class _Namespace:
         return found
 
     def claim(self, side: EntityKind, buckets: Iterable[int]) -> dict[int, Position]:
-        """Positions as they are now."""
+        """Positions as they are now, on servers that can be written to."""
+        self.settle()
         wanted, found = list(buckets), {}
         for bucket, stored in zip(wanted, self._stored(wanted), strict=True):
             self._known[side, bucket] = stored.get(side.encode(), b"").decode()
@@ -271,6 +279,13 @@ class _Namespace:
         return found
 
     def _refused(self, part: Part, name: str, expected: str, stored: str) -> Conflict:
+        if name == RUN:
+            return Conflict(
+                f"bucket {part[1]} of {self._what}",
+                came="a step for the server as it was before it was started anew, or before the bucket moved",
+                expected="one for the server as it is now",
+                fix="Start again from the stored offset; it has its AOF written anew first.",
+            )
         source, _, partition = name.partition(":")[2].rpartition(":")
         if not source:
             return self._overtaken(part)
@@ -302,9 +317,10 @@ class RedisRebuild:
         with errors_of(what):
             stored: Any = client.hgetall(META)
             old = Meta.parse(stored, what)
+            _Namespace(client, what, old.live, old.buckets, config.timeout_s).settle()
             self._number: Any = client.hincrby(META, "rebuilds", 1)
             _drop(client, keep=old.live)
-        self._new = _Namespace(client, what, f"{VIEW_SET}.{self._number}", old.buckets)
+        self._new = _Namespace(client, what, f"{VIEW_SET}.{self._number}", old.buckets, config.timeout_s)
 
     def load(self, kind: EntryKind, ids: Sequence[str], *, shadow: bool = False) -> list[bytes]:
         """Packed state of entities in the new namespace."""

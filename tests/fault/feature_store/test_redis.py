@@ -195,8 +195,7 @@ def test_a_redis_killed_and_restarted_is_replayed_from_what_it_kept(redis_server
 def test_a_redis_that_lost_its_last_writes_refuses_the_next_step(redis_server):
     store = open_store(redis_server.url)
     store.commit(Commit(updates=[Update("user", ["a"], [b"1"])], offsets=[OffsetStep("events", 0, 0, 5)]))
-    redis_server.until(lambda: redis_server.client.info("persistence")["aof_pending_bio_fsync"] == 0)
-    size = redis_server.aof.stat().st_size
+    size = synced(redis_server)
     store.commit(Commit(updates=[Update("user", ["a"], [b"2"])], offsets=[OffsetStep("events", 0, 5, 9)]))
     redis_server.kill(keep_bytes=size)
     redis_server.start()
@@ -205,6 +204,46 @@ def test_a_redis_that_lost_its_last_writes_refuses_the_next_step(redis_server):
     assert store.offsets("events") == {0: 5}
     assert store.load("user", ["a"]) == [b"1"]
     store.close()
+
+
+def test_a_transaction_torn_in_the_aof_is_not_half_applied_by_the_start_after_the_next(redis_server):
+    """A start drops it, but cuts the file behind its last whole command: the next start would find what came later
+    behind the MULTI, and apply all of it.
+    """
+    first = Commit(
+        updates=[Update("user", USERS, [b"1"] * 60)], offsets=[OffsetStep("events", b, 0, 5) for b in (0, 1)]
+    )
+    torn = Commit(updates=[Update("user", USERS, [b"2"] * 60)], offsets=[OffsetStep("events", b, 5, 9) for b in (0, 1)])
+    store = open_store(redis_server.url)
+    store.commit(first)
+    size = synced(redis_server)
+    store.commit(torn)
+    synced(redis_server)
+    tail = redis_server.aof.read_bytes()[size:]
+    redis_server.kill(keep_bytes=size + tail.index(b"$1\r\n2\r\n") + 3)  # in the first blob, behind the offsets
+    redis_server.start()
+    with pytest.raises((Conflict, Unavailable)):
+        store.commit(Commit(updates=[Update("user", ["a"], [b"3"])]))
+    store.commit(Commit(updates=[Update("user", ["a"], [b"3"])]))
+    assert store.offsets("events") == {0: 5, 1: 5}
+    synced(redis_server)
+    redis_server.kill()
+    redis_server.start()
+    assert store.offsets("events") == {0: 5, 1: 5}
+    assert store.load("user", ["a", *USERS]) == [b"3", *[b"1"] * 60]
+    store.close()
+
+
+def synced(server) -> int:
+    """Bytes of the AOF once all of it is on disk."""
+    sizes = [-1]
+
+    def stands() -> bool:
+        sizes.append(server.aof.stat().st_size)
+        return sizes[-1] == sizes[-2] and server.client.info("persistence")["aof_pending_bio_fsync"] == 0
+
+    server.until(stands)
+    return sizes[-1]
 
 
 @both
