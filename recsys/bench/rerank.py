@@ -1,134 +1,212 @@
-"""[heavy] Our Qwen3-MoE forward against transformers on the same weights: 50 candidates, one user.
+"""[heavy] Our Qwen3-MoE forward against transformers and llama.cpp on the same weights, and a rerank as it is served.
 
-Two peers: transformers with one shared prefix cache, the honest one, and transformers pointwise, every candidate with
-its prefix again. All give the same log-odds, which is checked first. limit: the multiply-adds of the active parameters
-at the speed of a large matrix product measured beside them.
+One user's prefix of 256 tokens, N candidates of 16, each contestant at its fastest setting: a sweep tries every one
+first and is in the document. Candidates per second by wall time and by CPU time, cold (prefix computed) and warm. The
+peer of a row is the faster one of its precision's peers; `median` has all of them. limit: the multiply-adds at the
+speed of this machine's fastest plain product. Score cache and adaptive depth are the service's: off here.
 
-Shape legend: N candidates, P prefix tokens, S tokens of a candidate, D hidden, V vocabulary.
+Shape legend: N candidates, P prefix tokens, S tokens of a candidate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
-from transformers import DynamicCache, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from scipy.stats import kendalltau
+from torch import Tensor
 
-from llm_reranker.attention import PackedCausal, SharedPrefix
-from llm_reranker.model import Model, ModelConfig
-from recsys.bench.harness import Contest, Row, measure
+from llm_reranker.linear import kernels, linear
+from llm_reranker.model import ModelConfig
+from recsys.bench import rerank_llama_cpp as llama_cpp
+from recsys.bench.harness import Row, sampled
+from recsys.bench.rerank_peers import Contestant, Ours, Transformers, random_model, tensors
+from recsys.bench.rerank_served import served
 from recsys.core import Internal
+from recsys.core.progress import bar
 
-_YES, _NO, _TOLERANCE = 7, 11, 1e-3
+_HEADS = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32}
+SHAPES = {
+    "8 experts of 256, top 2": {"hidden_size": 256, "num_hidden_layers": 4, **_HEADS, "num_experts": 8,
+                                "num_experts_per_tok": 2, "moe_intermediate_size": 256},
+    "32 experts of 128, top 4": {"hidden_size": 256, "num_hidden_layers": 4, **_HEADS, "num_experts": 32,
+                                 "num_experts_per_tok": 4, "moe_intermediate_size": 128},
+    "the default student": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+                            "num_key_value_heads": 2, "head_dim": 32, "num_experts": 8, "num_experts_per_tok": 2,
+                            "moe_intermediate_size": 128},
+}  # fmt: skip
+_CANDIDATES, _PREFIX, _SUFFIX = (50, 100, 200), 256, 16
+_PEERS = {"fp32": ("transformers", "llama.cpp F32"), "int8": ("transformers", "llama.cpp F32", "llama.cpp Q8_0")}
+_OURS = {precision: f"double11 {precision}" for precision in _PEERS}
+_TAU_MIN, _REPEATS, _GEMM = 0.99, 7, 512
+Run = Callable[[], Tensor]
 
 
-def bench(quick: bool) -> tuple[dict[str, Any], list[Row]]:
-    """Milliseconds for all candidates, prefix included."""
-    n, p, s = (6, 24, 4) if quick else (50, 256, 16)
-    repeats = 2 if quick else 7
-    size = {"hidden_size": 64, "num_hidden_layers": 2} if quick else {"hidden_size": 256, "num_hidden_layers": 4}
-    torch.manual_seed(0)
-    theirs: Any = Qwen3MoeForCausalLM(_config(size)).eval()
-    config = ModelConfig.from_json(theirs.config.to_dict(), "bench")
-    ours = Model(config, _tensors(theirs, config))
+def bench(quick: bool, run_path: Path | None = None) -> tuple[dict[str, Any], list[Row]]:
+    """Candidates per second of the forwards; milliseconds of served requests (of the run's reranker, where given)."""
+    shapes = dict(list(SHAPES.items())[-1:]) if quick else SHAPES
+    sizes, (p, s), repeats = ((6,), (24, 4), 2) if quick else (_CANDIDATES, (_PREFIX, _SUFFIX), _REPEATS)
+    sweep: dict[str, dict[str, float]] = {}
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="double11-bench-") as name:
+        folder = Path(name)
+        with torch.inference_mode(), bar(total=len(shapes) * len(sizes), what="bench", unit="shape") as progress:
+            gemm = _gemm_flops_per_s()
+            for shape, size in shapes.items():
+                model = random_model(size)
+                for n in sizes:
+                    rows += _field(f"{shape}, {n} candidates", model, (n, p, s), repeats, gemm, folder, sweep)
+                    progress.update(1)
+        rows += served(folder, run_path, requests=8 if quick else 400)
+    peer = "ran" if llama_cpp.installed() else f"peer not installed: {llama_cpp.INSTALL}"
+    config = {
+        "shapes": shapes, "prefix_tokens": p, "candidate_tokens": s, "repeats": repeats, "kernels": kernels(),
+        "threads": torch.get_num_threads(), "gemm_gflops": {k: v / 1e9 for k, v in gemm.items()}, "llama.cpp": peer,
+        "sweep_candidates_per_s": sweep,
+    }  # fmt: skip
+    return config, rows
+
+
+def _field(
+    what: str,
+    model: Any,
+    counts: tuple[int, int, int],
+    repeats: int,
+    gemm: dict[str, float],
+    folder: Path,
+    sweep: dict[str, dict[str, float]],
+) -> list[Row]:
+    """All rows of one shape and number of candidates."""
+    n, p, s = counts
+    config = ModelConfig.from_json(model.config.to_dict(), "bench")
+    weights = tensors(model, config)
     prefix_P, suffix_NS = torch.randint(0, config.vocab_size, (p,)), torch.randint(0, config.vocab_size, (n, s))
-    forwards: dict[str, Callable[[], torch.Tensor]] = {
-        "ours": lambda: _ours(ours, prefix_P, suffix_NS),
-        "cached": lambda: _cached(theirs, prefix_P, suffix_NS),
-        "pointwise": lambda: _pointwise(theirs, prefix_P, suffix_NS),
-    }
-    with torch.inference_mode():
-        scores = {name: forward() for name, forward in forwards.items()}
-        for name in ("cached", "pointwise"):
-            off = float((scores[name] - scores["ours"]).abs().max())
-            if off > _TOLERANCE:
-                raise Internal(f"scores of {name}", came=off, expected=f"within {_TOLERANCE} of ours", fix="Report it.")
-
-        def work(name: str) -> Any:
-            def run() -> float:
-                forwards[name]()
-                return 1.0
-
-            return run
-
-        one = ("double11", work("ours"))
-        limit = ("active multiply-adds at GEMM speed", _gemm(2 * config.active_parameters() * (p + n * s)))
-        contests = [
-            Contest(what=f"rerank {n}, peer shares the prefix", unit="ms", ours=one, limit=limit,
-                    peer=("transformers, shared prefix cache", work("cached"))),
-            Contest(what=f"rerank {n}, peer pointwise", unit="ms", ours=one, limit=limit,
-                    peer=("transformers, pointwise", work("pointwise"))),
-        ]  # fmt: skip
-        rows = measure(contests, repeats=repeats)
-    shape = {"candidates": n, "prefix_tokens": p, "candidate_tokens": s, "threads": torch.get_num_threads()}
-    return {**shape, **size, "active_parameters": config.active_parameters(), "repeats": repeats}, rows
-
-
-def _config(size: dict[str, int]) -> Qwen3MoeConfig:
-    return Qwen3MoeConfig(
-        **size, vocab_size=4096, intermediate_size=2 * size["hidden_size"], moe_intermediate_size=size["hidden_size"],
-        num_attention_heads=4, num_key_value_heads=2, head_dim=32, num_experts=8, num_experts_per_tok=2,
-        norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[], tie_word_embeddings=True,
-        max_position_embeddings=1024,
-    )  # fmt: skip
-
-
-def _tensors(theirs: Qwen3MoeForCausalLM, config: ModelConfig) -> dict[str, torch.Tensor]:
-    """Their weights by the names of a checkpoint file; in memory transformers has one tensor for a layer's experts."""
-    tensors = {name: value.detach() for name, value in theirs.state_dict().items()}
-    for layer in range(config.num_hidden_layers):
-        at = f"model.layers.{layer}.mlp.experts."
-        if f"{at}gate_up_proj" not in tensors:
-            continue
-        gate_up, down = tensors.pop(f"{at}gate_up_proj"), tensors.pop(f"{at}down_proj")
-        for e in range(config.num_experts):
-            gate, up = gate_up[e].chunk(2)
-            tensors |= {
-                f"{at}{e}.gate_proj.weight": gate,
-                f"{at}{e}.up_proj.weight": up,
-                f"{at}{e}.down_proj.weight": down[e],
+    with ExitStack() as stack:
+        field: dict[str, Contestant] = {name: Ours(config, weights, of) for of, name in _OURS.items()}  # type: ignore[arg-type]
+        tried = sweep[what] = {}
+        for kind, contestants in _peers(model, config, weights, counts, folder, stack).items():
+            for c in contestants:
+                c.cold(prefix_P, suffix_NS)
+                seconds = _cpu_s(lambda c=c: c.warm(suffix_NS))  # type: ignore[misc]
+                tried[c.name] = round(n / seconds, 1)
+            field[kind] = max(contestants, key=lambda c: tried[c.name])
+        scores = {name: c.cold(prefix_P, suffix_NS) for name, c in field.items()}
+        rows = [_tau(what, name, scores) for name in field if name != "transformers"]
+        for state in ("cold", "warm"):
+            runs: dict[str, Run] = {
+                kind: (lambda c=c: c.cold(prefix_P, suffix_NS)) if state == "cold" else (lambda c=c: c.warm(suffix_NS))  # type: ignore[misc]
+                for kind, c in field.items()
             }
-    return tensors
+            took = _timed(runs, repeats)
+            flops = _flops(config, n, s, p) + (_flops(config, 1, p, 0, last=False) if state == "cold" else 0)
+            names = {kind: c.name for kind, c in field.items()}
+            rows += _rows(f"{what}, {state} prefix", n, took, names, {k: n / (flops / v) for k, v in gemm.items()})
+    return rows
 
 
-def _ours(model: Model, prefix_P: torch.Tensor, suffix_NS: torch.Tensor) -> torch.Tensor:
-    (n, s), p = suffix_NS.shape, len(prefix_P)
-    packed = PackedCausal([p], states=False)
-    model.hidden(model.embed(prefix_P), torch.arange(p), packed)
-    position_T = torch.arange(p, p + s).repeat(n)
-    last = SharedPrefix(packed.kept, [[s] * n], last_only=True)
-    return model.hidden(model.embed(suffix_NS.flatten()), position_T, last) @ model.label_direction(_YES, _NO)
+def _peers(
+    model: Any, config: ModelConfig, weights: dict[str, Tensor], counts: tuple[int, int, int], folder: Path,
+    stack: ExitStack,
+) -> dict[str, list[Contestant]]:  # fmt: skip
+    """Every setting of every peer, by kind."""
+    n, p, s = counts
+    found: dict[str, list[Contestant]] = {
+        "transformers": [Transformers(model, w, e) for w in ("shared", "packed") for e in ("eager", "grouped_mm")]
+    }
+    if llama_cpp.installed():
+        for kind in ("F32", "Q8_0"):
+            path = folder / f"{kind}.gguf"
+            llama_cpp.write_gguf(path, config, weights, kind)
+            found[f"llama.cpp {kind}"] = [
+                stack.enter_context(_opened(path, kind, setting, p + n * s, n + 1)) for setting in llama_cpp.SETTINGS
+            ]
+    return found
 
 
-def _cached(model: Qwen3MoeForCausalLM, prefix_P: torch.Tensor, suffix_NS: torch.Tensor) -> torch.Tensor:
-    n, p = len(suffix_NS), len(prefix_P)
-    cache = DynamicCache(config=model.config)
-    model.model(prefix_P[None], past_key_values=cache, use_cache=True)
-    cache.batch_repeat_interleave(n)
-    position_NS = torch.arange(p, p + suffix_NS.shape[1]).expand(n, -1)
-    hidden = model.model(suffix_NS, past_key_values=cache, position_ids=position_NS).last_hidden_state[:, -1]
-    return _odds(model, hidden)
+@contextmanager
+def _opened(path: Path, kind: str, setting: llama_cpp.Setting, tokens: int, sequences: int) -> Iterator[Contestant]:
+    contestant = llama_cpp.LlamaCpp(
+        path, kind, setting, tokens_max=tokens, sequences=sequences, threads=torch.get_num_threads()
+    )
+    yield contestant
+    contestant.close()
 
 
-def _pointwise(model: Qwen3MoeForCausalLM, prefix_P: torch.Tensor, suffix_NS: torch.Tensor) -> torch.Tensor:
-    ids = torch.cat([prefix_P.expand(len(suffix_NS), -1), suffix_NS], dim=1)
-    return _odds(model, model.model(ids, use_cache=False).last_hidden_state[:, -1])
+def _tau(what: str, name: str, scores: dict[str, Tensor]) -> Row:
+    """Agreement of the order with transformers'. Raises: Internal where float32 forwards disagree: no fair race."""
+    tau = float(kendalltau(scores[name], scores["transformers"]).statistic)
+    if name == _OURS["fp32"] and tau < _TAU_MIN:
+        raise Internal(f"{what}, order of {name}", came=tau, expected=f"tau >= {_TAU_MIN}", fix="Report it.")
+    return sampled(f"{what}, order against transformers", "tau", {"ours": (name, [tau])})
 
 
-def _odds(model: Qwen3MoeForCausalLM, hidden_ND: torch.Tensor) -> torch.Tensor:
-    logits: torch.Tensor = hidden_ND @ model.lm_head.weight[[_YES, _NO]].T
-    return logits[:, 0] - logits[:, 1]
+def _timed(runs: dict[str, Run], repeats: int) -> dict[str, list[tuple[float, float]]]:
+    """Wall and CPU seconds of each, taking turns in rotating order; the first round warms up."""
+    took: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    order = list(runs)
+    for round_ in range(repeats + 1):
+        for name in order[round_ % len(order) :] + order[: round_ % len(order)]:
+            wall_s, cpu_s = time.perf_counter(), time.process_time()
+            runs[name]()
+            if round_:
+                took[name].append((time.perf_counter() - wall_s, time.process_time() - cpu_s))
+    return took
 
 
-def _gemm(flops: int) -> Any:
-    """Work that does about `flops` in square matrix products and says what share of them it did."""
-    a = torch.randn(512, 512)
-    times = max(1, round(flops / (2 * 512**3)))
+def _rows(
+    what: str, n: int, took: dict[str, list[tuple[float, float]]], names: dict[str, str], limits: dict[str, float]
+) -> list[Row]:
+    rows = []
+    for precision, kinds in _PEERS.items():
+        for index, clock in enumerate(("wall", "CPU")):
+            per_s = {kind: [n / sample[index] for sample in samples] for kind, samples in took.items()}
+            peers = [kind for kind in kinds if kind in per_s]
+            best = max(peers, key=lambda kind: median(per_s[kind]))
+            roles: dict[str, tuple[str, Sequence[float]]] = {
+                "ours": (names[_OURS[precision]], per_s[_OURS[precision]]),
+                "peer": (names[best], per_s[best]),
+                "limit": ("multiply-adds at GEMM speed", [limits[precision]]),
+                **{kind: (names[kind], per_s[kind]) for kind in peers if kind != best},
+            }
+            rows.append(sampled(f"{what}, {precision}, {clock}", "per_s", roles))
+    return rows
 
-    def run() -> float:
-        for _ in range(times):
-            a @ a
-        return times * 2 * 512**3 / flops
 
-    return run
+def _flops(c: ModelConfig, sequences: int, tokens: int, prefix: int, *, last: bool = True) -> int:
+    """Of `sequences` x `tokens` after a prefix: projections, experts and attention that the scores need.
+
+    In the last layer keys and values of all tokens, all else of one token a sequence (last) or of none.
+    """
+    t, heads, d = sequences * tokens, c.num_attention_heads * c.head_dim, c.hidden_size
+    key_values = 2 * c.num_key_value_heads * c.head_dim * d
+    attended = 2 * heads * (prefix + tokens / 2)
+    experts = c.num_experts_per_tok * 3 * d * c.moe_intermediate_size + d * c.num_experts
+    rest = 2 * heads * d + attended + experts
+    whole = (c.num_hidden_layers - 1) * t * (key_values + rest) + t * key_values + (sequences * rest if last else 0)
+    return int(2 * whole)
+
+
+def _gemm_flops_per_s() -> dict[str, float]:
+    """Of the fastest plain product of each precision that this machine has: square, whatever library."""
+    a, b = torch.randn(_GEMM, _GEMM), torch.randn(_GEMM, _GEMM)
+    packed = {precision: linear(b, precision) for precision in ("fp32", "int8")}
+    rows = {precision: product.inputs(a) for precision, product in packed.items()}
+    of_packed = {p: 2 * _GEMM**3 / _cpu_s(lambda p=p: packed[p].product(rows[p])) for p in packed}  # type: ignore[misc]
+    return {**of_packed, "fp32": max(of_packed["fp32"], 2 * _GEMM**3 / _cpu_s(lambda: a @ b))}
+
+
+def _cpu_s(work: Run) -> float:
+    """The quicker of three runs after one that warms up, CPU seconds: other processes only ever add."""
+    work()
+    took = []
+    for _ in range(3):
+        started_s = time.process_time()
+        work()
+        took.append(time.process_time() - started_s)
+    return min(took)

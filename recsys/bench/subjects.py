@@ -32,7 +32,8 @@ def run(
     run_path: Path | None = None,
 ) -> dict[str, Any]:
     """Run one benchmark and return its document. quick: small sizes, for a test of the benchmark itself. events: of
-    `ingest`, instead of 10 million. run_path: the run whose tower's item vectors `retrieval` takes.
+    `ingest`, instead of 10 million. run_path: the run whose tower's item vectors `retrieval` takes, and whose reranker
+    `rerank` serves.
 
     Raises: BadInput for an unknown name, or `serve` without a deployment; Unavailable when a peer is not installed.
     """
@@ -41,7 +42,7 @@ def run(
     module = importlib.import_module(f"recsys.bench.{name}")
     if name == "ingest":
         return document(name, *module.bench(quick, events))
-    if name == "retrieval":
+    if name in ("retrieval", "rerank"):
         return document(name, *module.bench(quick, run_path))
     if name != "serve":
         return document(name, *module.bench(quick))

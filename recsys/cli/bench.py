@@ -14,7 +14,7 @@ from recsys.core.urls import default_url
 @click.command()
 @click.argument("name", type=click.Choice(["retrieval", "rerank", "features", "ingest", "train", "serve"]))
 @click.option("--quick", is_flag=True, help="Small sizes: tries the benchmark, proves nothing.")
-@click.option("--run", "run_path", type=click.Path(path_type=Path), help="serve, retrieval: run directory.")
+@click.option("--run", "run_path", type=click.Path(path_type=Path), help="serve, retrieval, rerank: run directory.")
 @click.option("--store", help="serve: store URL (default embedded:$DOUBLE11_HOME or embedded:./.double11).")
 @click.option("--users", type=click.Path(path_type=Path, exists=True), help="serve: a file with one user id a line.")
 @click.option("--events", type=click.IntRange(1_000, 10_000_000), help="ingest: events (default 10 million).")
