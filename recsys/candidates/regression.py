@@ -45,8 +45,10 @@ def build(events: pl.DataFrame, items: ItemTable, until_us: int) -> pa.Table:
         return SCHEMA.empty_table()
     links_KK = _links(_gram(rows, modelled))
     kept = min(NEIGHBOURS_MAX, len(modelled) - 1)
-    best_KN = np.argsort(-links_KK, axis=1, kind="stable")[:, :kept]
+    best_KN = np.sort(np.argpartition(-links_KK, kept, axis=1)[:, :kept], axis=1)
     score_KN = np.take_along_axis(links_KK, best_KN, axis=1)
+    order_KN = np.argsort(-score_KN, axis=1, kind="stable")
+    best_KN, score_KN = np.take_along_axis(best_KN, order_KN, 1), np.take_along_axis(score_KN, order_KN, 1)
     positive = score_KN > 0
     owner = np.repeat(modelled, positive.sum(axis=1))
     return pa.table([owner, modelled[best_KN[positive]], score_KN[positive].astype(np.float32)], schema=SCHEMA)
