@@ -67,7 +67,7 @@ _CASCADE = (
     Feed(source="text_similar", quota=40, weight=0.1),
     Feed(source="ann", quota=60, weight=0.3),
     Feed(source="trending", quota=40, weight=0.3),
-    Feed(source="popular", quota=40, weight=0.5),
+    Feed(source="popular", quota=100, weight=0.5),
     Feed(source="new_arrivals", quota=40, weight=0.05),
     Feed(source="just_listed", quota=20, weight=0.05),
 )
