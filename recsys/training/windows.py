@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from recsys.core import BadInput
 
-DAY_US = 86_400_000_000
+DAY_US, _HOUR_US = 86_400_000_000, 3_600_000_000
 _SPAN_SHARE = 10  # a window is a tenth of the data's span
 _DAYS_MIN, _DAYS_MAX = 1, 30
+_LENGTHS_MIN = 3  # of history, training and validation: one window's length each
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -20,10 +21,16 @@ class Window:
 
 
 def window_length_us(first_event_us: int, until_us: int, days: float = 0.0) -> int:
-    """A tenth of the span, at least 1 and at most 30 days; `days` > 0 says otherwise. Microseconds."""
+    """A tenth of the span, at least 1 and at most 30 days; `days` > 0 says otherwise. Microseconds.
+
+    Data of fewer days than windows of a day need is divided by ten all the same, down to an hour.
+    """
     if days > 0:
         return int(days * DAY_US)
-    return min(max((until_us - first_event_us) // _SPAN_SHARE, _DAYS_MIN * DAY_US), _DAYS_MAX * DAY_US)
+    tenth_us = (until_us - first_event_us) // _SPAN_SHARE
+    if until_us - first_event_us < _LENGTHS_MIN * _DAYS_MIN * DAY_US and tenth_us >= _HOUR_US:
+        return tenth_us
+    return min(max(tenth_us, _DAYS_MIN * DAY_US), _DAYS_MAX * DAY_US)
 
 
 def stacked(first_event_us: int, until_us: int, *, windows: int, days: float = 0.0) -> list[Window]:
@@ -34,7 +41,7 @@ def stacked(first_event_us: int, until_us: int, *, windows: int, days: float = 0
     """
     length_us = window_length_us(first_event_us, until_us, days)
     fitting = (until_us - first_event_us) // length_us - 1
-    if fitting < 2:
+    if fitting < _LENGTHS_MIN - 1:
         raise BadInput(
             "training windows",
             came=f"{(until_us - first_event_us) / DAY_US:.2f} days of events, windows of {length_us / DAY_US:.2f} days",

@@ -5,7 +5,7 @@ from recsys.training import TrainingConfig
 from recsys.training.windows import DAY_US, Window, stacked, window_length_us
 
 
-@pytest.mark.parametrize(("days", "length"), [(9, 1), (138, 13.8), (240, 24), (600, 30)])
+@pytest.mark.parametrize(("days", "length"), [(2, 0.2), (4, 1), (9, 1), (138, 13.8), (240, 24), (600, 30)])
 def test_a_window_is_a_tenth_of_the_span_within_bounds(days, length):
     assert window_length_us(0, days * DAY_US) == length * DAY_US
 
@@ -19,7 +19,7 @@ def test_short_data_gives_fewer_windows_and_too_short_is_refused():
     assert len(stacked(0, 4 * DAY_US, windows=5)) == 3
     assert stacked(0, 4 * DAY_US, windows=5, days=1.3)[0].from_us >= 1.3 * DAY_US
     with pytest.raises(BadInput, match="window-days"):
-        stacked(0, 2 * DAY_US, windows=5)
+        stacked(0, 2 * DAY_US, windows=5, days=1)
 
 
 @pytest.mark.parametrize("days", [1e-13, -1.0, 400.0, float("nan")])
