@@ -38,21 +38,16 @@ class RankerNet(nn.Module):
         super().__init__()
         self.scaling = Scaling(num_features, config.quantiles, config.bins)
         self.tables = bag_tables({"item": num_rows}, config.dim, {"item": ["candidate", "history"]})
-        width = self.scaling.num_outputs
-        self.wide = nn.Linear(width, 1)
-        self.deep = nn.Sequential(
-            nn.Dropout(config.dropout),
-            nn.Linear(width + 1, config.hidden),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(config.hidden, 1),
-        )
+        self.first = nn.Linear(self.scaling.num_outputs, 1 + config.hidden)
+        self.meeting = nn.Linear(1, config.hidden, bias=False)
+        self.last = nn.Sequential(nn.GELU(), nn.Dropout(config.dropout), nn.Linear(config.hidden, 1))
 
     def forward(self, x_NX: Tensor, ids: KeyedJaggedTensor, query_N: Tensor) -> Tensor:
         """Logits [N]. x_NX: what `scaling` gives; ids: from `Ranker.ids`; query_N: each candidate's history."""
         bags = self.tables(ids)
         met_N1 = (bags["candidate"][: len(query_N)] * bags["history"][query_N]).sum(dim=1, keepdim=True)
-        logit_N1: Tensor = self.wide(x_NX) + self.deep(torch.cat([x_NX, met_N1], dim=1))
+        wide_N1, deep_NH = self.first(x_NX).split([1, self.meeting.out_features], dim=1)  # one product for both parts
+        logit_N1: Tensor = wide_N1 + self.last(deep_NH + self.meeting(met_N1))
         return logit_N1.squeeze(1)
 
 
@@ -66,10 +61,28 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Prior:
-    """An order to lean on where training saw little: weight times the place of one feature, added to the logit."""
+    """An order to lean on where training saw little, or another kind of day: added to the logit.
 
-    feature: str = "retrieval_score"
-    weight: float = 0.0
+    source: whose order, by the feature SOURCE_reciprocal_rank (0 = silent). What is added is the weight times the worth
+    of the place in NDCG, 1 / log2(1 + place), nothing where the source is silent. Places mean the same on every day,
+    scores and counts do not.
+    """
+
+    source: str
+    weight: float
+
+    @property
+    def feature(self) -> str:
+        """The column it reads."""
+        return f"{self.source}_reciprocal_rank"
+
+    def worth(self, reciprocal_rank: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """1 / log2(1 + place) of each row, 0 where the feature is 0 or missing. Shape [N]."""
+        rank = np.nan_to_num(reciprocal_rank)
+        said = rank > 0
+        worth = np.zeros(len(rank), np.float32)
+        worth[said] = 1.0 / np.log2(1.0 + 1.0 / rank[said])
+        return worth
 
 
 class Ranker:
@@ -81,14 +94,14 @@ class Ranker:
         feature_names: Sequence[str],
         vocabulary: Vocabulary,
         config: RankerConfig,
-        prior: Prior | None = None,
+        priors: Sequence[Prior] = (),
         calibration: Calibration | None = None,
         version: str = "unsaved",
     ) -> None:
         """Use `load`, or training."""
         self.net, self.vocabulary, self.config, self.version = net, vocabulary, config, version
         self.feature_names = tuple(feature_names)
-        self.prior, self.calibration = prior or Prior(), calibration or Calibration()
+        self.priors, self.calibration = tuple(priors), calibration or Calibration()
 
     @classmethod
     def load(cls, run: RunDirectory) -> Ranker:
@@ -96,11 +109,12 @@ class Ranker:
         stored = storage.load(run, "ranker")
         with run.settings_of("model ranker"):
             names, config = tuple(stored.settings["feature_names"]), RankerConfig(**stored.settings["config"])
-            prior, calibration = Prior(**stored.settings["prior"]), Calibration(**stored.settings["calibration"])
+            priors = [Prior(**prior) for prior in stored.settings["priors"]]
+            calibration = Calibration(**stored.settings["calibration"])
             vocabulary = Vocabulary(stored.tensors["items.key"].numpy())
         net = RankerNet(len(names), vocabulary.num_rows, config)
         storage.restore(net, stored.section("net"), f"run {run.run_id}, models/ranker.safetensors")
-        return cls(net, names, vocabulary, config, prior, calibration, stored.version)
+        return cls(net, names, vocabulary, config, priors, calibration, stored.version)
 
     def save(self, folder: Path) -> None:
         """Write ranker.safetensors and ranker.json into `folder`."""
@@ -110,7 +124,7 @@ class Ranker:
             "config": asdict(self.config),
             "feature_names": list(self.feature_names),
             "defaults": dict.fromkeys(self.feature_names),  # null: a missing value is an input of its own
-            "prior": asdict(self.prior),
+            "priors": [asdict(prior) for prior in self.priors],
             "calibration": asdict(self.calibration),
         }
         self.version = storage.save(folder, "ranker", settings, tensors)
@@ -126,7 +140,6 @@ class Ranker:
         rows = self.vocabulary.rows
         return keyed({"candidate": Jagged(rows(item_key), candidate), "history": Jagged(rows(used.item_key), history)})
 
-    @torch.inference_mode()
     def score(
         self,
         values: npt.NDArray[np.float32],
@@ -151,15 +164,30 @@ class Ranker:
                 fix="Pass the matrix with its own names.",
             )
         one = Histories.from_lists([history_keys], [history_types], [history_times_us], [as_of_us])
-        num_candidates = len(item_key)
-        if not num_candidates:
+        if not len(item_key):
             return np.empty(0, np.float32)
-        x_NX = self.net.scaling(torch.from_numpy(self._in_order(values, names)))
-        logit_N = self.net(x_NX, self.ids(item_key, one), torch.zeros(num_candidates, dtype=torch.int64))
-        if self.prior.weight:
-            logit_N += self.prior.weight * x_NX[:, self.feature_names.index(self.prior.feature)]
-        scores: npt.NDArray[np.float32] = (self.calibration.slope * logit_N + self.calibration.intercept).numpy()
+        values = self._in_order(values, names)
+        logit = self.logits(values, item_key, one, np.zeros(len(item_key), np.int64))
+        for prior in self.priors:
+            logit += prior.weight * prior.worth(values[:, self.feature_names.index(prior.feature)])
+        scores: npt.NDArray[np.float32] = self.calibration.slope * logit + self.calibration.intercept
         return scores
+
+    @torch.inference_mode()
+    def logits(
+        self,
+        values: npt.NDArray[np.float32],
+        item_key: npt.NDArray[np.int64],
+        histories: Histories,
+        query: npt.NDArray[np.int64],
+    ) -> npt.NDArray[np.float32]:
+        """What the network alone says of N candidates of Q users [N]; query: each candidate's user.
+
+        values: [N, F] in the order of `feature_names`.
+        """
+        x_NX = self.net.scaling(torch.from_numpy(values))
+        logit: npt.NDArray[np.float32] = self.net(x_NX, self.ids(item_key, histories), torch.from_numpy(query)).numpy()
+        return logit
 
     def _in_order(self, values: npt.NDArray[np.float32], names: Sequence[str]) -> npt.NDArray[np.float32]:
         if tuple(names) == self.feature_names:

@@ -61,14 +61,24 @@ class Scaling(nn.Module):
 
     def forward(self, values_NF: Tensor) -> Tensor:
         """Raw features [N, F], NaN = missing, to inputs [N, (3 + B) F]: places, logarithms, missing, bins."""
+        return self.spread(self.encode(values_NF))
+
+    def encode(self, values_NF: Tensor) -> Tensor:
+        """Places and logarithms of raw features, [N, 2 F], NaN where missing: what training works out once per row."""
         missing_NF = ~torch.isfinite(values_NF)
         filled_NF = torch.where(missing_NF, 0.0, values_NF)
-        place_NF = self._place(filled_NF)
         scaled_NF = ((_signed_log(filled_NF) - self.mean_F) / self.std_F).clamp(-_CLIP, _CLIP)
-        keep_NF = ~missing_NF
-        parts = [place_NF * keep_NF, scaled_NF * keep_NF, missing_NF.float()]
-        filled_bins_NF = (place_NF + 1.0) * (self.bins / 2.0)
-        parts += [(filled_bins_NF - b).clamp(0.0, 1.0) * keep_NF for b in range(self.bins)]
+        encoded = torch.cat([self._place(filled_NF), scaled_NF], dim=1)
+        return encoded.masked_fill_(missing_NF.repeat(1, 2), torch.nan)
+
+    def spread(self, encoded: Tensor) -> Tensor:
+        """Inputs [N, (3 + B) F] of what `encode` gave."""
+        missing = torch.isnan(encoded)
+        missing_NF = missing[:, : len(self.mean_F)]
+        place_NF = encoded[:, : len(self.mean_F)]
+        parts = [torch.where(missing, 0.0, encoded), missing_NF.float()]
+        filled_bins_NF = torch.where(missing_NF, -1.0, place_NF).add_(1.0).mul_(self.bins / 2.0)
+        parts += [(filled_bins_NF - b).clamp_(0.0, 1.0) for b in range(self.bins)]
         return torch.cat(parts, dim=1)
 
     def _place(self, values_NF: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ from recsys.data import Dataset
 from recsys.models.ranker import Calibration, Prior, Ranker
 from recsys.training.base_run import iso, join_base, manifest_fields, write_base
 from recsys.training.launch import launch
-from recsys.training.lists import window_lists, window_starts
+from recsys.training.lists import foreseen, window_lists, window_starts
 from recsys.training.rank_lists import RankLists
-from recsys.training.ranker_trainer import calibrate, choose_prior, score_lists, train_ranker
+from recsys.training.ranker_trainer import calibrate, choose_priors, score_lists, train_ranker
 from recsys.training.ranks import Ranks, joined, launched
 from recsys.training.settings import Settings
 from recsys.training.tower_trainer import CHECKPOINTS
@@ -65,7 +65,8 @@ def train(
         return RunDirectory.open(out)
     if here is not None:
         rank, size = here
-        window_lists(dataset, windows[rank::size], seed=seed, settings=settings, work=work, needed=False)
+        positives = foreseen(dataset, windows, settings.training)
+        window_lists(dataset, windows[rank::size], positives, seed=seed, settings=settings, work=work, needed=False)
     with joined(settings.training.device) as ranks:
         ranks.wait_for_all()
         if not ranks.leads:
@@ -92,15 +93,17 @@ def _lead(
     run_id = f"{out.name}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
     fields = manifest_fields(dataset, until_us, seed, settings, run_id)
     with RunWriter(out, fields, replace=replace) as run:
-        lists = window_lists(dataset, windows, seed=seed, settings=settings, work=work)
+        positives = foreseen(dataset, windows, settings.training)
+        lists = window_lists(dataset, windows, positives, seed=seed, settings=settings, work=work)
         write_base(run, dataset, until_us, seed=seed, settings=settings, work=work, ranks=ranks)
         items = ItemTable.read(run.path("items.parquet"))
-        judged, prior, calibration = _judge(lists, items, seed=seed, settings=settings, work=work)
+        judged, priors, calibration = _judge(lists, items, seed=seed, settings=settings, work=work)
         ranker = _fit(lists, items, seed=seed, settings=settings, work=work)
-        ranker.prior, ranker.calibration = prior, calibration
+        ranker.priors, ranker.calibration = priors, calibration
         ranker.save(run.path("models/ranker.json").parent)
         run.fields["measures"] = {
             "validation": judged,
+            "foresees": list(positives),
             "windows": [{"from": iso(w.from_us), "to": iso(w.to_us)} for w in windows],
         }
     for checkpoints in work.glob(f"{CHECKPOINTS}*"):
@@ -113,7 +116,7 @@ def out_of_fold_scores(
     """Scores of each window's lists by a ranker trained on other windows: out-of-fold by time block.
 
     The last window, which validates, is scored by a ranker of all the windows before it; of those, each half is scored
-    by a ranker of the other half. like: the run's ranker, whose prior and calibration put the scores on its scale.
+    by a ranker of the other half. like: the run's ranker, whose priors and calibration put the scores on its scale.
     """
     *earlier, last = lists
     half = (len(earlier) + 1) // 2
@@ -122,26 +125,27 @@ def out_of_fold_scores(
     for fitted, scored in folds:
         if scored:
             ranker = _fit(fitted or [last], items, seed=seed, settings=settings, work=work)
-            ranker.prior, ranker.calibration = like.prior, like.calibration
+            ranker.priors, ranker.calibration = like.priors, like.calibration
             scores += [score_lists(ranker, part) for part in scored]
     return scores
 
 
 def _judge(
     lists: list[RankLists], items: ItemTable, *, seed: int, settings: Settings, work: Path
-) -> tuple[dict[str, float], Prior, Calibration]:
-    """Measures, prior and calibration of a ranker trained without the last window, on the last window."""
+) -> tuple[dict[str, float], tuple[Prior, ...], Calibration]:
+    """Measures, priors and calibration of a ranker trained without the last window, on the last window."""
     *earlier, last = lists
     if not earlier:
-        return {}, Prior(), Calibration()
+        return {}, (), Calibration()
     ranker = _fit(earlier, items, seed=seed, settings=settings, work=work)
-    ranker.prior = choose_prior(ranker, last)
+    ranker.priors = choose_priors(ranker, last)
     scores = score_lists(ranker, last)
     measures = list_measures(last, scores)
     if len(last) > 1:
         measures["ece"] = calibration_error(last, scores, calibrate)
-    _log.info("ranker_validated", **{k: round(v, 4) for k, v in measures.items()}, prior=ranker.prior.weight)
-    return measures, ranker.prior, calibrate(scores, last.label)
+    measures |= {f"prior_{prior.source}": prior.weight for prior in ranker.priors}
+    _log.info("ranker_validated", **{k: round(v, 4) for k, v in measures.items()})
+    return measures, ranker.priors, calibrate(scores, last.label)
 
 
 def _fit(lists: list[RankLists], items: ItemTable, *, seed: int, settings: Settings, work: Path) -> Ranker:

@@ -17,8 +17,10 @@ class TrainingConfig:
     """How a run is trained. The same data, seed, settings, threads and number of processes give the same bytes.
 
     windows: stacked windows for ranker data, the last one is validation until the final refit.
-    window_days: 0 = a tenth of the data's span, between 1 and 30 days; else a minute to 366 days.
-    positives: what the ranker is to foresee, as in `replay --positives`; auto = purchases where there are any.
+    window_days: 0 = a tenth of the data's span, between 1 and 30 days, less where the data is shorter; else a minute to
+    366 days.
+    positives: what the ranker is to foresee, as in `replay --positives`; auto = purchases where 100 users of a window
+    make one, on average, else any action.
     queries_per_window_max, candidates_max: bounds of the ranker's training lists.
     ranker_steps_min, ranker_steps_max: small data gets more epochs, large data fewer (one at least).
     tower_examples_max: (user, time) pairs per epoch, newest kept.
@@ -30,7 +32,7 @@ class TrainingConfig:
     windows: int = 5
     window_days: float = 0.0
     positives: str = AUTO
-    queries_per_window_max: int = 2_000
+    queries_per_window_max: int = 1_000
     candidates_max: int = 300
     tower_epochs: int = 2
     tower_examples_max: int = 50_000

@@ -18,6 +18,7 @@ from recsys.training.settings import Settings
 from recsys.training.windows import Window, stacked
 
 _log = get_logger(__name__)
+_PURCHASERS_MIN = 100  # of a window, on average: with fewer there is nothing to learn from, and nothing to judge it by
 
 
 def window_starts(dataset: Dataset, until_us: int, settings: Settings) -> list[Window]:
@@ -27,25 +28,32 @@ def window_starts(dataset: Dataset, until_us: int, settings: Settings) -> list[W
 
 
 def window_lists(
-    dataset: Dataset, windows: list[Window], *, seed: int, settings: Settings, work: Path, needed: bool = True
+    dataset: Dataset,
+    windows: list[Window],
+    positives: tuple[str, ...],
+    *,
+    seed: int,
+    settings: Settings,
+    work: Path,
+    needed: bool = True,
 ) -> list[RankLists]:
     """The candidate lists of every window, oldest first; one feature store is folded forward from start to start.
 
-    They are left in `work` for whoever asks next. needed: refuse to return none.
+    positives: from `foreseen`. They are left in `work` for whoever asks next. needed: refuse to return none.
     Raises: BadInput when no window has a query.
     """
     store, folded_us = MemoryStore(), None
     lists = []
     for window in windows:
         run, _ = window_run(dataset, window.from_us, seed=seed, settings=settings, work=work)
-        kept = work / f"lists-{run.run_id}-{window.to_us}.safetensors"
+        kept = work / f"lists-{run.run_id}-{window.to_us}-{'+'.join(positives)}.safetensors"
         if kept.is_file():
             lists.append(RankLists.load(kept))
             continue
         for batch in dataset.event_batches(before_us=window.from_us, from_us=folded_us):
             store.apply(batch)
         folded_us = window.from_us
-        queries = window_queries(dataset, window, settings.training, seed)
+        queries = window_queries(dataset, window, positives, settings.training, seed)
         if queries.is_empty():
             _log.warning("window_without_queries", start=iso(window.from_us), end=iso(window.to_us))
             continue
@@ -61,17 +69,29 @@ def window_lists(
     return lists
 
 
-def window_queries(dataset: Dataset, window: Window, config: TrainingConfig, seed: int) -> pl.DataFrame:
-    """The users asked about in a window and what they acted on, by `config.positives`."""
-    events = known_events(dataset, window.to_us)
-    positives = config.positives
-    if positives == AUTO:
-        positives = "purchase" if bool((events["event_type"] == "purchase").any()) else "any"
+def foreseen(dataset: Dataset, windows: list[Window], config: TrainingConfig) -> tuple[str, ...]:
+    """The behaviours that the ranker is to foresee: `config.positives`, where auto means purchases if they are enough.
+
+    Purchases by few users teach less about purchases than all actions by many do.
+    """
+    if config.positives != AUTO:
+        return parse_positives(config.positives)
+    events = known_events(dataset, windows[-1].to_us)
+    users = [len(make_queries(events, from_us=w.from_us, to_us=w.to_us, positives=("purchase",))) for w in windows]
+    enough = sum(users) >= _PURCHASERS_MIN * len(windows)
+    _log.info("ranker_foresees", positives="purchase" if enough else "any", purchasers=sum(users), windows=len(windows))
+    return parse_positives("purchase" if enough else "any")
+
+
+def window_queries(
+    dataset: Dataset, window: Window, positives: tuple[str, ...], config: TrainingConfig, seed: int
+) -> pl.DataFrame:
+    """The users asked about in a window and what they acted on."""
     return make_queries(
-        events,
+        known_events(dataset, window.to_us),
         from_us=window.from_us,
         to_us=window.to_us,
-        positives=parse_positives(positives),
+        positives=positives,
         queries_max=config.queries_per_window_max,
         seed=seed,
     )

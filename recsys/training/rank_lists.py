@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from feature_store import FeatureReader
+from recsys.candidates.behaviour import touched
 from recsys.core import Candidates, Deadline, Query, RunDirectory, keys
 from recsys.core.clock import ManualClock
 from recsys.core.progress import bar
@@ -30,7 +31,7 @@ from recsys.pipeline import Collected, Ports, build
 
 ARM = "retrieval"
 _CONCURRENT = 4
-_NUMBERS = ("values", "label", "item_key", "source", "retrieval_score", "offsets", "num_relevant")
+_NUMBERS = ("values", "label", "fresh", "item_key", "source", "retrieval_score", "offsets", "num_relevant")
 _ACTIONS = ("item_key", "event_type", "time_us", "lengths", "as_of_us")
 _WORDS = ("names", "source_names", "user_id")
 
@@ -39,15 +40,16 @@ _WORDS = ("names", "source_names", "user_id")
 class RankLists:
     """Q lists. Rows offsets[q] to offsets[q + 1] are query q's candidates.
 
-    names: of the F features. values: float32 [N, F]; label: bool [N], acted on in the window; num_relevant: int64 [Q],
-    also what was not found; source: int64 [N], place in `source_names` of the first source that gave the row;
-    histories: Q histories as of the query's time.
+    names: of the F features. values: float32 [N, F]; label: bool [N], acted on in the window; fresh: bool [N], not
+    touched by the user before it; num_relevant: int64 [Q], also what was not found; source: int64 [N], place in
+    `source_names` of the first source that gave the row; histories: Q histories as of the query's time.
     """
 
     names: tuple[str, ...]
     source_names: tuple[str, ...]
     values: npt.NDArray[np.float32]
     label: npt.NDArray[np.bool_]
+    fresh: npt.NDArray[np.bool_]
     item_key: npt.NDArray[np.int64]
     source: npt.NDArray[np.int64]
     retrieval_score: npt.NDArray[np.float32]
@@ -92,6 +94,7 @@ class RankLists:
             source_names=parts[0].source_names,
             values=np.concatenate([p.values for p in parts]),
             label=np.concatenate([p.label for p in parts]),
+            fresh=np.concatenate([p.fresh for p in parts]),
             item_key=np.concatenate([p.item_key for p in parts]),
             source=np.concatenate([p.source for p in parts]),
             retrieval_score=np.concatenate([p.retrieval_score for p in parts]),
@@ -148,6 +151,7 @@ def _lists(
         source_names=found[0].candidates.source_names,
         values=np.concatenate([c.features.values[r] for c, r in parts]),
         label=np.concatenate([hit[r] for hit, r in zip(label, rows, strict=True)]),
+        fresh=np.concatenate([~np.isin(c.candidates.item_key[r], touched(c.user)) for c, r in parts]),
         item_key=np.concatenate([c.candidates.item_key[r] for c, r in parts]),
         source=np.concatenate([_first_source(c.candidates)[r] for c, r in parts]),
         retrieval_score=np.concatenate([c.candidates.score("retrieval")[r] for c, r in parts]),

@@ -1,10 +1,11 @@
 """Trains the ranker on lists: which of these candidates did the user act on.
 
 Loss per list: softmax cross-entropy over all relevant candidates (order), plus every relevant row against every other
-one by what swapping them would change in NDCG (the first places), plus binary cross-entropy (level). Every epoch sees
-all relevant rows of a list and a fresh sample of the others.
+one by what swapping them would change in NDCG (the first places), plus binary cross-entropy (level). The order counts
+once more among the candidates that are new to the user: beside what he bought before they would hardly matter, and a
+shelf of new things has nothing else. Every epoch sees all relevant rows of a list and a fresh sample of the others.
 
-Shape legend: Q lists of a batch, C rows kept of each, N = Q x C, X network inputs.
+Shape legend: Q lists of a batch, C rows kept of each, N = Q x C, R relevant ones of them, X network inputs.
 Source: Cao et al. 2007 (ListNet, top-one softmax); Burges et al. 2006 (LambdaRank); Wang et al. 2018 (LambdaLoss,
 section 3.2, the bound that makes it a loss); Platt 1999.
 """
@@ -29,11 +30,14 @@ from recsys.training.loop import LossGuard, seed_torch
 from recsys.training.rank_lists import RankLists
 from recsys.training.validation import ndcg
 
-_PRIOR_WEIGHTS = (0.0, 1.0, 4.0, 16.0, 64.0)
+_PRIORS = (("retrieval", 0.0), ("own_history", 1.0))  # whose orders, and how many standard errors they may cost
+_PRIOR_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 64.0)
 _LEVEL_WEIGHT = 0.5  # of the binary loss beside the list loss
 _SWAP_WEIGHT = 2.0  # of the swaps beside it
+_FRESH_WEIGHT = 0.5  # of the order among what the user has not touched yet, beside the order of all
 _SWAP_PLACES = 20  # beyond these a place is worth nothing
 _IDEAL_PLACES = 10
+_ENCODED_ROWS, _SCORED_LISTS = 16_384, 32  # at a time: bounds of memory
 
 
 def train_ranker(
@@ -60,12 +64,13 @@ def train_ranker(
     steps = epochs * num_batches
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.ranker_learning_rate, total_steps=steps)
     guard = LossGuard("ranker", work)
+    encoded = _encode(net, lists)
     net.train()
     with bar(total=steps, what="ranker", unit="batch") as progress:
         for _ in range(epochs):
             rows = _sample(lists, config.ranker_rows_per_query, rng)
             for batch in np.array_split(rng.permutation(useful), num_batches):
-                loss, saved = _loss(ranker, lists, batch, rows[batch])
+                loss, saved = _loss(ranker, lists, encoded, batch, rows[batch])
                 value = guard.check(loss, int(progress.n), saved)
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
@@ -78,35 +83,46 @@ def train_ranker(
 
 
 def score_lists(ranker: Ranker, lists: RankLists) -> npt.NDArray[np.float32]:
-    """Scores [N] of every row, list by list as serving does it."""
-    scores = np.empty(len(lists.label), np.float32)
-    for q, (start, stop) in enumerate(zip(lists.offsets[:-1], lists.offsets[1:], strict=True)):
-        one = lists.histories.take(np.array([q]))
-        scores[start:stop] = ranker.score(
-            lists.values[start:stop],
-            lists.names,
-            lists.item_key[start:stop],
-            one.item_key,
-            one.event_type.astype(np.int8),
-            one.time_us,
-            int(one.as_of_us[0]),
-        )
-    return scores
+    """Scores [N] of every row, as serving gives them."""
+    scores = _logits(ranker, lists)
+    for prior in ranker.priors:
+        scores += prior.weight * prior.worth(lists.values[:, lists.names.index(prior.feature)])
+    return (ranker.calibration.slope * scores + ranker.calibration.intercept).astype(np.float32)
 
 
-def choose_prior(ranker: Ranker, lists: RankLists) -> Prior:
-    """How much the retrieval stage's order should count, by NDCG@10 on lists the ranker has not seen.
+def choose_priors(ranker: Ranker, lists: RankLists) -> tuple[Prior, ...]:
+    """How much other orders should count beside the network, by NDCG@10 on lists the ranker has not seen.
 
-    The smallest weight among the best; none where the lists have no such feature.
+    The retrieval stage's counts as much as is best. The order of the user's own history then counts as much as costs at
+    most one standard error of the difference, by user: what shoppers did before carries over to days that are unlike
+    those trained on, and what else was learnt need not. Orders that the lists do not have are left out.
+    Source: Breiman et al. 1984, section 3.4.3 (the rule of one standard error).
     """
-    if Prior().feature not in lists.names:
-        return Prior()
-    ranker.prior = Prior(weight=0.0)
-    alone = score_lists(ranker, lists)
-    ranker.prior = Prior(weight=1.0)
-    place = score_lists(ranker, lists) - alone
-    quality = [ndcg(lists, alone + weight * place).mean() for weight in _PRIOR_WEIGHTS]
-    return Prior(weight=_PRIOR_WEIGHTS[int(np.argmax(quality))])
+    score, priors = _logits(ranker, lists), []
+    for source, errors in _PRIORS:
+        if Prior(source, 0.0).feature not in lists.names:
+            continue
+        worth = Prior(source, 0.0).worth(lists.values[:, lists.names.index(Prior(source, 0.0).feature)])
+        quality = np.stack([ndcg(lists, score + weight * worth) for weight in _PRIOR_WEIGHTS])
+        chosen = int(quality.mean(axis=1).argmax())
+        if errors:
+            lost = quality[chosen] - quality
+            allowed = errors * lost.std(axis=1) / np.sqrt(len(lists))
+            chosen = int(np.flatnonzero(lost.mean(axis=1) <= allowed)[-1])
+        if _PRIOR_WEIGHTS[chosen] and worth.any():
+            priors.append(Prior(source, _PRIOR_WEIGHTS[chosen]))
+            score = score + _PRIOR_WEIGHTS[chosen] * worth
+    return tuple(priors)
+
+
+def _logits(ranker: Ranker, lists: RankLists) -> npt.NDArray[np.float32]:
+    logits = np.empty(len(lists.label), np.float32)
+    for start in range(0, len(lists), _SCORED_LISTS):
+        chosen = np.arange(start, min(start + _SCORED_LISTS, len(lists)))
+        rows = slice(lists.offsets[start], lists.offsets[chosen[-1] + 1])
+        query = np.repeat(chosen - start, np.diff(lists.offsets)[chosen])
+        logits[rows] = ranker.logits(lists.values[rows], lists.item_key[rows], lists.histories.take(chosen), query)
+    return logits
 
 
 def calibrate(logit: npt.NDArray[np.float32], label: npt.NDArray[np.bool_]) -> Calibration:
@@ -142,32 +158,50 @@ def _sample(lists: RankLists, rows_max: int, rng: np.random.Generator) -> npt.ND
     return rows
 
 
+def _encode(net: RankerNet, lists: RankLists) -> Tensor:
+    """What the network's scaling says of every row, in half precision: worked out once, not in every epoch."""
+    encoded = torch.empty(len(lists.label), 2 * lists.values.shape[1], dtype=torch.float16)
+    with torch.inference_mode():
+        for start in range(0, len(encoded), _ENCODED_ROWS):
+            part = slice(start, start + _ENCODED_ROWS)
+            encoded[part] = net.scaling.encode(torch.from_numpy(lists.values[part]))
+    return encoded
+
+
 def _loss(
-    ranker: Ranker, lists: RankLists, batch: npt.NDArray[np.int64], rows_QC: npt.NDArray[np.int64]
+    ranker: Ranker, lists: RankLists, encoded: Tensor, batch: npt.NDArray[np.int64], rows_QC: npt.NDArray[np.int64]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     filled = rows_QC >= 0
     rows = rows_QC[filled]
     query = torch.from_numpy(np.nonzero(filled)[0])
-    values = torch.from_numpy(lists.values[rows])
     ids = ranker.ids(lists.item_key[rows], lists.histories.take(batch))
-    logit_N = ranker.net(ranker.net.scaling(values), ids, query)
+    x_NX = ranker.net.scaling.spread(encoded[torch.from_numpy(rows)].float())
+    logit_N = ranker.net(x_NX, ids, query)
     label_N = torch.from_numpy(lists.label[rows].astype(np.float32))
     mask_QC = torch.from_numpy(filled)
     logit_QC = logit_N.new_full(mask_QC.shape, -1e9)
     logit_QC[mask_QC] = logit_N
     label_QC = torch.zeros_like(logit_QC)
     label_QC[mask_QC] = label_N
-    target_QC = label_QC / label_QC.sum(dim=1, keepdim=True)
-    order = -(target_QC * torch.log_softmax(logit_QC, dim=1)).sum(dim=1).mean()
-    swaps = _swaps(logit_QC, label_QC, mask_QC)
+    fresh_QC = torch.zeros_like(mask_QC)
+    fresh_QC[mask_QC] = torch.from_numpy(lists.fresh[rows])
+    order = _order(logit_QC, label_QC, mask_QC) + _FRESH_WEIGHT * _order(logit_QC, label_QC * fresh_QC, fresh_QC)
     level = F.binary_cross_entropy_with_logits(logit_N, label_N)
     saved = {
-        "values": values,
+        "values": torch.from_numpy(lists.values[rows]),
         "label": label_N,
         "logit": logit_N.detach(),
         "item_key": torch.from_numpy(lists.item_key[rows]),
     }
-    return order + _SWAP_WEIGHT * swaps + _LEVEL_WEIGHT * level, saved
+    return order + _LEVEL_WEIGHT * level, saved
+
+
+def _order(logit_QC: Tensor, label_QC: Tensor, mask_QC: Tensor) -> Tensor:
+    """Softmax loss and swaps over the rows of `mask_QC`; the mean over all lists, 0 of one without a relevant row."""
+    shown_QC = torch.where(mask_QC, logit_QC, -1e9)
+    target_QC = label_QC / label_QC.sum(dim=1, keepdim=True).clamp_min(1.0)
+    softmax = -(target_QC * torch.log_softmax(shown_QC, dim=1)).sum(dim=1).mean()
+    return softmax + _SWAP_WEIGHT * _swaps(shown_QC, label_QC, mask_QC)
 
 
 def _swaps(logit_QC: Tensor, label_QC: Tensor, mask_QC: Tensor) -> Tensor:
@@ -177,8 +211,8 @@ def _swaps(logit_QC: Tensor, label_QC: Tensor, mask_QC: Tensor) -> Tensor:
         worth_QC = torch.where(place_QC < _SWAP_PLACES, 1.0 / torch.log2(place_QC + 2.0), 0.0)
         ideal = torch.cumsum(1.0 / torch.log2(torch.arange(2.0, _IDEAL_PLACES + 2.0)), dim=0)
         ideal_Q = ideal[(label_QC.sum(dim=1).long() - 1).clamp(0, _IDEAL_PLACES - 1)]
-        change_QCC = (worth_QC[:, :, None] - worth_QC[:, None, :]).abs() / ideal_Q[:, None, None]
-        relevant_QC, other_QC = label_QC > 0, mask_QC & (label_QC == 0)
-        change_QCC *= relevant_QC[:, :, None] & other_QC[:, None, :]
-    behind_QCC = F.softplus(logit_QC[:, None, :] - logit_QC[:, :, None])
-    return (change_QCC * behind_QCC).sum(dim=(1, 2)).mean()
+        query, at = torch.nonzero(label_QC, as_tuple=True)  # R relevant rows: few, so pairs are made of them only
+        change_RC = (worth_QC[query, at][:, None] - worth_QC[query]).abs() / ideal_Q[query][:, None]
+        change_RC *= mask_QC[query] & (label_QC[query] == 0)
+    behind_RC = F.softplus(logit_QC[query] - logit_QC[query, at][:, None])
+    return (change_RC * behind_RC).sum() / len(label_QC)

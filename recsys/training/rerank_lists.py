@@ -29,7 +29,7 @@ from recsys.models.ranker import Ranker
 from recsys.models.tower import Tower
 from recsys.training.assemble import out_of_fold_scores
 from recsys.training.base_run import window_run
-from recsys.training.lists import window_lists, window_starts
+from recsys.training.lists import foreseen, window_lists, window_starts
 from recsys.training.rank_lists import RankLists
 from recsys.training.settings import Settings
 
@@ -58,7 +58,8 @@ def make(dataset_dir: Path | str, run: RunDirectory) -> Path:
         settings, seed = Settings.from_dict(run.manifest["config"]), int(run.manifest["seed"])
     work = run.root.with_name(run.root.name + ".work")
     windows = window_starts(dataset, run.until_us, settings)
-    lists = window_lists(dataset, windows, seed=seed, settings=settings, work=work)
+    positives = foreseen(dataset, windows, settings.training)
+    lists = window_lists(dataset, windows, positives, seed=seed, settings=settings, work=work)
     items = ItemTable.read(run.path("items.parquet"))
     scores = out_of_fold_scores(lists, items, Ranker.load(run), seed=seed, settings=settings, work=work)
     path = work / "rerank-lists.parquet"

@@ -18,7 +18,7 @@ from recsys.core import Candidates, Deadline, Query, RunDirectory
 from recsys.data import Dataset
 from recsys.ranking import FeatureMatrix
 from recsys.replay.peers.base import package
-from recsys.training.lists import window_lists, window_starts
+from recsys.training.lists import foreseen, window_lists, window_starts
 from recsys.training.rank_lists import RankLists
 from recsys.training.settings import Settings
 
@@ -65,9 +65,11 @@ class LambdaMartScorer:
 def fit(dataset: Dataset, run: RunDirectory, seed: int) -> LambdaMartScorer:
     """Fitted on the run's own training lists: those beside it in RUN.work where they are, else made again there."""
     settings = Settings.from_dict(run.manifest["config"])
+    windows = window_starts(dataset, run.until_us, settings)
     lists = window_lists(
         dataset,
-        window_starts(dataset, run.until_us, settings),
+        windows,
+        foreseen(dataset, windows, settings.training),
         seed=int(run.manifest["seed"]),
         settings=settings,
         work=Path(run.root).with_name(Path(run.root).name + ".work"),

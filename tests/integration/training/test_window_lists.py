@@ -20,4 +20,6 @@ def test_windows_nobody_came_back_in_are_refused(tmp_path):
     settings = Settings(training=TrainingConfig(tower_epochs=1, tower_examples_max=100))
     start_us = dataset.first_event_us + 1
     with pytest.raises(BadInput, match="come back"):
-        window_lists(dataset, [Window(start_us, start_us + 1)], seed=0, settings=settings, work=tmp_path / "work")
+        window_lists(
+            dataset, [Window(start_us, start_us + 1)], ("purchase",), seed=0, settings=settings, work=tmp_path / "work"
+        )

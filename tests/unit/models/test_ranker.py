@@ -65,12 +65,12 @@ def test_a_matrix_of_another_shape_is_refused(ranker):
 
 
 def test_saved_and_loaded_it_answers_the_same_bits(ranker, written):
-    ranker.prior, ranker.calibration = Prior("covisit_score", 2.0), Calibration(0.5, -1.0)
+    ranker.priors, ranker.calibration = (Prior("covisit", 2.0),), Calibration(0.5, -1.0)
     again = Ranker.load(written(ranker))
-    assert (again.version, again.feature_names, again.prior, again.calibration) == (
+    assert (again.version, again.feature_names, again.priors, again.calibration) == (
         ranker.version,
         ranker.feature_names,
-        ranker.prior,
+        ranker.priors,
         ranker.calibration,
     )
     np.testing.assert_array_equal(_score(again, VALUES, IDS), _score(ranker, VALUES, IDS))
