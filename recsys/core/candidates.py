@@ -81,12 +81,17 @@ class Candidates:
             score_names=(*(self.score_names[i] for i in keep), name),
         )
 
-    def positions(self, name: str) -> npt.NDArray[np.float32]:
-        """Position from 0 of every row by one score column [N], highest first, ties by key; NaN where it is NaN."""
+    def positions(self, name: str, group: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.float32]:
+        """Position from 0 of every row by one score column [N], highest first, ties by key; NaN where it is NaN.
+
+        group: count the rows where it is true and those where it is false apart [N].
+        """
         score = self.score(name)
-        order = np.lexsort((self.item_key, -score))
+        apart = np.zeros(len(self), np.bool_) if group is None else group
+        order = np.lexsort((self.item_key, -score, apart))
         position = np.empty(len(self), np.float32)
         position[order] = np.arange(len(self), dtype=np.float32)
+        position[apart] -= np.float32(len(self) - np.count_nonzero(apart))
         position[np.isnan(score)] = np.nan
         return position
 

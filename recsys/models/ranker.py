@@ -63,9 +63,8 @@ class Calibration:
 class Prior:
     """An order to lean on where training saw little, or another kind of day: added to the logit.
 
-    source: whose order, by the feature SOURCE_reciprocal_rank (0 = silent). What is added is the weight times the worth
-    of the place in NDCG, 1 / log2(1 + place), nothing where the source is silent. Places mean the same on every day,
-    scores and counts do not.
+    source: whose order, by the feature SOURCE_score. What is added is the weight times the worth of the place in NDCG,
+    1 / log2(1 + place), nothing where the source is silent. Places mean the same on every day, scores do not.
     """
 
     source: str
@@ -74,15 +73,17 @@ class Prior:
     @property
     def feature(self) -> str:
         """The column it reads."""
-        return f"{self.source}_reciprocal_rank"
+        return f"{self.source}_score"
 
-    def worth(self, reciprocal_rank: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """1 / log2(1 + place) of each row, 0 where the feature is 0 or missing. Shape [N]."""
-        rank = np.nan_to_num(reciprocal_rank)
-        said = rank > 0
-        worth = np.zeros(len(rank), np.float32)
-        worth[said] = 1.0 / np.log2(1.0 + 1.0 / rank[said])
-        return worth
+    def worth(self, score: npt.NDArray[np.float32], query: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """1 / log2(1 + place) of each row by score among the rows of its query [N], 0 where the score is missing.
+
+        query: ascending.
+        """
+        order = np.lexsort((-score, query))
+        place = np.empty(len(score), np.float32)
+        place[order] = np.arange(len(score)) - np.searchsorted(query, query)
+        return np.where(np.isfinite(score), 1.0 / np.log2(2.0 + place), 0.0).astype(np.float32)
 
 
 class Ranker:
@@ -167,9 +168,10 @@ class Ranker:
         if not len(item_key):
             return np.empty(0, np.float32)
         values = self._in_order(values, names)
-        logit = self.logits(values, item_key, one, np.zeros(len(item_key), np.int64))
+        query = np.zeros(len(item_key), np.int64)
+        logit = self.logits(values, item_key, one, query)
         for prior in self.priors:
-            logit += prior.weight * prior.worth(values[:, self.feature_names.index(prior.feature)])
+            logit += prior.weight * prior.worth(values[:, self.feature_names.index(prior.feature)], query)
         scores: npt.NDArray[np.float32] = self.calibration.slope * logit + self.calibration.intercept
         return scores
 

@@ -86,7 +86,7 @@ def assemble(
     columns: dict[str, Floats | float] = {
         **_own(user, found.item_key, orders),
         **_user(user, orders),
-        **_sources(found),
+        **_sources(user, found),
         **_items(user, items, catalogue.price(found.item_key)),
         **_relations(query, user, found.item_key, catalogue),
         "hour_of_day": float(user.as_of_us // 3_600_000_000 % 24),
@@ -155,12 +155,18 @@ def _user(user: UserFeatures, orders: _Orders) -> dict[str, Floats | float]:
     }
 
 
-def _sources(found: Candidates) -> dict[str, Floats | float]:
-    """What every source says: its score, and 1 / (1 + position by it) among these candidates, 0 where it is silent."""
+def _sources(user: UserFeatures, found: Candidates) -> dict[str, Floats | float]:
+    """What every source says: its score, and 1 / (1 + position by it) among these candidates, 0 where it is silent.
+
+    What the user has touched and what is new count apart: a new item is told the same whether or not the request
+    wants the others too.
+    """
+    acted = user.pair_count[:, EventType.VIEW :].any(axis=1)
+    fresh = ~np.isin(found.item_key, user.pair_item_key[acted])
     columns: dict[str, Floats | float] = {}
     for name in SOURCES:
         columns[f"{name}_score"] = found.score(name)
-        columns[f"{name}_reciprocal_rank"] = np.nan_to_num(1.0 / (1.0 + found.positions(name)))
+        columns[f"{name}_reciprocal_rank"] = np.nan_to_num(1.0 / (1.0 + found.positions(name, fresh)))
     bits = found.source_bits[:, None] >> np.arange(len(found.source_names), dtype=np.uint32)
     return {**columns, "num_sources": (bits & 1).sum(axis=1).astype(np.float32)}
 

@@ -86,7 +86,8 @@ def score_lists(ranker: Ranker, lists: RankLists) -> npt.NDArray[np.float32]:
     """Scores [N] of every row, as serving gives them."""
     scores = _logits(ranker, lists)
     for prior in ranker.priors:
-        scores += prior.weight * prior.worth(lists.values[:, lists.names.index(prior.feature)])
+        score = lists.values[:, lists.names.index(prior.feature)]
+        scores += prior.weight * prior.worth(score, lists.query_of_row())
     return (ranker.calibration.slope * scores + ranker.calibration.intercept).astype(np.float32)
 
 
@@ -100,9 +101,10 @@ def choose_priors(ranker: Ranker, lists: RankLists) -> tuple[Prior, ...]:
     """
     score, priors = _logits(ranker, lists), []
     for source, errors in _PRIORS:
-        if Prior(source, 0.0).feature not in lists.names:
+        prior = Prior(source, 1.0)
+        if prior.feature not in lists.names:
             continue
-        worth = Prior(source, 0.0).worth(lists.values[:, lists.names.index(Prior(source, 0.0).feature)])
+        worth = prior.worth(lists.values[:, lists.names.index(prior.feature)], lists.query_of_row())
         quality = np.stack([ndcg(lists, score + weight * worth) for weight in _PRIOR_WEIGHTS])
         chosen = int(quality.mean(axis=1).argmax())
         if errors:

@@ -13,7 +13,7 @@ from recsys.models.embeddings import Vocabulary
 from recsys.models.ranker import Ranker, RankerNet
 from recsys.models.tower import ItemRows, Tower, TowerNet
 
-NAMES = ("own_history_score", "covisit_reciprocal_rank", "item_price")
+NAMES = ("own_history_score", "covisit_score", "item_price")
 _FIELDS = {
     "run_id": "r1", "parent": None, "dataset_hash": "", "until": 0, "seed": 0, "config": {}, "versions": {},
     "commit": "", "feature_views": "v", "measures": {},

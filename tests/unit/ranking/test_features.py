@@ -79,7 +79,7 @@ async def test_sources_scores_and_positions(shop, store, catalogue):
     found = shop.candidates([key("item-1"), key("item-2")], [0.3, 0.9], "popular")
     _, made = await matrix(shop, store, catalogue, shop.query(1), found)
     np.testing.assert_allclose(made.column("popular_score"), [0.3, 0.9])
-    np.testing.assert_allclose(made.column("popular_reciprocal_rank"), [0.5, 1.0])
+    np.testing.assert_allclose(made.column("popular_reciprocal_rank"), [1.0, 1.0])  # one touched, one new: each leads
     assert np.isnan(made.column("covisit_score")).all()
     assert (made.column("covisit_reciprocal_rank") == 0).all()
     assert (made.column("num_sources") == 1).all()
