@@ -32,9 +32,9 @@ class EmbeddedStoreConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RedisStoreConfig:
     """buckets: P of a store when it is created, best the partitions of `events`; an existing store keeps its own.
-    connections_max: of one reader's pool (per node on a cluster). timeout_s: of connecting and of each answer.
-    meta_refresh_s: how soon a reader sees that a rebuilt store was switched to. password_file: read at open; wins over
-    a password in the URL. ca_file: of a rediss:// server with its own authority.
+    connections_max: of one reader's pool (per node on a cluster), and reads in flight at once. timeout_s: of connecting
+    and of each answer. meta_refresh_s: how soon a reader sees that a rebuilt store was switched to. password_file: read
+    at open; wins over a password in the URL. ca_file: of a rediss:// server with its own authority.
     """
 
     buckets: int = 8

@@ -33,6 +33,11 @@ FORMAT = 2  # raise it when blobs change in another way than by their tables' de
 _MAGIC = 0x0D12
 _NARROW, _WIDE = 0, 1
 _ROWS_MAX = (1 << 16) - 1
+_WRONG = (
+    "a blob without our header",
+    "row counts that do not add up to the blob's length",
+    "a blob of broken words",
+)  # by what `blobs.scan` returns
 
 
 class Op(Enum):
@@ -143,13 +148,16 @@ class State:
 class _Packing:
     """How the rows of some tables are packed, as `feature_store.compiled` takes it. Forms: narrow, wide.
 
-    head: words before the rows. width_FT, by_table: words of a row. parts: per table [P, 5]. unused: per table [C].
+    head: words before the rows. width_FT, by_table: words of a row. columns_T: number of columns. parts [P, 6] of all
+    tables, parts_T of each. unused: per table [C].
     """
 
     head: int
     width_FT: Words
     by_table: tuple[Words, ...]
-    parts: tuple[Words, ...]
+    columns_T: Words
+    parts: Words
+    parts_T: tuple[Words, ...]
     unused: tuple[Words, ...]
 
 
@@ -157,14 +165,17 @@ class _Packing:
 def _packing(tables: tuple[Table, ...]) -> _Packing:
     layouts = [[layout_of(t.packing(form)) for t in tables] for form in (_NARROW, _WIDE)]
     width_FT = np.array([[one.num_words for one in of_form] for of_form in layouts])
-    parts = [
-        [(form, *part) for form, of_form in enumerate(layouts) for part in of_form[t].parts] for t in range(len(tables))
+    parts_T = [
+        np.array([(form, t, *part) for form, of_form in enumerate(layouts) for part in of_form[t].parts])
+        for t in range(len(tables))
     ]
     return _Packing(
         head=1 + -(-len(tables) // 4),
         width_FT=width_FT,
         by_table=tuple(np.ascontiguousarray(width_FT[:, t]) for t in range(len(tables))),
-        parts=tuple(np.array(p) for p in parts),
+        columns_T=np.array([t.width for t in tables]),
+        parts=np.concatenate(parts_T),
+        parts_T=tuple(parts_T),
         unused=tuple(np.array(one.unused_C) for one in layouts[_NARROW]),
     )
 
@@ -185,7 +196,7 @@ def encode(state: State) -> list[bytes]:
     out = np.zeros(num_words, np.int64)
     packed.put_heads(form_E, offsets_TE, end_E, packing.head, _MAGIC, out)
     for t, some in enumerate(columns):
-        packed.put(form_E, at_TE[t], offsets_TE[t], packing.parts[t], packing.by_table[t], some, *_sized(out))
+        packed.put(form_E, at_TE[t], offsets_TE[t], packing.parts_T[t], packing.by_table[t], some, *_sized(out))
     data, known = out.tobytes(), (counts_TE.sum(axis=0) > 0).tolist()
     ends = [0, *(end_E * 8).tolist()]
     return [data[a:b] if k else b"" for a, b, k in zip(ends[:-1], ends[1:], known, strict=True)]
@@ -197,20 +208,23 @@ def decode(tables: Sequence[Table], blobs: Sequence[bytes | memoryview]) -> Stat
     Raises: CorruptData for a blob that this set of tables did not write.
     """
     packing, num = _packing(tuple(tables)), len(blobs)
-    sizes = np.fromiter(map(len, blobs), np.int64, num)
-    if (sizes & 7).any():
-        raise _corrupt("a blob of broken words")
-    words = np.frombuffer(b"".join(blobs), "<i8")
+    data = b"".join(blobs)
+    if len(data) & 7:
+        raise _corrupt(_WRONG[2])
+    words, sizes = np.frombuffer(data, "<i8"), np.fromiter(map(len, blobs), np.int64, num)
     form_E, at_TE = np.empty(num, np.int64), np.empty((len(tables), num), np.int64)
     offsets_TE = np.zeros((len(tables), num + 1), np.int64)
-    wrong = packed.scan(words, sizes >> 3, packing.head, _MAGIC, packing.width_FT, form_E, at_TE, offsets_TE)
+    wrong = packed.scan(words, sizes, packing.head, _MAGIC, packing.width_FT, form_E, at_TE, offsets_TE)
     if wrong:
-        raise _corrupt(("a blob without our header", "row counts that do not add up to the blob's length")[wrong - 1])
-    sized, rows = _sized(words), {}
-    for t, table in enumerate(tables):
-        columns = np.zeros((table.width, int(offsets_TE[t, -1])), np.int64)
-        packed.take(form_E, at_TE[t], offsets_TE[t], packing.parts[t], packing.by_table[t], *sized, columns)
-        rows[table.name] = Rows(table, offsets_TE[t], columns.T)
+        raise _corrupt(_WRONG[wrong - 1])
+    size_T = packing.columns_T * offsets_TE[:, -1]
+    end_T = size_T.cumsum()
+    begin_T = end_T - size_T
+    out = np.zeros(end_T[-1], np.int64)
+    packed.take(form_E, at_TE, offsets_TE, packing.parts, packing.width_FT, *_sized(words), begin_T, out)
+    rows = {}
+    for t, (table, begin, end) in enumerate(zip(tables, begin_T.tolist(), end_T.tolist(), strict=True)):
+        rows[table.name] = Rows(table, offsets_TE[t], out[begin:end].reshape(table.width, -1).T)
     return State(rows)
 
 

@@ -1,7 +1,7 @@
 """Rows to and from the bytes of blobs, all entities of a batch in one call.
 
-parts [P, 5]: form, column, bytes, place in units of these bytes, shift. u1, u2, u4, i8: the same memory as words of 1,
-2, 4, 8 bytes.
+parts [P, 6]: form, table, column, bytes, place in units of these bytes, shift. u1, u2, u4, i8: the same memory as words
+of 1, 2, 4, 8 bytes.
 
 Shape legend: E entities, T tables, R rows, C columns, F forms, P parts. columns [C, R] are C-contiguous int64, offsets
 [E + 1] as in `state.Rows`.
@@ -20,15 +20,17 @@ Bytes = npt.NDArray[np.unsignedinteger]
 
 @compiled
 def scan(
-    words: Words, total_E: Words, head: int, magic: int, width_FT: Words, form_E: Words, at_TE: Words, offsets_TE: Words
+    words: Words, bytes_E: Words, head: int, magic: int, width_FT: Words, form_E: Words, at_TE: Words, offsets_TE: Words
 ) -> int:
     """Fill form [E], first word of each table's rows [T, E] and offsets [T, E + 1] of blobs that follow each other.
 
-    Returns 0, 1 for a blob without our header, 2 for row counts that do not add up to its length.
+    Returns 0, 1 for a blob without our header, 2 for row counts that do not add up to its length, 3 for broken words.
     """
     num_tables, at = len(at_TE), 0
-    for e in range(len(total_E)):
-        num_words, form = total_E[e], 0
+    for e in range(len(bytes_E)):
+        if bytes_E[e] & 7:
+            return 3
+        num_words, form = bytes_E[e] >> 3, 0
         if num_words:
             if num_words < head:
                 return 1
@@ -50,35 +52,38 @@ def scan(
 
 @compiled
 def take(
-    form_E: Words,
-    at_E: Words,
-    offsets: Words,
-    parts: Words,
-    width_F: Words,
-    u1: Bytes,
-    u2: Bytes,
-    u4: Bytes,
-    i8: Words,
-    out: Words,
-) -> None:
-    """Unpack the rows of one table into out [C, R], which is zero before."""
+    form_E: Words, at_TE: Words, offsets_TE: Words, parts: Words, width_FT: Words, u1: Bytes, u2: Bytes, u4: Bytes,
+    i8: Words, begin_T: Words, out: Words,
+) -> None:  # fmt: skip
+    """Unpack the rows of all tables into out, which is zero before: columns of table t follow each other from begin [T]
+    on.
+    """
+    num_entities = len(form_E)
     for p in range(len(parts)):
-        form, column, size, place, shift = parts[p]
-        per_row = width_F[form] * 8 // size
-        for e in range(len(form_E)):
+        form, t, column, size, place, shift = parts[p]
+        per_row = width_FT[form, t] * 8 // size
+        first = begin_T[t] + column * offsets_TE[t, num_entities]
+        for e in range(num_entities):
             if form_E[e] != form:
                 continue
-            at = at_E[e] * 8 // size + place
-            for r in range(offsets[e], offsets[e + 1]):
-                if size == 1:
-                    out[column, r] |= np.int64(u1[at]) << shift
-                elif size == 2:
-                    out[column, r] |= np.int64(u2[at]) << shift
-                elif size == 4:
-                    out[column, r] |= np.int64(u4[at]) << shift
-                else:
-                    out[column, r] = i8[at]
-                at += per_row
+            at = at_TE[t, e] * 8 // size + place
+            begin, end = first + offsets_TE[t, e], first + offsets_TE[t, e + 1]
+            if size == 1:
+                for r in range(begin, end):
+                    out[r] |= np.int64(u1[at]) << shift
+                    at += per_row
+            elif size == 2:
+                for r in range(begin, end):
+                    out[r] |= np.int64(u2[at]) << shift
+                    at += per_row
+            elif size == 4:
+                for r in range(begin, end):
+                    out[r] |= np.int64(u4[at]) << shift
+                    at += per_row
+            else:
+                for r in range(begin, end):
+                    out[r] = i8[at]
+                    at += per_row
 
 
 @compiled
@@ -137,7 +142,7 @@ def put(
 ) -> None:
     """Pack the rows of one table, columns [C, R], into memory that is zero before."""
     for p in range(len(parts)):
-        form, column, size, place, shift = parts[p]
+        form, _, column, size, place, shift = parts[p]
         per_row = width_F[form] * 8 // size
         for e in range(len(form_E)):
             if form_E[e] != form:

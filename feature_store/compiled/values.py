@@ -46,16 +46,25 @@ def _life_of(life: Words, first: int, end: int, life_BC: Words) -> None:
 
 
 @compiled
-def _windows_of(buckets: Words, first: int, end: int, first_W: Words, end_W: Words, count_WB: Words) -> None:
-    """Counts [W, B] of buckets with a key in [first, end) of a window."""
-    count_WB[:] = 0
-    for r in range(first, end):
-        for w in range(len(first_W)):
-            if first_W[w] <= buckets[0, r] < end_W[w]:
-                for i in range(3):
-                    word = buckets[i + 1, r]
-                    count_WB[w, 2 * i] += word & _LANE
-                    count_WB[w, 2 * i + 1] += word >> 32
+def _windows_of(
+    buckets: Words, start: int, end: int, first_W: Words, end_W: Words, row_W2: Words, count_WB: Words
+) -> None:
+    """Rows [W, 2] of buckets with a key in [first, end) of a window, and their counts [W, B]."""
+    low = start
+    for w in range(len(first_W)):
+        if w and first_W[w] < first_W[w - 1]:
+            low = start
+        while low < end and buckets[0, low] < first_W[w]:
+            low += 1
+        high = low
+        while high < end and buckets[0, high] < end_W[w]:
+            high += 1
+        row_W2[w, 0], row_W2[w, 1] = low, high
+        for i in range(3):
+            packed = 0  # two counts at once: neither gets to 31 bits
+            for r in range(low, high):
+                packed += buckets[i + 1, r]
+            count_WB[w, 2 * i], count_WB[w, 2 * i + 1] = packed & _LANE, packed >> 32
 
 
 @compiled
@@ -69,19 +78,19 @@ def item_values(
     by its age in buckets, counted from the last bucket of its decay's window.
     """
     count_WB, life_BC = np.empty((len(first_W), _NUM_BEHAVIOURS), np.int64), np.empty((_NUM_TYPES, 6), np.int64)
+    row_W2 = np.empty((len(first_W), 2), np.int64)
     decayed_DB, field = np.empty((len(window_D), 3), np.int64), np.empty(5, np.float64)
     for e in range(len(out)):
-        _windows_of(buckets, bucket_at[e], bucket_at[e + 1], first_W, end_W, count_WB)
+        _windows_of(buckets, bucket_at[e], bucket_at[e + 1], first_W, end_W, row_W2, count_WB)
         _life_of(life, life_at[e], life_at[e + 1], life_BC)
         decayed_DB[:] = 0
-        for r in range(bucket_at[e], bucket_at[e + 1]):
-            key = buckets[0, r]
-            for d in range(len(window_D)):
-                if first_W[window_D[d]] <= key < end_W[window_D[d]]:
-                    weight = weight_DA[d, min(end_W[window_D[d]] - 1 - key, weight_DA.shape[1] - 1)]
-                    decayed_DB[d, 0] += (buckets[1, r] >> 32) * weight  # view
-                    decayed_DB[d, 1] += (buckets[2, r] >> 32) * weight  # cart
-                    decayed_DB[d, 2] += (buckets[3, r] & _LANE) * weight  # purchase
+        for d in range(len(window_D)):
+            w = window_D[d]
+            for r in range(row_W2[w, 0], row_W2[w, 1]):
+                weight = weight_DA[d, min(end_W[w] - 1 - buckets[0, r], weight_DA.shape[1] - 1)]
+                decayed_DB[d, 0] += (buckets[1, r] >> 32) * weight  # view
+                decayed_DB[d, 1] += (buckets[2, r] >> 32) * weight  # cart
+                decayed_DB[d, 2] += (buckets[3, r] & _LANE) * weight  # purchase
         field[:] = np.nan
         for r in range(latest_at[e], latest_at[e + 1]):
             if latest[0, r] < len(field):
@@ -154,9 +163,10 @@ def user_values(
 ) -> None:  # fmt: skip
     """Scalar features [E, F] of users in the order of `views.user`. hour_kind: kind of the buckets by hour of day."""
     count_WB, life_BC = np.empty((len(first_W), _NUM_BEHAVIOURS), np.int64), np.empty((_NUM_TYPES, 6), np.int64)
+    row_W2 = np.empty((len(first_W), 2), np.int64)
     now = as_of_us // hour_us
     for e in range(len(out)):
-        _windows_of(buckets, bucket_at[e], bucket_at[e + 1], first_W, end_W, count_WB)
+        _windows_of(buckets, bucket_at[e], bucket_at[e + 1], first_W, end_W, row_W2, count_WB)
         _life_of(life, life_at[e], life_at[e + 1], life_BC)
         near = around_the_clock = 0
         for r in range(bucket_at[e], bucket_at[e + 1]):

@@ -13,9 +13,9 @@ from redis.exceptions import RedisClusterException, RedisError
 from feature_store.base import ItemFeatures, UserFeatures
 from feature_store.commit import EntryKind
 from feature_store.config import RedisStoreConfig
-from feature_store.online.redis.fetch import Answers, fetch
+from feature_store.online.redis.fetch import Answers, Fetcher
 from feature_store.online.redis.layout import CREATE, META, NEWEST, Group, Keys, Meta, new_meta
-from feature_store.online.redis.server import Address, AsyncClient, Client, errors_of
+from feature_store.online.redis.server import Address, Client, errors_of
 from feature_store.read import item_features, user_features
 from feature_store.views import VIEW_SET
 from recsys.core import Deadline, DeadlineExceeded, Unavailable, metrics
@@ -81,7 +81,7 @@ class RedisReader(Reads):
     def __init__(self, url: str, config: RedisStoreConfig | None = None) -> None:
         """Raises: BadInput for the URL or the login; CorruptData, VersionMismatch, Unavailable."""
         super().__init__(url, config)
-        self._async: AsyncClient | None = None
+        self._async: Fetcher | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._learn(self.meta())
 
@@ -97,19 +97,19 @@ class RedisReader(Reads):
 
     async def aclose(self) -> None:
         """Let go of all connections."""
-        client, self._async = self._async, None
-        if client is not None:
-            await client.aclose()
+        fetcher, self._async = self._async, None
+        if fetcher is not None:
+            await fetcher.client.aclose()
         super().close()
 
     def close(self) -> None:
         """Let go of all connections; those of the event loop as soon as it runs again."""
-        client, self._async = self._async, None
-        if client is not None and self._loop is not None and not self._loop.is_closed():
+        fetcher, self._async = self._async, None
+        if fetcher is not None and self._loop is not None and not self._loop.is_closed():
             if self._loop.is_running():
-                self._closing = self._loop.create_task(client.aclose())
+                self._closing = self._loop.create_task(fetcher.client.aclose())
             else:
-                self._loop.run_until_complete(client.aclose())
+                self._loop.run_until_complete(fetcher.client.aclose())
         super().close()
 
     async def _read(self, kind: EntryKind, ids: Sequence[str], deadline: Deadline) -> list[bytes]:
@@ -118,11 +118,11 @@ class RedisReader(Reads):
             longest_s = self._config.timeout_s if left_s is None else min(left_s, self._config.timeout_s)
             async with asyncio.timeout(longest_s) as limit:
                 with errors_of(self.what):
-                    client = self._connected()
+                    fetcher = self._connected()
                     if time.monotonic() >= self._learn_at_s:
-                        stored: Any = await client.hgetall(META)
+                        stored: Any = await fetcher.client.hgetall(META)
                         self._learn(Meta.of(stored, self.what))
-                    return await self._load(client, kind, ids)
+                    return await self._load(fetcher, kind, ids)
         except TimeoutError as error:
             if not limit.expired():
                 raise
@@ -140,23 +140,24 @@ class RedisReader(Reads):
                 fix="Look at the server's latency, or allow a longer deadline.",
             ) from error
 
-    async def _load(self, client: AsyncClient, kind: EntryKind, ids: Sequence[str]) -> list[bytes]:
+    async def _load(self, fetcher: Fetcher, kind: EntryKind, ids: Sequence[str]) -> list[bytes]:
         if not ids:
             return []
         names, buckets = self._keys.of(kind, ids)
         if not self.address.is_cluster:
-            (found,) = await self._fetch(client, [names], [])
+            (found,) = await self._fetch(fetcher, [names], [])
             return [b or b"" for b in found]
         by_bucket = _by_bucket(buckets)
         calls = [[names[i] for i in at] for at in by_bucket.values()]
-        found_by_bucket = await self._fetch(client, calls, [self._slots[b] for b in by_bucket])
+        found_by_bucket = await self._fetch(fetcher, calls, [self._slots[b] for b in by_bucket])
         return _scattered(len(ids), by_bucket.values(), found_by_bucket)
 
-    async def _fetch(self, client: AsyncClient, calls: list[list[str]], slots: list[int]) -> Answers:
+    async def _fetch(self, fetcher: Fetcher, calls: list[list[str]], slots: list[int]) -> Answers:
         try:
-            return await fetch(client, calls, slots)
+            return await fetcher.fetch(calls, slots)
         except (RedisError, RedisClusterException, OSError) as error:
             metrics.REDIS_READS_AGAIN.labels(type(error).__name__).inc()
+            client = fetcher.client
             pipe: Any = client.pipeline(transaction=False) if not self.address.is_cluster else client.pipeline()
             for names in calls:
                 pipe.execute_command("MGET", *names)
@@ -168,10 +169,11 @@ class RedisReader(Reads):
         self._slots = [key_slot(self._keys.offsets(b).encode()) for b in range(meta.buckets)]
         self._learn_at_s = time.monotonic() + self._config.meta_refresh_s
 
-    def _connected(self) -> AsyncClient:
+    def _connected(self) -> Fetcher:
         loop = asyncio.get_running_loop()
         if self._async is None or self._loop is not loop:
-            self._async, self._loop = self.address.async_client(self._config), loop
+            client = self.address.async_client(self._config)
+            self._async, self._loop = Fetcher(client, self._config.connections_max), loop
         return self._async
 
 
