@@ -24,6 +24,7 @@ from recsys.bench.live import under_writes
 from recsys.bench.vectors import made_vectors
 from recsys.candidates.nearest.exact import exact_search
 from recsys.candidates.nearest.live import LiveIndex
+from recsys.candidates.nearest.monitor import RecallMonitor
 from recsys.candidates.nearest.static import AnnIndex
 from recsys.candidates.nearest.tuning import doubling_grid, least_effort, recall
 from recsys.core import RunDirectory
@@ -42,7 +43,8 @@ def bench(quick: bool, run: Path | None = None) -> tuple[dict[str, Any], list[Ro
     """Throughput, recall, build, memory; latency under writes; filters. run: use the item vectors of its tower."""
     faiss.omp_set_num_threads(1)
     queries, repeats = (40, 2) if quick else (1_000, 5)
-    vectors, asked = _made(4_000 if quick else 1_000_000, queries) if run is None else _of_run(run, queries)
+    items = 4_000 if quick else 1_000_000
+    vectors, asked = _made(items, queries) if run is None else _of_run(run, queries, 0 if quick else items)
     settings = IndexConfig(kind="ivf")
     config: dict[str, Any] = {
         "items": len(vectors), "dim": vectors.shape[1], "k": _K, "queries": len(asked), "repeats": repeats,
@@ -55,7 +57,7 @@ def bench(quick: bool, run: Path | None = None) -> tuple[dict[str, Any], list[Ro
     base = AnnIndex.build(np.arange(len(vectors), dtype=np.int64), vectors, settings)
     built_s = time.process_time() - started
     config["tuned"] = dict(base.engine.tuned)
-    live = LiveIndex(base, config=settings, live=LiveIndexConfig(recall_sample_every=0))
+    live = LiveIndex(base, config=settings)
     peers = {"faiss IVF1024,Flat": _plain_ivf(vectors, asked, true), "faiss HNSW32": _plain_hnsw(vectors, asked, true)}
     searches: dict[str, Search] = {
         "double11 LiveIndex": lambda q: live.search(q, _K)[0],
@@ -74,9 +76,10 @@ def bench(quick: bool, run: Path | None = None) -> tuple[dict[str, Any], list[Ro
     rows += _sizes(base)
     rows += _filters(live, vectors, asked[: min(len(asked), 200)])
     del peers, searches  # their memory
-    written, facts = under_writes(
-        live, made_vectors(50_000 if not quick else 500, vectors.shape[1], part=2), asked, quick
-    )
+    fresh = made_vectors(50_000 if not quick else 500, vectors.shape[1], part=2)
+    monitor = RecallMonitor(live, LiveIndexConfig())  # what a worker has running
+    written, facts = under_writes(live, fresh, asked, quick)
+    monitor.close()
     config["writes"] = facts
     return config, rows + written
 
@@ -85,14 +88,31 @@ def _made(items: int, queries: int) -> tuple[Vectors, Vectors]:
     return made_vectors(items, _DIM), made_vectors(queries, _DIM, part=1)
 
 
-def _of_run(root: Path, queries: int) -> tuple[Vectors, Vectors]:
-    """Item vectors of a run's tower; a held-out sample of them asks."""
+def _of_run(root: Path, queries: int, items: int) -> tuple[Vectors, Vectors]:
+    """Item vectors of a run's tower, grown to so many items; a held-out sample of the tower's own asks."""
     from recsys.models.tower import Tower
 
     vectors = Tower.load(RunDirectory.open(root)).item_vectors()[1]
     drawn = np.random.default_rng(1).permutation(len(vectors))
     held = drawn[: min(queries, len(vectors) // 10)]
-    return np.delete(vectors, held, axis=0), vectors[held]
+    return _grown(np.delete(vectors, held, axis=0), items), vectors[held]
+
+
+def _grown(vectors: Vectors, items: int) -> Vectors:
+    """Further items as far from one of the tower's as those are from their nearest neighbours: no catalogue that we
+    may use is larger, and copies would be no task.
+    """
+    more = items - len(vectors)
+    if more <= 0:
+        return vectors
+    rng = np.random.default_rng(6)
+    some = vectors[rng.permutation(len(vectors))[:1_000]]
+    near = np.sqrt(np.maximum(2 - 2 * exact_search(vectors, some, 2)[1][:, 1], 0))
+    step = rng.normal(size=(more, vectors.shape[1])).astype(np.float32)
+    step *= (rng.choice(near, more) / np.linalg.norm(step, axis=1))[:, None].astype(np.float32)
+    made = vectors[rng.integers(0, len(vectors), more)] + step
+    made /= np.linalg.norm(made, axis=1, keepdims=True)
+    return np.concatenate([vectors, made])
 
 
 def _plain_ivf(vectors: Vectors, asked: Vectors, true: npt.NDArray[np.int64]) -> tuple[Search, float, str]:

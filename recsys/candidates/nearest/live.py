@@ -310,16 +310,12 @@ class LiveIndex:
 def _search(state: State, queries_BD: Vectors, k: int, where: Where, *, exact: bool) -> tuple[Keys, Vectors]:
     base = state.base.exact(queries_BD, k, where) if exact else state.base.search(queries_BD, k, where)
     delta = state.delta.search(queries_BD, k, where)  # after the base, see segments.py
-    if not (delta[0] >= 0).any():
+    newer = set(delta[0].ravel().tolist()) - {-1}
+    if not newer:
         return merge([base], k)
-    both = (delta[0][:, :, None] == base[0][:, None, :]).any(axis=1) if _overlap(base[0], delta[0]) else None
-    if both is not None:  # replaced while we looked: the newer row is the item's
-        base = np.where(both, -1, base[0]), base[1]
+    if not newer.isdisjoint(base[0].ravel().tolist()):  # replaced while we looked: the newer row is the item's
+        base = np.where((delta[0][:, :, None] == base[0][:, None, :]).any(axis=1), -1, base[0]), base[1]
     return merge([delta, base], k)
-
-
-def _overlap(base: Keys, delta: Keys) -> bool:
-    return bool(np.isin(delta[delta >= 0], base).any())
 
 
 def _present(rows: Rows) -> Rows:

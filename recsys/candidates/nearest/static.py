@@ -64,10 +64,10 @@ class AnnIndex:
         """From keys [M], distinct, and vectors [M, D].
 
         queries: [Q, D] what will be asked, held out of training; None = some of the items' own vectors. like: an index
-        whose trained quantizers and tuning are used again where its kind allows it.
+        whose trained quantizers and tuning are used again where its kind allows it; the caller then vouches for keys.
         Raises: BadInput for shapes that do not fit, repeated keys or vectors that are not finite.
         """
-        _check(item_key, vectors)
+        _check(item_key, vectors, distinct=like is not None)
         vectors = np.ascontiguousarray(vectors, np.float32)
         kind = config.kind
         if kind == "auto":
@@ -197,7 +197,7 @@ def _engine(facts: dict[str, Any], index: Any, path: Path) -> Engine:
     return engine
 
 
-def _check(item_key: Keys, vectors: Vectors) -> None:
+def _check(item_key: Keys, vectors: Vectors, *, distinct: bool) -> None:
     fits = vectors.ndim == 2 and len(vectors) == len(item_key)
     if not fits or not np.isfinite(vectors).all():
         raise BadInput(
@@ -206,7 +206,7 @@ def _check(item_key: Keys, vectors: Vectors) -> None:
             expected="one finite vector per key",
             fix="Look for NaN in the tower's training.",
         )
-    if len(np.unique(item_key)) != len(item_key):
+    if not distinct and len(np.unique(item_key)) != len(item_key):
         raise BadInput(
             "ann keys", came="the same key twice", expected="distinct keys", fix="Keep one vector of each item."
         )
