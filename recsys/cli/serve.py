@@ -126,6 +126,8 @@ def recommend(
     as_json: bool,
 ) -> None:
     """Ask a gateway for one slate and print it with sources, stage latencies and tier."""
+    from double11.v1 import recommend_pb2 as pb
+
     asked = pb.ItemFilter(categories=categories, brands=brands, price_min_minor=price_min, price_max_minor=price_max)
     response = asyncio.run(_recommend(target, user, limit, deadline_ms, new_only, asked))
     from google.protobuf.json_format import MessageToDict
