@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -16,6 +17,7 @@ from feature_store.online import Commit, MemoryStore, OffsetStep, Update, open_r
 from recsys.core import Conflict, Deadline, DeadlineExceeded, EventBatch, EventKind, Unavailable
 from streaming.archive import Archive
 from streaming.config import JobConfig, StreamingConfig, Topics
+from streaming.item_updates import encode_updates
 from streaming.job import Job
 from streaming.log import Log, open_log
 from streaming.produce import produce
@@ -141,6 +143,66 @@ def test_a_writer_that_dies_between_buckets_loses_and_doubles_nothing(redis_url,
         except Crash:
             crashes += 1
     assert crashes >= 6
+    same_as_undisturbed(log, redis_url, tmp_path / "archive", tmp_path)
+
+
+class Lossy:
+    """A log whose producers fail to flush now and then: of what was sent since the last flush some has landed, some
+    never will, and some does later, as with a record that timed out here and was written there.
+    """
+
+    def __init__(self, log: Log, seed: int, share: float) -> None:
+        self._log, self.rng, self.share, self.failures = log, random.Random(seed), share, 0
+        self.late: list[tuple] = []
+
+    def __getattr__(self, name: str):
+        return getattr(self._log, name)
+
+    def producer(self) -> "LossyProducer":
+        return LossyProducer(self, self._log.producer())
+
+
+class LossyProducer:
+    def __init__(self, lossy: Lossy, real) -> None:
+        self._lossy, self._real, self._sent = lossy, real, []
+
+    def send(self, *record) -> None:
+        self._sent.append(record)
+
+    def flush(self) -> None:
+        lossy, sent = self._lossy, self._sent
+        self._sent, failed = [], bool(sent) and lossy.rng.random() < lossy.share
+        fate = [lossy.rng.choice(("landed", "late", "never")) if failed else "landed" for _ in sent]
+        if lossy.late and lossy.rng.random() < 0.5:
+            self._write([lossy.late.pop(0)])
+        self._write([r for r, f in zip(sent, fate, strict=True) if f == "landed"])
+        lossy.late += [r for r, f in zip(sent, fate, strict=True) if f == "late"]
+        if failed:
+            lossy.failures += 1
+            raise Unavailable("the log", came="no answer", expected="one", fix="Wait.")
+
+    def _write(self, records) -> None:
+        for record in records:
+            self._real.send(*record)
+        self._real.flush()
+
+    def abandon(self) -> None:
+        self._real.abandon()
+
+
+@pytest.mark.parametrize("redis_url", ["standalone"], indirect=True)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_flushes_that_fail_between_rounds_of_item_updates_lose_and_double_nothing(
+    redis_url, log, tmp_path, monkeypatch, seed
+):
+    monkeypatch.setattr("streaming.stages.encode_updates", partial(encode_updates, bytes_max=600))
+    store, lossy, archive = open_store(redis_url), Lossy(log, seed, 0.1), Archive(tmp_path / "archive", "test")
+    job = Job(lossy, store, JobConfig(batch_records_max=150, retry_ms=1, retry_ms_max=1), archive=archive)
+    job.run(until_caught_up=True)
+    job.close()
+    archive.flush()
+    store.close()
+    assert lossy.failures > 5
     same_as_undisturbed(log, redis_url, tmp_path / "archive", tmp_path)
 
 

@@ -114,6 +114,30 @@ async def test_two_workers_that_catch_up_together_leave_everything_applied(world
     await check(world, judged(sent), reports)
 
 
+async def test_workers_on_kafka_python_share_and_hand_over(kafka, kafka_config, request):
+    _, environ = kafka_config("kafka-python")
+    small = {
+        "DOUBLE11__STREAMING__PARTITIONS": "4",
+        "DOUBLE11__FEATURE_STORE__REDIS__BUCKETS": "4",
+        "DOUBLE11__STREAMING__JOB__BATCH_RECORDS_MAX": "50",
+    }
+    world = World(f"kafka://{kafka}", emptied(request, "standalone"), small | environ)
+    world.init()
+    sent = [s for s in traffic(26, 900) if s.event is None or not s.event.get("user", "").startswith("f")]
+    with world.ingest() as first, world.ingest() as second:
+        until(lambda: all(0 < partitions(w).total() < 8 for w in (first, second)), "a share for each")
+        world.send(sent[:400])
+        assert first.until(50)
+        assert second.stop()["events"]["applied"] > 0
+        world.send(sent[400:])
+        until(lambda: partitions(first).total() == 8, "all partitions are the first's")
+        world.catch_up()
+        first.stop()
+    expected = judged(sent)
+    await check(world, expected, "kafka-python")
+    assert world.letters() == expected.causes
+
+
 async def test_a_node_of_the_cluster_that_loses_what_it_had_not_synced_is_read_again(world, redis_cluster):
     sent = [s for s in traffic(23, EVENTS) if s.event is None or not s.event.get("user", "").startswith("f")]
     with world.ingest() as worker:
