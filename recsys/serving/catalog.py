@@ -81,13 +81,20 @@ class CatalogFollower:
         return time.monotonic() - max(self._current_s, self._started_s)
 
     def behind(self) -> bool:
-        """Whether slates may show what was sold out longer ago than `lag_s_max`."""
+        """Whether slates may show what was sold out longer ago than `lag_s_max`.
+
+        Judged here: who asks the log waits for as long as a broker that is away is waited for.
+        """
+        if self.live.trusted and self.lag_s() > self._config.lag_s_max:
+            self.live.trusted = False
+            _log.error("catalog_behind", topic=self._topic, lag_s=round(self.lag_s(), 3))
         return not self.live.trusted
 
     def status(self) -> admin_pb2.PartStatus:
         """For AdminService."""
-        state, kept_out = "down" if self.behind() else "ok", self.live.num_unavailable()
-        detail = f"{self.lag_s():.1f} s behind" if self.behind() else f"{kept_out} items kept out"
+        behind = self.behind()
+        state, kept_out = "down" if behind else "ok", self.live.num_unavailable()
+        detail = f"{self.lag_s():.1f} s behind" if behind else f"{kept_out} items kept out"
         return admin_pb2.PartStatus(name="catalog", state=state, detail=detail)
 
     def close(self) -> None:
@@ -176,9 +183,7 @@ class CatalogFollower:
                 metrics.CATALOG_LAG_RECORDS.set(sum(max(0, e - self._next.get(p, 0)) for p, e in ends.items()))
                 if self._target is None:
                     self._target = (asked_s, ends)
-            if self.live.trusted and self.lag_s() > self._config.lag_s_max:
-                self.live.trusted = False
-                _log.error("catalog_behind", topic=self._topic, lag_s=round(self.lag_s(), 3))
+            self.behind()
             self._stop.wait(self._config.watch_s)
 
 

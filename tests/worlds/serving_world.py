@@ -60,7 +60,17 @@ tier_best = "popular"
 """
 
 
-def double11(*args: object, timeout_s: float = 240.0) -> subprocess.CompletedProcess[str]:
+def toml_of(environ: dict[str, str]) -> str:
+    """The [streaming] sections that these environment variables say."""
+    found: dict[str, list[str]] = {}
+    for name, value in environ.items():
+        _, *section, key = name.lower().split("__")
+        number = value.isdigit() and section[-1] == "kafka"
+        found.setdefault(".".join(section), []).append(f"{key} = {value if number else json.dumps(value)}")
+    return "".join(f"\n[{section}]\n" + "\n".join(lines) + "\n" for section, lines in found.items())
+
+
+def double11(*args: object, timeout_s: float = 600.0) -> subprocess.CompletedProcess[str]:
     """Run a `double11` command."""
     command = [sys.executable, "-c", "from recsys.cli.main import main; main()", *map(str, args)]
     environ = {**os.environ, "DOUBLE11_PROGRESS": "0"}

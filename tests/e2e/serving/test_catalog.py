@@ -14,7 +14,7 @@ import pytest
 from double11.v1 import event_pb2, event_pb2_grpc, recommend_pb2
 from kafka_broker import settings
 from redis_world import Server
-from serving_world import TOML, Gateway, done
+from serving_world import TOML, Gateway, done, toml_of
 
 from recsys.serving import ClientConfig, RecommendClient
 from recsys.serving.client import AdminClient
@@ -61,16 +61,6 @@ class Shop:
     def produced(self):
         lines = self.told.read_text().split()
         return int(lines[-1]) if lines else 0
-
-
-def toml_of(environ):
-    """The [streaming] sections that these environment variables say."""
-    found = {}
-    for name, value in environ.items():
-        _, *section, key = name.lower().split("__")
-        number = value.isdigit() and section[-1] == "kafka"
-        found.setdefault(".".join(section), []).append(f"{key} = {value if number else json.dumps(value)}")
-    return "".join(f"\n[{section}]\n" + "\n".join(lines) + "\n" for section, lines in found.items())
 
 
 @pytest.fixture(scope="module", params=["embedded", "kafka"])
