@@ -32,6 +32,7 @@ from streaming.topics import Topics
 
 _log = logging.get_logger(__name__)
 _WAIT_S = 0.1
+_ASK_S = 1.0
 _REFUSED = {
     KafkaError._AUTHENTICATION,
     KafkaError._SSL,
@@ -126,11 +127,16 @@ class ConfluentLog(KafkaLog):
         _log.warning("kafka_client_error", code=error.name(), detail=error.str())
 
     def _present(self) -> dict[str, int]:
-        try:
-            topics = self._admin.list_topics(timeout=self._timeout_s).topics
-        except KafkaException as error:
-            self._admin.poll(0)  # hands over what `_on_error` gets
-            raise self.error(error, "") from error
+        until_s = time.monotonic() + self._timeout_s
+        while True:
+            left_s = until_s - time.monotonic()
+            try:
+                topics = self._admin.list_topics(timeout=min(max(left_s, _WAIT_S), _ASK_S)).topics
+                break
+            except KafkaException as error:
+                self._admin.poll(0)  # hands over what `_on_error` gets
+                if self._refusal is not None or left_s <= _ASK_S:  # who is not let in need not ask on
+                    raise self.error(error, "") from error
         self._refusal = None
         return {name: len(t.partitions) for name, t in topics.items() if t.error is None and t.partitions}
 
