@@ -21,7 +21,7 @@ from recsys.core.config import Config
 
 HOME = os.environ.get("DOUBLE11_KAFKA_HOME")
 DRIVERS = ("confluent", "kafka-python")
-_START_S = 60
+_START_S = 240
 _TOPICS = ("events", "impressions", "item_updates", "catalog", "samples", "deltas", "dead_letter")
 _PROPERTIES = """
 process.roles=broker,controller
@@ -162,7 +162,7 @@ def settings(driver: str, **more: object) -> dict[str, str]:
         "replication_factor": 1,
         "min_insync_replicas": 1,
         "request_timeout_ms": 15_000,
-        "delivery_timeout_ms": 60_000,
+        "delivery_timeout_ms": 120_000,
         "session_timeout_ms": 6_000,
     } | more
     topics = {name: f"{prefix}-{name.replace('_', '-')}" for name in _TOPICS}

@@ -319,7 +319,7 @@ class Ingest:
         """Partitions that it has now, of all topics."""
         return int(self.metrics().get("double11_assigned_partitions", Counter()).total())
 
-    def until(self, number: int, timeout_s: float = 120) -> bool:
+    def until(self, number: int, timeout_s: float = 240) -> bool:
         """Wait until that many are handled; False when the process ended before."""
         deadline_s = time.monotonic() + timeout_s
         while self.is_running:
@@ -340,7 +340,7 @@ class Ingest:
 
     def report(self) -> dict:
         """Wait for its end; gives the JSON document."""
-        out, error = self.process.communicate(timeout=240)
+        out, error = self.process.communicate(timeout=600)
         assert self.process.returncode == 0, error[-3_000:]
         return json.loads(out.splitlines()[-1])
 
@@ -367,7 +367,7 @@ class Supervised:
         for thread in self._threads:
             thread.join()
 
-    def until_at_work(self, timeout_s: float = 120) -> None:
+    def until_at_work(self, timeout_s: float = 240) -> None:
         """Wait until every consumer's present process has partitions to read."""
         deadline_s = time.monotonic() + timeout_s
         while not all(n in self.running and self.running[n].num_partitions() for n in range(len(self._threads))):

@@ -61,7 +61,7 @@ def train_apart(
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc)]
     command = [sys.executable, *torchrun, __file__, str(dataset), str(work), str(out), str(kill_step)]
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "DOUBLE11_PROGRESS": "0"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environ)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environ)
 
 
 def read(out: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from streaming.log import open_log
 from streaming.log.base import VALUE_BYTES_MAX, read_all
 
 ANY = {"records_max": 10_000, "bytes_max": 1 << 24}
-ARRIVAL_S = 20
+ARRIVAL_S = 120
 
 
 def send(log, topic, values, key=b"k", headers=None):

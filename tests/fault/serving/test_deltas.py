@@ -45,7 +45,7 @@ def home(made, tmp_path):
     world.make_log(url)
     (tmp_path / "double11.toml").write_text(TOML)
     command = ["features", "materialize", str(made[1].root), "--store", url]
-    assert subprocess.run([*CLI, *command], capture_output=True, timeout=120, check=False).returncode == 0
+    assert subprocess.run([*CLI, *command], capture_output=True, timeout=600, check=False).returncode == 0
     return url
 
 
@@ -66,7 +66,7 @@ class Process:
             with contextlib.suppress(ValueError):
                 self.lines.append(json.loads(line))
 
-    def line(self, key, timeout_s=90.0):
+    def line(self, key, timeout_s=240.0):
         return wait_for(lambda: next((told for told in self.lines if key in told), None), timeout_s)
 
     def detail(self):
@@ -74,10 +74,10 @@ class Process:
 
     def kill(self, number=signal.SIGKILL):
         self.popen.send_signal(number)
-        return self.popen.wait(30)
+        return self.popen.wait(240)
 
 
-def wait_for(found, timeout_s=90.0):
+def wait_for(found, timeout_s=240.0):
     until = time.monotonic() + timeout_s
     while not (value := found()):
         assert time.monotonic() < until, "too late"
@@ -108,7 +108,7 @@ def retrieve(port, history):
             history_keys=history, history_types=[int(EventType.PURCHASE)] * len(history),
             history_times_us=[1_000_000 * i for i in range(len(history))], as_of_us=10**9, limit=20,
         )  # fmt: skip
-        return scoring_pb2_grpc.ScoringServiceStub(channel).Retrieve(request, timeout=20)
+        return scoring_pb2_grpc.ScoringServiceStub(channel).Retrieve(request, timeout=240)
 
 
 def test_killed_trainer_and_worker_lose_no_delta_and_double_none(made, home, tmp_path):
@@ -125,7 +125,7 @@ def test_killed_trainer_and_worker_lose_no_delta_and_double_none(made, home, tmp
     serving.kill()
     serving = worker(run, home)
     world.send(home, some[300:])
-    assert trainer(run, home, tmp_path, "--until-caught-up").popen.wait(90) == 0
+    assert trainer(run, home, tmp_path, "--until-caught-up").popen.wait(240) == 0
 
     parts = [(d.sequence, d.part) for d in records(home)]
     assert len(set(parts)) == len(parts)

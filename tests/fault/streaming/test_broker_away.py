@@ -11,7 +11,7 @@ from streaming_world import Supervised, T, Trickle, World, check, judged, record
 
 EVENTS = 4_000
 AWAY_S = 10
-BROKER_S_MAX = 20  # of a loaded machine
+GIVEN_UP_S = 240  # of a loaded machine
 
 
 @pytest.fixture
@@ -44,10 +44,10 @@ def frozen(broker, world: World, rng: random.Random) -> None:
 def others_transactions(broker, world: World, rng: random.Random) -> None:
     """One aborted, one left open until the broker times it out, both with valid events that must not count."""
     name, topic = f"other-{rng.random()}", world.environ["DOUBLE11__STREAMING__TOPICS__EVENTS"]
-    for end in ("aborted", "dangling"):
-        settings = {"transactional.id": f"{name}-{end}", "transaction.timeout.ms": 3_000}
+    for end, timeout_ms in (("aborted", 60_000), ("dangling", 3_000)):
+        settings = {"transactional.id": f"{name}-{end}", "transaction.timeout.ms": timeout_ms}
         other = Producer({"bootstrap.servers": broker.address, **settings})
-        other.init_transactions(60)
+        other.init_transactions(GIVEN_UP_S)
         other.begin_transaction()
         for i in range(20):
             event = {"kind": "action", "id": f"{name}-{end}-{i}", "time": T, "type": 5, "item": "i1", "price": 1}
@@ -55,12 +55,12 @@ def others_transactions(broker, world: World, rng: random.Random) -> None:
             other.produce(topic, sent.value, sent.key, partition=i % 4, headers=list(sent.headers.items()))
         other.flush()
         if end == "aborted":
-            other.abort_transaction(60)
+            other.abort_transaction(GIVEN_UP_S)
     # What is stable stands still until the broker gives the open one up, and no longer.
-    started_s, admin = time.monotonic(), AdminClient({"bootstrap.servers": broker.address})
+    until_s, admin = time.monotonic() + GIVEN_UP_S, AdminClient({"bootstrap.servers": broker.address})
     while stable(admin, topic, IsolationLevel.READ_COMMITTED) < stable(admin, topic, IsolationLevel.READ_UNCOMMITTED):
+        assert time.monotonic() < until_s
         time.sleep(0.2)
-    assert 1 < time.monotonic() - started_s < 3 + BROKER_S_MAX
 
 
 def stable(admin: AdminClient, topic: str, level: IsolationLevel) -> int:

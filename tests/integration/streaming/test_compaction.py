@@ -20,7 +20,7 @@ from streaming.produce import produce
 
 ITEMS = [f"item-{i}" for i in range(40)]
 T = 1_700_000_000_000_000
-COMPACTED_S = 120
+COMPACTED_S = 240
 
 
 def changes(kind, number, at):

@@ -43,7 +43,7 @@ def test_streamed_state_equals_the_dataset_folded_offline(kafka, kafka_config, d
     with open_log(f"kafka://{kafka}", config) as log:
         log.create_topics(StreamingConfig(partitions=4).partitions_by_topic(topics))
         produce([*events.chunks(500), events.slice(len(events) - 100, 100)], log, topics=topics)
-        outcomes, deadline_s = Counter(), time.monotonic() + 30
+        outcomes, deadline_s = Counter(), time.monotonic() + 240
         for enough in (1_500, len(events) + 100):  # the second job starts where the store is
             job = Job(log, store, JobConfig(batch_records_max=700), topics=topics)
             while (outcomes + job.report.events).total() < enough:
