@@ -63,6 +63,7 @@ WORKER_RESTARTS = Counter(
 )
 INDEX_ITEMS = Gauge("double11_index_items", "Items of the live index: base and delta alive, dead rows", ["part"])
 INDEX_REBUILDS = Counter("double11_index_rebuilds_total", "Rebuilds of the live index by outcome", ["outcome"])
+INDEX_SNAPSHOTS = Counter("double11_index_snapshots_total", "Snapshots of the live index by outcome", ["outcome"])
 INDEX_UPDATES = Counter("double11_index_updates_total", "Catalogue events by what the live index did", ["outcome"])
 INDEX_RECALL = Histogram(
     "double11_index_recall",

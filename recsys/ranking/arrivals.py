@@ -5,7 +5,8 @@ Shape legend: N events or keys, A arrivals.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import astuple, dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from feature_store.columns import EventColumns
 from recsys.core import EventBatch, key
 from recsys.core.logging import get_logger
-from recsys.ranking.told import LISTED, Mask, Rows, Told
+from recsys.ranking.told import LISTED, Arrays, Mask, Rows, Told
 
 _log = get_logger(__name__)
 _FIRST_ROWS = 256
@@ -74,6 +75,19 @@ class Arrivals:
                 if text:
                     setattr(names, name, text)
         return newer, int(np.count_nonzero(row[at] < 0))
+
+    def capture(self) -> Arrays:
+        """What was told of arrivals, and what they are called."""
+        table = self._table
+        names = json.dumps([astuple(names) for names in table.names]).encode()
+        return {"names": np.frombuffer(names, np.uint8), **table.told.capture()}
+
+    def restore(self, arrays: Arrays) -> None:
+        """As `capture` gave it."""
+        names = [Names(*fields) for fields in json.loads(arrays["names"].tobytes())]
+        told = Told(len(names), available=False)
+        told.restore(arrays)
+        self._table = _Table(told, {key(n.item_id): row for row, n in enumerate(names)}, names)
 
     def _rows_for(self, events: EventColumns, at: Rows) -> Rows:
         """Rows of the items that the events `at` name, new ones made; -1 where there is no room."""

@@ -6,9 +6,9 @@ Shape legend: N events or candidates, M items of the run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -56,9 +56,14 @@ class LiveCatalogue:
         self.trusted = False  # whether all that is known on the log is known here; set by whoever feeds it
 
     def apply(self, batch: EventBatch) -> Applied:
+        """`take`, without its keys."""
+        return self.take(batch)[0]
+
+    def take(self, batch: EventBatch) -> tuple[Applied, Keys]:
         """Take N events of `catalog`; the greatest (event_time, event_id) wins per field, as in `feature_store.views`.
 
-        A repeat changes nothing. Events that are no price, stock or item change are superseded by definition.
+        A repeat changes nothing. Events that are no price, stock or item change are superseded by definition. Also
+        gives the keys of what has changed, each once.
         """
         events = EventColumns.of(batch)
         row = self._items.rows(events.item_key)
@@ -69,7 +74,17 @@ class LiveCatalogue:
             news, unknown = self.arrivals.take(batch, events, others)
             newer |= news
         applied = int(np.count_nonzero(newer))
-        return Applied(applied, len(row) - applied - unknown, unknown)
+        return Applied(applied, len(row) - applied - unknown, unknown), np.unique(events.item_key[newer])
+
+    def capture(self) -> dict[str, npt.NDArray[Any]]:
+        """All that was told, for a snapshot. By the thread that applies, or while it does not."""
+        parts = {"run": self._run.capture(), "new": self.arrivals.capture()}
+        return {f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
+
+    def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """As `capture` gave it, over the same items; before anything is told."""
+        for part, told in (("run", self._run), ("new", self.arrivals)):
+            told.restore({n.removeprefix(f"{part}."): a for n, a in arrays.items() if n.startswith(f"{part}.")})
 
     def available(self, item_key: Keys) -> Mask:
         """True [N] unless the stream says sold out or delisted, or has named the item without listing it."""
@@ -79,6 +94,10 @@ class LiveCatalogue:
         """True [N] for items of the run, and for others that the stream has listed: those have a name."""
         known = self._items.rows(item_key) >= 0
         return np.asarray(known | (self._said(LISTED, item_key) == 1))
+
+    def listing(self, item_key: Keys) -> npt.NDArray[np.int64]:
+        """What the stream says [N]: 1 listed, 0 delisted, -1 nothing."""
+        return self._said(LISTED, item_key)
 
     def says_stock(self, item_key: Keys) -> Mask:
         """True [N] where the stream has named a stock."""

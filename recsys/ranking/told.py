@@ -5,6 +5,9 @@ Shape legend: R rows, N events.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -12,9 +15,11 @@ from feature_store.columns import EventColumns
 
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+Arrays = Mapping[str, npt.NDArray[Any]]
 UNSAID = -1
 PRICE, STOCK, LISTED = range(3)
 _NUM_FIELDS = 3
+_COLUMNS = ("value", "_time_us", "_event_key", "category_key", "brand_key", "available")
 
 
 class Told:
@@ -45,6 +50,16 @@ class Told:
         for name in ("category_key", "brand_key", "available"):
             getattr(made, name)[kept] = getattr(self, name)[rows]
         return made
+
+    def capture(self) -> Arrays:
+        """What was told, by row; rows of which nothing was said are left out."""
+        rows = np.flatnonzero((self.value != UNSAID).any(axis=0))
+        return {"rows": rows} | {name: getattr(self, name)[..., rows] for name in _COLUMNS}
+
+    def restore(self, arrays: Arrays) -> None:
+        """As `capture` gave it, into rows that were told nothing."""
+        for name in _COLUMNS:
+            getattr(self, name)[..., arrays["rows"]] = arrays[name]
 
     def take(self, events: EventColumns, row: Rows, told: Mask) -> tuple[Mask, Rows]:
         """Hear the events that are `told` [N] of the rows [N]; the greatest (event_time, event_id) wins per field.

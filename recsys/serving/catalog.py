@@ -59,8 +59,9 @@ class CatalogFollower:
             for name, run in (("follow", self._follow_on), ("watch", self._watch))
         ]
 
-    def start(self) -> None:
-        """Read the topic from its beginning and go on."""
+    def start(self, positions: Mapping[int, int] | None = None) -> None:
+        """Read the topic from positions [partition -> offset] that are applied already, else from its beginning."""
+        self._next = dict(positions or {})
         self._started_s = time.monotonic()
         metrics.CATALOG_LAG_S.set_function(self.lag_s)
         for thread in self._threads:
@@ -75,6 +76,10 @@ class CatalogFollower:
                 return False
             await asyncio.sleep(_LOOK_S)
         return True
+
+    def positions(self) -> Mapping[int, int]:
+        """Next offset by partition: everything before it is applied."""
+        return self._next.copy()
 
     def lag_s(self) -> float:
         """Seconds since all that was on the log was last known to be applied; since the start while it never was."""

@@ -193,9 +193,13 @@ class WorkerConfig:
     """One scoring worker. threads: of torch and FAISS. queue_items_max: calls waiting for the compute thread.
 
     metrics_port: Prometheus text over HTTP on serving.metrics_host, 0 = off; not for several workers on one host.
+    snapshot_path: folder for snapshots of the index; empty = beside an embedded log, none with Kafka.
+    snapshot_every_s: pause between two; none is written when nothing has changed.
     """
 
     threads: int = 1
+    snapshot_path: str = ""
+    snapshot_every_s: float = 300.0
     metrics_port: int = 0
     queue_items_max: int = 64
     deadline_ms_default: float = 1_000.0
@@ -203,6 +207,7 @@ class WorkerConfig:
     drain_s_max: float = 10.0
 
     def __post_init__(self) -> None:
+        in_range("serving.worker.snapshot_every_s", self.snapshot_every_s, 0.05, 86_400)
         in_range("serving.worker.threads", self.threads, 1, 1_024)
         in_range("serving.worker.metrics_port", self.metrics_port, 0, 65_535)
         in_range("serving.worker.queue_items_max", self.queue_items_max, 1, 100_000)

@@ -204,8 +204,8 @@ class Gateway:
         if self.arm.order == "source" and "ann" not in {f.source for f in self.arm.feeds}:
             return None, None
         target = self._serving.scoring_target or "ipv4:" + ",".join(
-            self._start_worker(f"scoring-{i}", "recsys.serving.worker", "--log", self._options.log)
-            for i in range(self._options.workers)
+            self._start_worker(name, "recsys.serving.worker", "--log", self._options.log, "--name", name)
+            for name in (f"scoring-{i}" for i in range(self._options.workers))
         )
         channel = open_channel(target)
         self._stack.push_async_callback(channel.close)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import faiss
@@ -14,8 +16,10 @@ import torch
 from double11.v1 import scoring_pb2 as pb
 from double11.v1 import scoring_pb2_grpc as pb_grpc
 
+from recsys.candidates.nearest import snapshot
 from recsys.candidates.nearest.live import DEFAULT, DEFAULT_LIVE, LiveIndex
 from recsys.candidates.nearest.monitor import RecallMonitor
+from recsys.candidates.nearest.snapshot import Restored
 from recsys.candidates.nearest.static import AnnIndex, other_dimension
 from recsys.core import BadInput, Deadline, Overloaded, RunDirectory
 from recsys.core.attributes import attributes_of
@@ -26,6 +30,7 @@ from recsys.models.delta import target_of
 from recsys.models.embeddings import UNKNOWN_ROW
 from recsys.models.ranker import Ranker
 from recsys.models.tower import Tower
+from recsys.ranking.live import NEW_ITEMS_MAX, LiveCatalogue
 from recsys.serving.compute import ComputeThread
 from recsys.serving.config import WorkerConfig
 from recsys.serving.live_items import LiveItems
@@ -47,18 +52,31 @@ class ScoringService(pb_grpc.ScoringServiceServicer):
         config: WorkerConfig,
         index: IndexConfig = DEFAULT,
         live: LiveIndexConfig = DEFAULT_LIVE,
+        *,
+        new_items_max: int = NEW_ITEMS_MAX,
+        restore: Callable[[int], Restored | None] = lambda _: None,
     ) -> None:
-        """Load the models. Raises: NotFound, CorruptData, VersionMismatch, Unavailable (a device that is not there)."""
+        """Load the models. restore: gives a snapshot of the index, by dimension, or None to take the run's.
+
+        Raises: NotFound, CorruptData, VersionMismatch, Unavailable (a device that is not there).
+        """
         torch.set_num_threads(config.threads)
         self._tower, self._ranker = Tower.load(run), Ranker.load(run)
-        items, base = ItemTable.read(run.path("items.parquet")), AnnIndex.load(run, index)
-        if base.dim != self._tower.dim:
-            raise other_dimension(f"a tower of dimension {self._tower.dim}", base.dim)
-        self._index = LiveIndex(base, attributes_of(items, base.row_key), config=index, live=live)
-        self.items = LiveItems(self._index, ColdItems(self._tower, items), items)
+        items, restored = ItemTable.read(run.path("items.parquet")), restore(self._tower.dim)
+        if restored is None:
+            base = AnnIndex.load(run, index)
+            if base.dim != self._tower.dim:
+                raise other_dimension(f"a tower of dimension {self._tower.dim}", base.dim)
+            restored = Restored(LiveIndex(base, attributes_of(items, base.row_key), config=index, live=live))
+        self._index, self.positions = restored.index, restored.positions
+        self.items = LiveItems(self._index, ColdItems(self._tower, items), LiveCatalogue(items, new_items_max))
         self._monitor = RecallMonitor(self._index, live)
+        self._moved = set[int]()  # items that a delta has given another vector than the run's
         self._stale = dict[int, None]()  # items whose row has changed since the index has their vector; oldest first
         self.models = target_of(run.run_id, self._tower, self._ranker, on_rows=self._row_changed)
+        if restored.more:
+            self.items.restore(restored.more)
+            self._as_of_the_run(restored.more["moved"])
         self._warm_up()
         self._config = config
         self.compute = ComputeThread(config.queue_items_max, partial(faiss.omp_set_num_threads, config.threads))
@@ -131,7 +149,21 @@ class ScoringService(pb_grpc.ScoringServiceServicer):
         if table == "tower.item":
             known = rows[rows != UNKNOWN_ROW]
             self._tower.items.own(known)
-            self._stale |= dict.fromkeys(self._tower.items.vocabulary.keys[known - 1].tolist())
+            changed = self._tower.items.vocabulary.keys[known - 1].tolist()
+            self._moved.update(changed)
+            self._stale |= dict.fromkeys(changed)
+
+    def write_snapshot(self, root: Path, of: str, positions: Mapping[int, int]) -> None:
+        """Write the index and what was told, as far as `positions`, taken before. Raises: OSError."""
+        more = self.items.capture() | {"moved": np.array(sorted(self._moved.copy()), np.int64)}
+        snapshot.write(root, self._index, run_id=of, positions=positions, more=more)
+
+    def _as_of_the_run(self, moved: npt.NDArray[np.int64]) -> None:
+        """Give items that deltas had moved the vectors of the run: the deltas come again, with the user's side."""
+        self._moved.update(moved.tolist())
+        self._stale = dict.fromkeys(moved.tolist())
+        while self.reindex():
+            self._index.wait_rebuilt()
 
     def _version(self, loaded: str) -> str:
         return f"{loaded}+{self.models.sequence}" if self.models.sequence else loaded

@@ -15,7 +15,7 @@ import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from double11.v1 import scoring_pb2 as pb
@@ -24,6 +24,7 @@ from prometheus_client import start_http_server
 
 from recsys.core import Double11Error, RunDirectory, WallClock, logging
 from recsys.core.config import Config
+from recsys.core.urls import embedded_path, scheme
 from recsys.models.config import IndexConfig, LiveIndexConfig
 from recsys.serving.catalog import CatalogFollower
 from recsys.serving.config import CatalogConfig, ServingConfig, WorkerConfig
@@ -36,37 +37,58 @@ if TYPE_CHECKING:
     from recsys.serving.scoring_service import ScoringService
 
 
-async def serve(run_path: Path, listen: str, log_url: str, config: Config) -> None:
+async def serve(run_path: Path, listen: str, log_url: str, name: str, config: Config) -> None:
     """Load, serve, say so on stdout, drain on SIGTERM or SIGINT."""
     stop, worker = stop_signal(), config.get(WorkerConfig)
     run = RunDirectory.open(run_path, verify=False)  # the gateway has checked the hashes
-    from recsys.serving.scoring_service import ScoringService  # heavy: a bad run is told before seconds of imports
-
-    service = ScoringService(run, worker, config.get(IndexConfig), config.get(LiveIndexConfig))
     with ExitStack() as stack:
-        if log_url:
-            await _follow(stack, log_url, service, config)
+        service = await _following(stack, run, log_url, name, config) if log_url else _service(run, config)
         if worker.metrics_port:
             start_http_server(worker.metrics_port, config.get(ServingConfig).metrics_host)
         await _until_stopped(service, stop, listen, worker)
 
 
-async def _follow(stack: ExitStack, log_url: str, service: ScoringService, config: Config) -> None:
-    """Read the catalogue topic into the index and the deltas topic into the models.
+def _service(run: RunDirectory, config: Config, **more: Any) -> ScoringService:
+    from recsys.serving.scoring_service import ScoringService
+
+    worker, index, live = config.get(WorkerConfig), config.get(IndexConfig), config.get(LiveIndexConfig)
+    return ScoringService(run, worker, index, live, new_items_max=config.get(CatalogConfig).new_items_max, **more)
+
+
+async def _following(stack: ExitStack, run: RunDirectory, log_url: str, name: str, config: Config) -> ScoringService:
+    """A service that reads the catalogue topic into the index and the deltas topic into the models.
 
     Comes back when all of the catalogue that was there is in the index, or its time is over; deltas catch up while the
     worker serves what it has.
     """
-    log = stack.enter_context(open_log(log_url, config))
-    topics = topics_at(log_url, config)
+    from recsys.serving.index_snapshots import Snapshots, newest
+
+    log, worker = stack.enter_context(open_log(log_url, config)), config.get(WorkerConfig)
+    topics, root = topics_at(log_url, config), _snapshots_at(log_url, name, worker)
+    of = f"{run.run_id}@{log.log_id()}"
+    models = config.get(IndexConfig), config.get(LiveIndexConfig)
+    service = _service(run, config, restore=lambda dim: newest(root, of, dim, *models) if root else None)
     deltas = asyncio.create_task(DeltaFollower(log, topics.deltas, service, WallClock(), _tell).run())
     stack.callback(deltas.cancel)
     follower = CatalogFollower(
         log, topics.catalog, service.items, WallClock(), config.get(CatalogConfig), config.get(JobConfig)
     )
-    follower.start()
+    follower.start(service.positions)
     stack.callback(follower.close)
     await follower.wait_caught_up()
+    if root is not None:
+        snapshots = Snapshots(root, of, service, follower, worker.snapshot_every_s)
+        snapshots.start()
+        stack.callback(snapshots.close)
+    return service
+
+
+def _snapshots_at(log_url: str, name: str, worker: WorkerConfig) -> Path | None:
+    """The folder of this worker alone; None = it keeps none."""
+    if worker.snapshot_path:
+        return Path(worker.snapshot_path) / name
+    embedded = scheme(log_url) == "embedded"
+    return embedded_path(log_url, "the worker's log") / "index" / name if embedded else None
 
 
 def _tell(detail: str) -> None:
@@ -89,13 +111,14 @@ async def _until_stopped(service: ScoringService, stop: asyncio.Event, listen: s
 @click.option("--run", "run_path", type=click.Path(path_type=Path), required=True, help="Run directory.")
 @click.option("--listen", default="127.0.0.1:0", show_default=True, help="HOST:PORT; port 0 = any free one.")
 @click.option("--log", "log_url", default="", help="Log URL; follow its catalogue topic.")
+@click.option("--name", default="scoring", show_default=True, help="Of this worker among those that share a folder.")
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="double11.toml.")
 @click.option("--log-level", type=click.Choice(logging.LEVELS), default="info", show_default=True)
-def main(run_path: Path, listen: str, log_url: str, config_path: Path | None, log_level: str) -> None:
+def main(run_path: Path, listen: str, log_url: str, name: str, config_path: Path | None, log_level: str) -> None:
     """Serve the towers, the index and the ranker of one run to gateways."""
     logging.configure(log_level)
     try:
-        asyncio.run(serve(run_path, listen, log_url, Config.load(config_path)))
+        asyncio.run(serve(run_path, listen, log_url, name, Config.load(config_path)))
     except Double11Error as error:
         print(json.dumps(error.as_json()), flush=True)  # for whoever supervises
         print(f"scoring worker: {error}", file=sys.stderr)

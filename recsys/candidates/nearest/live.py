@@ -104,6 +104,15 @@ class LiveIndex:
             )
             return found
 
+    def attributes(self, item_key: Keys) -> Attributes:
+        """What the index knows of items [N]; unknown for those that are not there."""
+        found = Attributes.unknown(len(item_key))
+        with self._write:
+            for segment in (self._state.base, self._state.delta):
+                rows = segment.find(item_key)
+                found.put(np.flatnonzero(rows >= 0), segment.attributes.take(rows[rows >= 0]))
+        return found
+
     def upsert(self, item_key: Keys, vectors: Vectors, attributes: Attributes | None = None) -> None:
         """Add or replace items. keys [N], vectors [N, D]; of a repeated key the last one counts.
 

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,24 @@ MANIFEST, _BASE, _FACTS, _LIVE = "manifest.json", "ann.faiss", "ann.json", "live
 _FILES = (_BASE, _FACTS, _LIVE)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Restored:
-    """A live index as it was, and the positions [partition -> next offset] of its source at that moment."""
+    """A live index as it was, positions [partition -> next offset] of its source, and what else was kept with it."""
 
     index: LiveIndex
-    positions: Mapping[int, int]
+    positions: Mapping[int, int] = field(default_factory=dict)
+    more: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
 
-def write(root: Path, index: LiveIndex, *, run_id: str, positions: Mapping[int, int]) -> Path:
-    """Write a snapshot below `root` and remove older ones. positions: taken before this call, never after.
+def write(
+    root: Path,
+    index: LiveIndex,
+    *,
+    run_id: str,
+    positions: Mapping[int, int],
+    more: Mapping[str, npt.NDArray[Any]] | None = None,
+) -> Path:
+    """Write a snapshot below `root` and remove older ones. positions, and more: taken before this call, never after.
 
     Searches and writes go on; what is written is one moment of the index. Raises: OSError from the disk.
     """
@@ -60,6 +68,7 @@ def write(root: Path, index: LiveIndex, *, run_id: str, positions: Mapping[int, 
             f"delta.{c}": getattr(known, c) for c in COLUMNS
         }
         arrays |= {"base.alive": alive.bits, "delta.item_key": item_key, "delta.vectors": vectors}
+        arrays |= {f"more.{name}": array for name, array in (more or {}).items()}
         save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, temporary / _LIVE)
         manifest = {
             "format_version": FORMAT_VERSION, "run_id": run_id, "dim": index.dim,
@@ -105,7 +114,8 @@ def read(root: Path, *, run_id: str, dim: int, config: IndexConfig, live: LiveIn
         raise _corrupt(folder / _LIVE, str(error), "the arrays of a snapshot") from error
     index = LiveIndex(base, known["base"], config=config, live=live)
     index.restore(alive, arrays["delta.item_key"], arrays["delta.vectors"], known["delta"])
-    return Restored(index=index, positions={int(p): int(o) for p, o in manifest["positions"].items()})
+    more = {n.removeprefix("more."): a for n, a in arrays.items() if n.startswith("more.")}
+    return Restored(index=index, positions={int(p): int(o) for p, o in manifest["positions"].items()}, more=more)
 
 
 def _describe(path: Path) -> dict[str, Any]:

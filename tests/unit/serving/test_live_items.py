@@ -11,6 +11,7 @@ from recsys.core.attributes import Where, attributes_of
 from recsys.models.cold import ColdItems
 from recsys.models.config import LiveIndexConfig, TowerConfig
 from recsys.models.tower import ItemRows, Tower, TowerNet
+from recsys.ranking.live import LiveCatalogue
 from recsys.serving.live_items import LiveItems
 
 _KIND = {"price": EventKind.PRICE, "stock": EventKind.STOCK, "listed": EventKind.ITEM}
@@ -29,7 +30,7 @@ def live(shop, tower):
     index = LiveIndex(
         base, attributes_of(items, base.row_key), live=LiveIndexConfig(delta_items_max=40, rebuild_items=40)
     )
-    return LiveItems(index, ColdItems(tower, items), items), index
+    return LiveItems(index, ColdItems(tower, items), LiveCatalogue(items)), index
 
 
 def events(*told):
