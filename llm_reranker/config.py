@@ -18,7 +18,11 @@ class RerankConfig:
     """Bounds of serving.
 
     prefix_tokens_max and item_tokens_max are for folders without double11.json; ours carry their own.
+    score_cache_items_max: scores kept for the same context, item and features; 0 = off. adaptive_depth: score fewer
+    candidates where the time is short; off, a batch is computed whole and may come too late.
     precision: of the model's products; int8 is faster and keeps the order but for near ties.
+    backend: "ours", or a scoring server at backend_url, asked backend_requests_max requests at once: "sglang"
+    (`/v1/score`, with token ids) or "vllm" (`/score`), as which model backend_model says.
     threads: of torch, in the server; more than there are free cores is far slower than one. metrics_port: 0 = off.
     deadline_ms_default: for callers that set none.
     """
@@ -29,6 +33,12 @@ class RerankConfig:
     batch_tokens_max: int = 8192
     queue_requests_max: int = 256
     prefix_cache_bytes_max: int = 256 << 20
+    score_cache_items_max: int = 65_536
+    adaptive_depth: bool = True
+    backend: Literal["ours", "sglang", "vllm"] = "ours"
+    backend_url: str = ""
+    backend_model: str = ""
+    backend_requests_max: int = 16
     precision: Literal["fp32", "int8"] = "fp32"
     threads: int = 1
     deadline_ms_default: float = 200.0
@@ -43,6 +53,8 @@ class RerankConfig:
         in_range("llm_reranker.batch_tokens_max", self.batch_tokens_max, 64, 1 << 20)
         in_range("llm_reranker.queue_requests_max", self.queue_requests_max, 1, 65_536)
         in_range("llm_reranker.prefix_cache_bytes_max", self.prefix_cache_bytes_max, 0, 1 << 40)
+        in_range("llm_reranker.score_cache_items_max", self.score_cache_items_max, 0, 100_000_000)
+        in_range("llm_reranker.backend_requests_max", self.backend_requests_max, 1, 4096)
         in_range("llm_reranker.threads", self.threads, 1, 256)
         in_range("llm_reranker.deadline_ms_max", self.deadline_ms_max, 1, 600_000)
         in_range("llm_reranker.deadline_ms_default", self.deadline_ms_default, 1, self.deadline_ms_max)

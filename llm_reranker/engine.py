@@ -29,6 +29,7 @@ from llm_reranker.checkpoint import Checkpoint
 from llm_reranker.config import RerankConfig
 from llm_reranker.prefix_cache import PrefixCache
 from llm_reranker.prompt import Prompt, history_text, item_texts
+from llm_reranker.score_cache import ScoreCache
 from llm_reranker.speed import SpeedModel
 from recsys.core import metrics
 from recsys.core.deadline import Deadline
@@ -40,13 +41,19 @@ from recsys.core.run_dir import RunDirectory
 # Of the known answer, absolute and relative: what other instructions, and 8-bit products, may change.
 KNOWN_ANSWER_TOLERANCE = {"fp32": 1e-3, "int8": 0.1}
 _PROBE_CANDIDATES = 128
+Scores = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A request as the layers want it, cut to `depth` candidates."""
+    """A request as the layers want it: of its first `depth` candidates those whose scores are not known.
+
+    known: scores of the first `depth`, NaN for those to be computed. keys: of those in the score cache.
+    """
 
     prefix: tuple[int, ...]
+    known: Scores
+    keys: list[bytes]
     suffix_TD: Tensor
     lengths: list[int]
     signals_NX: Tensor | None
@@ -74,6 +81,7 @@ class Engine:
         self._direction_D = loaded.model.label_direction(loaded.yes, loaded.no)
         self._tail_TD = loaded.model.embed(torch.tensor(self.prompt.tail))
         self._cache = PrefixCache(config.prefix_cache_bytes_max)
+        self._scores = ScoreCache(config.score_cache_items_max)
         self.speed = SpeedModel()
         self._prefix_tokens_max = prefix_max
 
@@ -86,6 +94,10 @@ class Engine:
     def cost_tokens(self, request: RerankRequest) -> int:
         """Tokens a request will take at most, prefix not cached."""
         return self._prefix_tokens_max + len(request.item_ids) * self.suffix_tokens
+
+    def forget_scores(self) -> None:
+        """Empty the score cache: what is asked next is computed."""
+        self._scores = ScoreCache(self._config.score_cache_items_max)
 
     def affordable_tokens(self, remaining_ms: float) -> int:
         """Tokens that fit the time by the measured speed, never more than a batch may have."""
@@ -113,7 +125,7 @@ class Engine:
         started_s = time.perf_counter()
         with torch.inference_mode():
             depths = [len(r.item_ids) for r in requests]
-            if tokens_max is not None:
+            if tokens_max is not None and self._config.adaptive_depth:
                 room = tokens_max - sum(map(self.cost_tokens, requests[1:])) - self._prefix_tokens_max
                 depths[0] = min(depths[0], room // self.suffix_tokens)
                 if depths[0] <= 0:
@@ -131,9 +143,13 @@ class Engine:
         if tokens:
             self.speed.observe(tokens, compute_ms)
         metrics.RERANK_BATCH_ITEMS.observe(sum(depths))
+        metrics.RERANK_BATCH_TOKENS.observe(tokens)
         results: list[RerankResult | Double11Error] = []
         for request, depth, wait_ms, values, hit in zip(requests, depths, queue_ms, scored, cached, strict=True):
             metrics.RERANK_QUEUE_MS.observe(wait_ms)
+            metrics.RERANK_DEPTH.observe(depth)
+            if depth < len(request.item_ids):
+                metrics.RERANK_CUT.inc()
             scores = np.full(len(request.item_ids), np.nan, np.float32)
             scores[:depth] = values
             if not np.isfinite(values).all():
@@ -153,11 +169,11 @@ class Engine:
             )
         return results
 
-    def _forward(self, batch: list[_Prepared]) -> tuple[list[npt.NDArray[np.float32]], int]:
+    def _forward(self, batch: list[_Prepared]) -> tuple[list[Scores], int]:
         """Scores per request, and the tokens that were computed."""
         model, live = self._loaded.model, [p for p in batch if p.lengths]
         if not live:
-            return [np.empty(0, np.float32) for _ in batch], 0
+            return [p.known for p in batch], 0
         prefixes, computed = self._prefixes([p.prefix for p in live])
         starts = [torch.full((len(p.suffix_TD),), len(p.prefix)) for p in live]
         steps = [torch.cat([torch.arange(n) for n in p.lengths]) for p in live]
@@ -168,9 +184,12 @@ class Engine:
         if (extras := self._loaded.extras) and (card := self._loaded.card):
             signals_NX = torch.cat([p.signals_NX for p in live if p.signals_NX is not None])
             raw_N = card.calibration_scale * (raw_N + extras.score(signals_NX)[:, 0]) + card.calibration_bias
-        parts = iter(torch.split(raw_N, [len(p.lengths) for p in live]))
-        scores = [next(parts).numpy() if p.lengths else np.empty(0, np.float32) for p in batch]
-        return scores, computed + len(suffix_TD)
+        for p, raw in zip(live, torch.split(raw_N, [len(p.lengths) for p in live]), strict=True):
+            scores = raw.numpy()
+            p.known[np.isnan(p.known)] = scores
+            if p.keys:
+                self._scores.put(p.keys, scores)
+        return [p.known for p in batch], computed + len(suffix_TD)
 
     def _prefixes(self, wanted: list[tuple[int, ...]]) -> tuple[list[KeyValues], int]:
         """Keys and values of each prefix, cached or computed together; and the tokens computed."""
@@ -190,21 +209,26 @@ class Engine:
 
     def _prepare(self, request: RerankRequest, depth: int) -> _Prepared:
         if not depth:
-            return _Prepared((), torch.empty(0), [], None)
-        history = self._with_texts(request.history)
-        prefix = self.prompt.prefix(history_text(history, request.as_of_us, request.query_text))
-        bodies = self._bodies(request.item_ids[:depth], request.texts[:depth])
+            return _Prepared((), np.empty(0, np.float32), [], torch.empty(0), [], None)
+        prefix = self.prompt.prefix(self._context(request))
+        ids, texts, features = request.item_ids[:depth], request.texts[:depth], request.features[:depth]
+        keys = self._scores.keys(prefix, ids, texts, features)
+        known = self._scores.get(keys, depth)
+        new = np.flatnonzero(np.isnan(known)).tolist()
+        if not new:
+            return _Prepared(prefix, known, [], torch.empty(0), [], None)
+        bodies = self._bodies([ids[i] for i in new], [texts[i] for i in new])
         lengths = [len(b) + len(self._tail_TD) for b in bodies]
-        tails, signals_NX = self._tail_TD.expand(depth, *self._tail_TD.shape), None
+        tails, signals_NX = self._tail_TD.expand(len(new), *self._tail_TD.shape), None
         if extras := self._loaded.extras:
-            features_NF = torch.from_numpy(np.ascontiguousarray(request.features[:depth], np.float32))
+            features_NF = torch.from_numpy(np.ascontiguousarray(features[new], np.float32))
             context_1PD = self._loaded.model.embed(torch.tensor([prefix]))
             real_1P = torch.ones(1, len(prefix), dtype=torch.bool)
             signals_NX = extras.signals(features_NF[None], torch.stack(bodies)[None], context_1PD, real_1P)[0]
             tails = tails.clone()
             tails[:, -1] += extras.signals_to_hidden(signals_NX)
         suffix_TD = torch.cat([x for body, tail in zip(bodies, tails, strict=True) for x in (body, tail)])
-        return _Prepared(prefix, suffix_TD, lengths, signals_NX)
+        return _Prepared(prefix, known, [keys[i] for i in new] if keys else [], suffix_TD, lengths, signals_NX)
 
     def _bodies(self, item_ids: Sequence[str], texts: Sequence[str]) -> list[Tensor]:
         """What stands for each item: its cached soft tokens; else soft tokens of its text; without extras, its text."""
@@ -236,11 +260,16 @@ class Engine:
                 filled[i] = text
         return filled
 
-    def _with_texts(self, history: Sequence[HistoryItem]) -> list[HistoryItem]:
-        """The newest actions; a text that is missing is the item's, as in the lists of training."""
-        recent = history[-self._prefix_tokens_max :]  # a line is more than one token
+    def _context(self, request: RerankRequest) -> str:
+        """History as text: the newest actions; a text that is missing is the item's, as in the lists of training."""
+        recent = request.history[-self._prefix_tokens_max :]  # a line is more than one token
         texts = self._texts(keys(h.item_id for h in recent), [h.text for h in recent])
-        return [replace(h, text=t) for h, t in zip(recent, texts, strict=True)]
+        history = [replace(h, text=t) for h, t in zip(recent, texts, strict=True)]
+        return history_text(history, request.as_of_us, request.query_text)
+
+    def texts(self, request: RerankRequest) -> tuple[str, list[str]]:
+        """A request in words, context and candidates, for a scorer that is elsewhere."""
+        return self._context(request), self._texts(keys(request.item_ids), request.texts)
 
 
 def encode_items(loaded: Checkpoint, prompt: Prompt, texts: Sequence[str], embedding_NC: Tensor) -> Tensor:
@@ -271,17 +300,8 @@ class LocalReranker:
 
         Raises: NotFound without (that) reranker; CorruptData for a damaged folder or a wrong known answer.
         """
-        versions = run.reranker_versions()
-        if not versions or (version is not None and version not in versions):
-            raise NotFound(
-                f"run {run.run_id}, reranker", came=version or "none", expected=f"one of {versions}",
-                fix=f"Make one: double11 distill DIR --run {run.root}",
-            )  # fmt: skip
-        version, config = version or versions[-1], config or RerankConfig()
-        folder = f"reranker/{version}"
-        loaded = checkpoint.read(
-            run.root / folder, has=lambda name: run.has(f"{folder}/{name}"), precision=config.precision
-        )
+        config = config or RerankConfig()
+        version, loaded = read_version(run, version, config)
         return cls.of(loaded, ItemTable.read(run.path("items.parquet")), version, config)
 
     @classmethod
@@ -331,6 +351,24 @@ class LocalReranker:
         """Stop the thread after the batch in hand."""
         self._executor.shutdown(wait=True)
 
+    async def stop(self) -> None:
+        """The same, for a server that also serves rerankers whose end is awaited."""
+        self.close()
+
+
+def read_version(run: RunDirectory, version: str | None, config: RerankConfig) -> tuple[str, Checkpoint]:
+    """A reranker version of a run, the serving one unless named. Raises: NotFound, CorruptData, VersionMismatch."""
+    versions = run.reranker_versions()
+    if not versions or (version is not None and version not in versions):
+        raise NotFound(
+            f"run {run.run_id}, reranker", came=version or "none", expected=f"one of {versions}",
+            fix=f"Make one: double11 distill DIR --run {run.root}",
+        )  # fmt: skip
+    version = version or versions[-1]
+    folder = f"reranker/{version}"
+    has = lambda name: run.has(f"{folder}/{name}")  # noqa: E731 one line says it
+    return version, checkpoint.read(run.root / folder, has=has, precision=config.precision)
+
 
 def _probe(engine: Engine, known: Mapping[str, Any], tolerance: float) -> None:
     """Score the request stored at distillation, and measure this machine's speed with it."""
@@ -358,12 +396,14 @@ def _probe(engine: Engine, known: Mapping[str, Any], tolerance: float) -> None:
         few, item_ids=[few.item_ids[i] for i in rows], texts=[few.texts[i] for i in rows], features=few.features[rows]
     )
     small, large = (min(_timed(engine, r) for _ in range(3)) for r in (few, many))
+    engine.forget_scores()
     engine.speed = SpeedModel.from_two(
         (len(few.item_ids) * engine.suffix_tokens, small), (_PROBE_CANDIDATES * engine.suffix_tokens, large)
     )
 
 
 def _timed(engine: Engine, request: RerankRequest) -> float:
+    engine.forget_scores()
     started_s = time.perf_counter()
     engine.score([request], [0.0])
     return (time.perf_counter() - started_s) * 1e3

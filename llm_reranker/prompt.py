@@ -10,7 +10,7 @@ Source: Qwen3-Reranker model card (https://huggingface.co/Qwen/Qwen3-Reranker-0.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -100,7 +100,7 @@ class Prompt:
         self._tokenizer = tokenizer
         self._prefix_tokens_max, self._item_tokens_max = prefix_tokens_max, item_tokens_max
         added = {token.content: id_ for id_, token in tokenizer.get_added_tokens_decoder().items()}
-        self._control = added
+        self.control: Mapping[str, int] = added
         self.template = _QWEN3_RERANKER if "<think>" in added else _COMPACT
         self._head, self._middle, self.tail = (
             tuple(tokenizer.encode(part, add_special_tokens=False).ids)
@@ -124,12 +124,17 @@ class Prompt:
         """Ids of foreign text: no control token, whatever the text says; at most `tokens_max`, the first ones."""
         raw = text.encode("utf-8", "replace")[:HISTORY_BYTES_MAX].decode("utf-8", "ignore")
         ids: list[int] = []
-        for piece in _broken([raw], self._control):
+        for piece in _broken([raw], self.control):
             ids += self._tokenizer.encode(piece, add_special_tokens=False).ids
             if len(ids) >= tokens_max:
                 break
-        assert not set(ids) & set(self._control.values()), "foreign text became a control token"
+        assert not set(ids) & set(self.control.values()), "foreign text became a control token"
         return tuple(ids[:tokens_max])
+
+
+def defused(text: str, control: Iterable[str]) -> str:
+    """The text with a zero-width space inside every control string, for tokenizers that are not ours to call."""
+    return "\u200b".join(_broken([text], control))
 
 
 def _broken(pieces: list[str], control: Iterable[str]) -> list[str]:

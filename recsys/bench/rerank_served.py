@@ -75,9 +75,15 @@ async def _ask(target: str, requests: list[RerankRequest]) -> tuple[list[float],
 
 @contextmanager
 def _worker(run: RunDirectory, folder: Path, precision: str) -> Iterator[str]:
-    """A rerank worker with an empty prefix cache; neither score cache nor a deadline that would cut the depth."""
+    """A rerank worker with an empty prefix cache; score cache and adaptive depth off."""
     config = folder / f"{precision}.toml"
-    config.write_text(f'[llm_reranker]\nprecision = "{precision}"\ndeadline_ms_max = 60000.0\n')
+    options = {
+        "precision": f'"{precision}"',
+        "deadline_ms_max": 60_000.0,
+        "score_cache_items_max": 0,
+        "adaptive_depth": "false",
+    }
+    config.write_text("\n".join(["[llm_reranker]", *(f"{name} = {value}" for name, value in options.items())]))
     argv = [sys.executable, "-m", "llm_reranker.server", "--run", str(run.root), "--config", str(config)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         try:

@@ -57,6 +57,16 @@ RERANK_BATCH_ITEMS = Histogram(
 RERANK_QUEUE_MS = Histogram(
     "double11_rerank_queue_ms", "Wait before an engine batch, milliseconds", buckets=_MS_BUCKETS
 )
+RERANK_BATCH_TOKENS = Histogram(
+    "double11_rerank_batch_tokens",
+    "Tokens computed per engine batch",
+    buckets=(16, 64, 256, 512, 1024, 2048, 4096, 8192),
+)
+RERANK_DEPTH = Histogram(
+    "double11_rerank_depth_items", "Candidates scored per request", buckets=(0, 1, 8, 16, 32, 64, 128, 256, 512)
+)
+RERANK_CUT = Counter("double11_rerank_cut_total", "Requests of which the time allowed fewer candidates than asked")
+RERANK_SCORE_CACHE = Counter("double11_rerank_score_cache_total", "Score cache look-ups", ["outcome"])
 RERANK_PREFIX_CACHE = Counter("double11_rerank_prefix_cache_total", "Prefix cache look-ups", ["outcome"])
 WORKER_RESTARTS = Counter(
     "double11_worker_restarts_total", "Supervised processes that died and were restarted", ["worker"]

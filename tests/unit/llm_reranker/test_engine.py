@@ -19,6 +19,7 @@ from llm_reranker.config import RerankConfig
 from llm_reranker.engine import LocalReranker
 from llm_reranker.prefix_cache import PrefixCache
 from llm_reranker.prompt import item_texts
+from llm_reranker.score_cache import ScoreCache
 from recsys.core import BadInput, CorruptData, Deadline, DeadlineExceeded, NotFound, VersionMismatch, keys
 from recsys.core.run_dir import RunDirectory
 
@@ -161,3 +162,45 @@ def test_prompts_longer_than_the_model_are_refused(folder: Path, world: ModuleTy
         (folder / name).unlink()
     with pytest.raises(BadInput, match="prefix_tokens_max"):
         LocalReranker.from_folder(folder, world.items(), config=RerankConfig(prefix_tokens_max=32_000))
+
+
+def test_known_scores_are_not_computed_again_and_are_the_same(run: RunDirectory) -> None:
+    engine, off = (LocalReranker.load(run, config=RerankConfig(score_cache_items_max=n))._engine for n in (1000, 0))
+    first, whole = ask(10), ask(30)
+    for one in (first, whole):
+        one.features[:] = np.arange(len(one.item_ids))[:, None] / 7
+    before = engine.score([first], [0.0])[0]
+    mixed, again = engine.score([whole], [0.0])[0], engine.score([whole], [0.0])[0]
+    fresh = off.score([whole], [0.0])[0]
+    assert not isinstance(before, Exception)
+    assert mixed.scores[:10].tolist() == before.scores.tolist()
+    assert again.scores.tolist() == mixed.scores.tolist()
+    assert mixed.scores == pytest.approx(fresh.scores, abs=1e-5)
+    assert (len(engine._scores), len(off._scores)) == (30, 0)
+    whole.features[3, 1] = 9
+    other = engine.score([replace(whole, as_of_us=NOW_US + 10**15)], [0.0])[0]
+    changed = engine.score([whole], [0.0])[0]
+    assert changed.scores[3] != again.scores[3]
+    assert changed.scores[4:].tolist() == again.scores[4:].tolist()
+    assert not np.array_equal(other.scores, changed.scores)
+
+
+def test_the_score_cache_keeps_its_bound_and_nothing_that_is_no_number() -> None:
+    cache = ScoreCache(3)
+    keys = cache.keys([1, 2], [f"i{n}" for n in range(5)], [""] * 5, np.zeros((5, 2), np.float32))
+    assert len(set(keys)) == 5
+    cache.put(keys[:3], np.array([1, np.nan, 3], np.float32))
+    assert cache.get(keys[:3], 3).tolist() == pytest.approx([1, np.nan, 3], nan_ok=True)
+    cache.get(keys[:1], 1)
+    cache.put(keys[3:], np.array([4, 5], np.float32))
+    assert cache.get(keys, 5).tolist() == pytest.approx([1, np.nan, np.nan, 4, 5], nan_ok=True)
+    assert len(cache) == 3
+    assert cache.keys([1, 3], ["i0"], [""], np.zeros((1, 2), np.float32)) != keys[:1]
+    assert cache.keys([1, 2], ["i"], ["0"], np.zeros((1, 2), np.float32)) != keys[:1]
+
+
+def test_without_adaptive_depth_a_batch_is_computed_whole(run: RunDirectory) -> None:
+    engine = LocalReranker.load(run, config=RerankConfig(adaptive_depth=False))._engine
+    result = engine.score([ask(40)], [0.0], 3)[0]
+    assert not isinstance(result, Exception)
+    assert result.depth == 40
