@@ -15,7 +15,7 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import click
 import grpc
@@ -27,12 +27,14 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from llm_reranker import messages
+from llm_reranker.base import Reranker
 from llm_reranker.config import RerankConfig
-from llm_reranker.engine import LocalReranker
+from llm_reranker.engine import LocalReranker, read_version
 from recsys.core import logging
 from recsys.core.config import Config
 from recsys.core.deadline import Deadline
 from recsys.core.errors import BadInput, Double11Error, Overloaded, VersionMismatch
+from recsys.core.items import ItemTable
 from recsys.core.run_dir import RunDirectory
 
 SERVICE = pb.DESCRIPTOR.services_by_name["RerankService"].full_name
@@ -41,10 +43,18 @@ _MESSAGE_BYTES_MAX = 16 << 20
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
-class RerankServer:
-    """gRPC front of one LocalReranker."""
+class Stoppable(Reranker, Protocol):
+    """A reranker that a server owns."""
 
-    def __init__(self, reranker: LocalReranker, config: RerankConfig) -> None:
+    async def stop(self) -> None:
+        """End what it started."""
+        ...
+
+
+class RerankServer:
+    """gRPC front of one reranker: ours, or a scoring server's."""
+
+    def __init__(self, reranker: Stoppable, config: RerankConfig) -> None:
         self._reranker, self._config = reranker, config
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
@@ -75,7 +85,7 @@ class RerankServer:
         """Stop taking calls, finish those in flight."""
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.stop(self._config.drain_s_max)
-        self._reranker.close()
+        await self._reranker.stop()
 
     async def _set_health(self, status: Any) -> None:
         for name in ("", SERVICE):
@@ -117,7 +127,8 @@ async def serve(run_path: Path, version: str | None, listen: str, config: Rerank
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     torch.set_num_threads(config.threads)
     run = RunDirectory.open(run_path, verify=False)
-    server = RerankServer(reranker := LocalReranker.load(run, version, config=config), config)
+    reranker = await _reranker(run, version, config)
+    server = RerankServer(reranker, config)
     gc.collect()
     gc.freeze()  # what is loaded stays: collecting it again and again costs 100 ms stalls
     port = await server.start(listen)
@@ -127,6 +138,16 @@ async def serve(run_path: Path, version: str | None, listen: str, config: Rerank
     print(json.dumps(ready), flush=True)
     await stop.wait()
     await server.drain()
+
+
+async def _reranker(run: RunDirectory, version: str | None, config: RerankConfig) -> Stoppable:
+    """The run's reranker here, or the scoring server that the configuration names. Raises: as both do."""
+    if config.backend == "ours":
+        return LocalReranker.load(run, version, config=config)
+    from llm_reranker.http_backend import HttpReranker
+
+    version, loaded = read_version(run, version, config)
+    return await HttpReranker.connect(loaded, ItemTable.read(run.path("items.parquet")), config, version=version)
 
 
 @click.command()
