@@ -120,8 +120,8 @@ def _parsed(data: bytes) -> pb.RerankRequest:
         ) from error  # fmt: skip
 
 
-async def serve(run_path: Path, version: str | None, listen: str, config: RerankConfig) -> None:
-    """Load, serve, say so on stdout, drain on SIGTERM or SIGINT."""
+async def serve(run_path: Path, version: str | None, listen: str, config: RerankConfig, index: int = 0) -> None:
+    """Load, serve, say so on stdout, drain on SIGTERM or SIGINT. index: which of several workers of one host."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -132,9 +132,10 @@ async def serve(run_path: Path, version: str | None, listen: str, config: Rerank
     gc.collect()
     gc.freeze()  # what is loaded stays: collecting it again and again costs 100 ms stalls
     port = await server.start(listen)
-    if config.metrics_port:
-        start_http_server(config.metrics_port)
-    ready = {"ready": True, "port": port, "version": reranker.version, "metrics_port": config.metrics_port}
+    metrics_port = config.metrics_port and config.metrics_port + index
+    if metrics_port:
+        start_http_server(metrics_port)
+    ready = {"ready": True, "port": port, "version": reranker.version, "metrics_port": metrics_port}
     print(json.dumps(ready), flush=True)
     await stop.wait()
     await server.drain()
@@ -154,13 +155,16 @@ async def _reranker(run: RunDirectory, version: str | None, config: RerankConfig
 @click.option("--run", "run_path", type=click.Path(path_type=Path), required=True, help="Run directory.")
 @click.option("--version", help="Version under reranker/ (default: the newest).")
 @click.option("--listen", default="127.0.0.1:0", show_default=True, help="HOST:PORT; port 0 = any free one.")
+@click.option("--index", type=click.IntRange(0, 63), default=0, help="Of several workers: added to metrics_port.")
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="double11.toml.")
 @click.option("--log-level", type=click.Choice(logging.LEVELS), default="info", show_default=True)
-def main(run_path: Path, version: str | None, listen: str, config_path: Path | None, log_level: str) -> None:
+def main(
+    run_path: Path, version: str | None, listen: str, index: int, config_path: Path | None, log_level: str
+) -> None:
     """Serve one run's reranker."""
     logging.configure(log_level)
     try:
-        asyncio.run(serve(run_path, version, listen, Config.load(config_path).get(RerankConfig)))
+        asyncio.run(serve(run_path, version, listen, Config.load(config_path).get(RerankConfig), index))
     except Double11Error as error:
         print(json.dumps(error.as_json()), flush=True)  # for whoever supervises
         print(f"rerank worker: {error}", file=sys.stderr)

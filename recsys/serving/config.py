@@ -19,6 +19,7 @@ class ServingConfig:
     deadline_ms_default: for clients that set none. deadline_ms_max: cap on what a client may ask.
     admin_listen: where AdminService listens when the main listener is not on loopback.
     scoring_target, rerank_target: gRPC addresses of workers that run elsewhere; empty = supervised on this host.
+    rerank_workers: supervised rerank processes; requests take turns, and each keeps caches of its own.
     metrics_port: Prometheus text over HTTP on metrics_host, 0 = off.
     start_s_max: how long workers may take to load before the gateway serves without them.
     start_deaths_max: deaths of a worker that has not served yet after which the start fails; one that says why it
@@ -33,6 +34,7 @@ class ServingConfig:
     admin_listen: str = "127.0.0.1:50052"
     scoring_target: str = ""
     rerank_target: str = ""
+    rerank_workers: int = 1
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 0
     start_s_max: float = 120.0
@@ -45,6 +47,7 @@ class ServingConfig:
     def __post_init__(self) -> None:
         in_range("serving.deadline_ms_max", self.deadline_ms_max, 1, 60_000)
         in_range("serving.deadline_ms_default", self.deadline_ms_default, 1, self.deadline_ms_max)
+        in_range("serving.rerank_workers", self.rerank_workers, 1, 64)
         in_range("serving.metrics_port", self.metrics_port, 0, 65_535)
         in_range("serving.start_s_max", self.start_s_max, 0.1, 3_600)
         in_range("serving.start_deaths_max", self.start_deaths_max, 1, 1_000)

@@ -217,8 +217,11 @@ class Gateway:
             return None
         version = self.run.reranker_versions()[-1]
         facts = json.loads(self.run.path(f"reranker/{version}/double11.json").read_text("utf-8"))
-        target = self._serving.rerank_target or self._start_worker(
-            "rerank", "llm_reranker.server", "--version", version
+        target = self._serving.rerank_target or "ipv4:" + ",".join(
+            self._start_worker(
+                f"rerank-{i}" if i else "rerank", "llm_reranker.server", "--version", version, "--index", str(i)
+            )
+            for i in range(self._serving.rerank_workers)
         )
         reranker = RemoteReranker(target, version=version, feature_names=tuple(facts["feature_names"]))
         self._stack.push_async_callback(reranker.close)

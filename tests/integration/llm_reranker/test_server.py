@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 
 import grpc
 import numpy as np
@@ -18,8 +19,12 @@ from double11.v1 import rerank_pb2_grpc as pb_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from llm_reranker import checkpoint
 from llm_reranker.base import RerankRequest
 from llm_reranker.client import RemoteReranker
+from llm_reranker.config import RerankConfig
+from llm_reranker.engine import LocalReranker
+from llm_reranker.server import RerankServer
 from recsys.core import Deadline, DeadlineExceeded, Unavailable, VersionMismatch
 from recsys.core.run_dir import RunDirectory
 
@@ -114,6 +119,24 @@ async def test_the_client_turns_statuses_into_our_errors(server: Server) -> None
     with pytest.raises((Unavailable, DeadlineExceeded)):
         await nobody.rerank(ask(), Deadline.after_ms(2_000))
     await nobody.close()
+
+
+async def test_several_workers_are_one_target(run: RunDirectory, world: ModuleType) -> None:
+    loaded, config = checkpoint.read(run.root / "reranker/1"), RerankConfig()
+    servers = [RerankServer(LocalReranker.of(loaded, world.items(), name, config), config) for name in "ab"]
+    ports = [await s.start("127.0.0.1:0") for s in servers]
+    remote = RemoteReranker("ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports))
+    answered: set[str] = set()
+    for _ in range(200):
+        answered.add((await remote.rerank(ask(), Deadline.after_ms(20_000))).version)
+        if len(answered) == 2:
+            break
+    assert answered == {"a", "b"}
+    await servers[0].drain()
+    for _ in range(3):
+        assert (await remote.rerank(ask(), Deadline.after_ms(20_000))).version == "b"
+    await remote.close()
+    await servers[1].drain()
 
 
 async def test_sigterm_drains_calls_in_flight(server: Server) -> None:
