@@ -26,6 +26,7 @@ from llm_reranker.linear import kernels, linear
 from llm_reranker.model import ModelConfig
 from recsys.bench import rerank_llama_cpp as llama_cpp
 from recsys.bench.harness import Row, sampled
+from recsys.bench.rerank_cuda import LAYER, on_cuda
 from recsys.bench.rerank_peers import Contestant, Ours, Transformers, random_model, tensors
 from recsys.bench.rerank_served import served
 from recsys.core import Internal
@@ -64,6 +65,9 @@ def bench(quick: bool, run_path: Path | None = None) -> tuple[dict[str, Any], li
                     rows += _field(f"{shape}, {n} candidates", model, (n, p, s), repeats, gemm, folder, sweep)
                     progress.update(1)
         rows += served(folder, run_path, requests=8 if quick else 400)
+    if torch.cuda.is_available() and not quick:
+        with torch.inference_mode():
+            rows += on_cuda(LAYER, candidates=100, prefix=p, suffix=s, repeats=repeats)
     peer = "ran" if llama_cpp.installed() else f"peer not installed: {llama_cpp.INSTALL}"
     config = {
         "shapes": shapes, "prefix_tokens": p, "candidate_tokens": s, "repeats": repeats, "kernels": kernels(),
@@ -202,10 +206,10 @@ def _gemm_flops_per_s() -> dict[str, float]:
 
 
 def _cpu_s(work: Run) -> float:
-    """The quicker of three runs after one that warms up, CPU seconds: other processes only ever add."""
+    """The quicker of two runs after one that warms up, CPU seconds: other processes only ever add."""
     work()
     took = []
-    for _ in range(3):
+    for _ in range(2):
         started_s = time.process_time()
         work()
         took.append(time.process_time() - started_s)

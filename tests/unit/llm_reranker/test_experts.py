@@ -41,13 +41,3 @@ def test_mixtures_compute_each_token_with_its_own_experts(tokens: int, normed: b
     expected = one_by_one(x, normed=normed)
     assert torch.allclose(Mixture(router, experts, per_token=K, normed=normed)(x), expected, atol=1e-4)
     assert torch.allclose(GroupedMixture(router, gate_up, down, per_token=K, normed=normed)(x), expected, atol=1e-4)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_the_grouped_mixture_in_bfloat16_on_cuda() -> None:
-    x = torch.randn(300, D, generator=torch.Generator().manual_seed(1))
-    there = [t.to("cuda", torch.bfloat16) for t in (x, *weights())]
-    found = GroupedMixture(*there[1:], per_token=K, normed=True)(there[0]).float().cpu()
-    expected = one_by_one(x, normed=True)
-    assert ((found - expected).norm() / expected.norm()) <= 0.05
