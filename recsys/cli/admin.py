@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,9 +12,11 @@ from double11.v1 import admin_pb2 as pb
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
-from recsys.cli.common import emit, json_option
+from recsys.cli.common import config_option, emit, json_option
 from recsys.core import Tier
+from recsys.core.config import Config
 from recsys.serving.client import AdminClient
+from recsys.serving.config import ClientConfig
 
 target_option = click.option(
     "--target", default="127.0.0.1:50051", show_default=True, help="HOST:PORT of the gateway's AdminService."
@@ -22,10 +25,11 @@ target_option = click.option(
 
 @click.command()
 @target_option
+@config_option
 @json_option
-def status(target: str, as_json: bool) -> None:
+def status(target: str, config_path: Path | None, as_json: bool) -> None:
     """State, versions, load, tiers and parts of a gateway. Exit code 4 when it does not answer."""
-    _call(target, AdminClient.status, _status_text, as_json)
+    _call(target, config_path, AdminClient.status, _status_text, as_json)
 
 
 @click.group()
@@ -35,34 +39,47 @@ def peak() -> None:
 
 @peak.command()
 @target_option
+@config_option
 @json_option
-def show(target: str, as_json: bool) -> None:
+def show(target: str, config_path: Path | None, as_json: bool) -> None:
     """The prepared plans and the one in force."""
-    _call(target, AdminClient.peak, _peak_text, as_json)
+    _call(target, config_path, AdminClient.peak, _peak_text, as_json)
 
 
 @peak.command()
 @click.argument("name")
 @target_option
+@config_option
 @json_option
-def activate(name: str, target: str, as_json: bool) -> None:
+def activate(name: str, target: str, config_path: Path | None, as_json: bool) -> None:
     """Put a prepared plan in force."""
-    _call(target, lambda client: client.activate(name), lambda r: f"in force: {_plan_text(r.plan)}", as_json)
+    _call(
+        target, config_path, lambda client: client.activate(name), lambda r: f"in force: {_plan_text(r.plan)}", as_json
+    )
 
 
 @peak.command()
 @target_option
+@config_option
 @json_option
-def revert(target: str, as_json: bool) -> None:
+def revert(target: str, config_path: Path | None, as_json: bool) -> None:
     """Back to the configured limits and tiers."""
-    _call(target, AdminClient.revert, lambda r: f"reverted: {r.reverted or 'no plan was in force'}", as_json)
+    _call(
+        target, config_path, AdminClient.revert, lambda r: f"reverted: {r.reverted or 'no plan was in force'}", as_json
+    )
 
 
 def _call(
-    target: str, method: Callable[[AdminClient], Awaitable[Any]], text: Callable[[Any], str], as_json: bool
+    target: str,
+    config_path: Path | None,
+    method: Callable[[AdminClient], Awaitable[Any]],
+    text: Callable[[Any], str],
+    as_json: bool,
 ) -> None:
+    config = Config.load(config_path).get(ClientConfig)
+
     async def called() -> Message:
-        async with AdminClient(target) as client:
+        async with AdminClient(target, config) as client:
             response: Message = await method(client)
             return response
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import click
 
-from recsys.cli.common import emit, json_option
+from recsys.cli.common import config_option, emit, json_option
 from recsys.core import BadInput, NotFound
+from recsys.core.config import Config
 from recsys.load import SHAPES, LoadPlan, run
+from recsys.serving.config import ClientConfig
 
 _NEWCOMERS = 10_000
 
@@ -28,6 +30,7 @@ def _load_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--users", type=click.Path(path_type=Path), help="File, one user id a line (default: newcomers)."),
         click.option("--seed", type=int, default=0, show_default=True),
         click.option("--out", type=click.Path(path_type=Path), required=True, help="Report to write (JSON)."),
+        config_option,
         json_option,
     )  # fmt: skip
     for option in reversed(options):
@@ -37,20 +40,20 @@ def _load_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @_load_options
-def load(users: Path | None, out: Path, as_json: bool, **plan: Any) -> None:
+def load(users: Path | None, out: Path, config_path: Path | None, as_json: bool, **plan: Any) -> None:
     """Send open-loop load to a gateway and write a report."""
-    _run(LoadPlan(**plan), users, out, as_json)
+    _run(LoadPlan(**plan), users, out, config_path, as_json)
 
 
 @click.command()
 @_load_options
-def stress(users: Path | None, out: Path, as_json: bool, **plan: Any) -> None:
+def stress(users: Path | None, out: Path, config_path: Path | None, as_json: bool, **plan: Any) -> None:
     """Full-link stress test: load whose every request carries the stress mark."""
-    _run(LoadPlan(**plan, stress=True), users, out, as_json)
+    _run(LoadPlan(**plan, stress=True), users, out, config_path, as_json)
 
 
-def _run(plan: LoadPlan, users: Path | None, out: Path, as_json: bool) -> None:
-    report = asyncio.run(run(plan, _users(users)))
+def _run(plan: LoadPlan, users: Path | None, out: Path, config_path: Path | None, as_json: bool) -> None:
+    report = asyncio.run(run(plan, _users(users), Config.load(config_path).get(ClientConfig)))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=1), "utf-8")
     emit(report, as_json=as_json, text=lambda: _text(report, out))

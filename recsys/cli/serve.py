@@ -6,7 +6,7 @@ import asyncio
 import json
 import unicodedata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -35,6 +35,7 @@ _CELL_CHARACTERS_MAX = 48
 )
 @click.option("--no-reranker", is_flag=True, help="Start no LLM worker: the best tier is rank.")
 @click.option("--no-writer", is_flag=True, help="Start no streaming job beside an embedded store.")
+@click.option("--plain-text", is_flag=True, help="Listen beyond loopback without TLS: the network is trusted.")
 @config_option
 def serve(
     run: Path | None,
@@ -46,6 +47,7 @@ def serve(
     clock: str | None,
     no_reranker: bool,
     no_writer: bool,
+    plain_text: bool,
     config_path: Path | None,
 ) -> None:
     """Serve a run over gRPC until SIGTERM.
@@ -69,7 +71,8 @@ def serve(
         config_path=config_path,
         log_level=click.get_current_context().find_root().params["log_level"],
     )
-    asyncio.run(_serve(Gateway(options, Config.load(config_path, {"feature_store.clock": clock}))))
+    flags = {"feature_store.clock": clock, "serving.plain_text_beyond_loopback": plain_text or None}
+    asyncio.run(_serve(Gateway(options, Config.load(config_path, flags))))
 
 
 async def _serve(gateway: Gateway) -> None:
@@ -112,6 +115,7 @@ async def _start(gateway: Gateway) -> None:
 @click.option("--brand", "brands", multiple=True, help="Only items of this brand; may be repeated.")
 @click.option("--price-min", type=click.IntRange(min=0), help="Only items from this price on, in minor units.")
 @click.option("--price-max", type=click.IntRange(min=0), help="Only items up to this price, in minor units.")
+@config_option
 @json_option
 def recommend(
     target: str,
@@ -123,26 +127,27 @@ def recommend(
     brands: tuple[str, ...],
     price_min: int | None,
     price_max: int | None,
+    config_path: Path | None,
     as_json: bool,
 ) -> None:
     """Ask a gateway for one slate and print it with sources, stage latencies and tier."""
     from double11.v1 import recommend_pb2 as pb
 
-    asked = pb.ItemFilter(categories=categories, brands=brands, price_min_minor=price_min, price_max_minor=price_max)
-    response = asyncio.run(_recommend(target, user, limit, deadline_ms, new_only, asked))
+    only = pb.ItemFilter(categories=categories, brands=brands, price_min_minor=price_min, price_max_minor=price_max)
+    asked = {"user_id": user, "limit": limit, "deadline_ms": deadline_ms, "new_only": new_only, "item_filter": only}
+    response = asyncio.run(_recommend(target, Config.load(config_path), asked))
     from google.protobuf.json_format import MessageToDict
 
     document = MessageToDict(response, preserving_proto_field_name=True)
     emit(document, as_json=as_json, text=lambda: slate_text(response))
 
 
-async def _recommend(
-    target: str, user: str, limit: int, deadline_ms: float, new_only: bool, asked: pb.ItemFilter
-) -> pb.RecommendResponse:
+async def _recommend(target: str, config: Config, asked: dict[str, Any]) -> pb.RecommendResponse:
     from recsys.serving import RecommendClient
+    from recsys.serving.config import ClientConfig
 
-    async with RecommendClient(target) as client:
-        return await client.recommend(user, limit=limit, deadline_ms=deadline_ms, new_only=new_only, item_filter=asked)
+    async with RecommendClient(target, config.get(ClientConfig)) as client:
+        return await client.recommend(**asked)
 
 
 def slate_text(response: pb.RecommendResponse) -> str:

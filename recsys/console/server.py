@@ -20,6 +20,7 @@ from google.protobuf.json_format import MessageToJson
 from recsys.console.page import render
 from recsys.core import BadInput, Double11Error, Unavailable, logging
 from recsys.serving.client import AdminClient
+from recsys.serving.config import ClientConfig
 
 _ADMIN_S_MAX = 2.0
 _REQUEST_S_MAX = 10.0
@@ -35,15 +36,16 @@ _log = logging.get_logger(__name__)
 class Console:
     """A server over one gateway's AdminService and one replay report. Use `serve_forever` and `close`."""
 
-    def __init__(self, listen: str, target: str, report: Path | None) -> None:
+    def __init__(self, listen: str, target: str, report: Path | None, client: ClientConfig | None = None) -> None:
         """Bind. target: HOST:PORT of the AdminService. report: folder that `double11 replay --out` wrote.
+        client: how to reach the gateway.
 
         Raises: BadInput for an address that is not HOST:PORT; Unavailable when it is taken.
         """
         host, colon, port = listen.rpartition(":")
         if not (host and colon and port.isdigit() and int(port) < 65_536):
             raise BadInput("--listen", came=listen, expected="HOST:PORT", fix="Write e.g. 127.0.0.1:8011.")
-        self.target, self.report = target, report
+        self.target, self.report, self._client = target, report, client
         handler = type("Handler", (_Handler,), {"console": self})
         try:
             self._http = ThreadingHTTPServer((host, int(port)), handler)
@@ -67,7 +69,7 @@ class Console:
         """Ask the gateway. Raises: Unavailable, DeadlineExceeded."""
 
         async def asked() -> pb.GetStatusResponse:
-            async with AdminClient(self.target, timeout_s=_ADMIN_S_MAX) as client:
+            async with AdminClient(self.target, self._client, timeout_s=_ADMIN_S_MAX) as client:
                 return await client.status()
 
         return asyncio.run(asked())

@@ -35,6 +35,7 @@ AWAY_S = Counter("double11_ingest_away_seconds_total", "Time the streaming job w
 REBALANCES = Counter("double11_rebalances_total", "Changes of the partitions that the streaming job has")
 PARTITIONS = Gauge("double11_assigned_partitions", "Partitions that the streaming job has", ["topic"])
 GROUP_COMMITS = Counter("double11_group_commits_total", "Offsets told to the consumer group, by outcome", ["outcome"])
+TLS_RELOADS = Counter("double11_tls_reloads_total", "Certificates of listeners read again, by outcome", ["outcome"])
 PUBLISHED = Counter("double11_published_events_total", "Events taken by EventService.Publish", ["outcome"])
 CATALOG_EVENTS = Counter("double11_catalog_events_total", "Catalogue events the gateway has read", ["outcome"])
 CATALOG_LAG_S = Gauge(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,8 +40,8 @@ class LoadPlan:
     stress: bool = False
 
 
-async def run(plan: LoadPlan, users: Sequence[str]) -> dict[str, Any]:
-    """Send the plan for users drawn uniformly from `users`; returns the report.
+async def run(plan: LoadPlan, users: Sequence[str], config: ClientConfig | None = None) -> dict[str, Any]:
+    """Send the plan for users drawn uniformly from `users`; returns the report. config: for its TLS, never throttled.
 
     Raises: BadInput for an empty user list or a plan out of range.
     """
@@ -54,7 +54,7 @@ async def run(plan: LoadPlan, users: Sequence[str]) -> dict[str, Any]:
     chosen = rng.integers(0, len(users), len(intended_s))
     tally = Tally(plan.deadline_ms, plan.duration_s)
     running: set[asyncio.Task[None]] = set()
-    async with RecommendClient(plan.target, ClientConfig(throttle_ratio=0)) as client:
+    async with RecommendClient(plan.target, replace(config or ClientConfig(), throttle_ratio=0.0)) as client:
         start_s = time.monotonic()
         with bar(total=len(intended_s), what=f"load {plan.shape}", unit="req") as progress:
             for at_s, user in zip(intended_s, chosen, strict=True):

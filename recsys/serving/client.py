@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -88,11 +89,12 @@ class RecommendClient:
         rng: np.random.Generator | None = None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """target: HOST:PORT or any gRPC target."""
+        """target: HOST:PORT or any gRPC target. Raises: BadInput for files of the configuration."""
+        config = config or ClientConfig()
         self.target = target
-        self._channel = grpc.aio.insecure_channel(target)
+        self._channel = _channel(target, config)
         self._stub = pb_grpc.RecommendationServiceStub(self._channel)
-        self._throttle = Throttle(config or ClientConfig(), rng or np.random.default_rng(), now_s)
+        self._throttle = Throttle(config, rng or np.random.default_rng(), now_s)
 
     async def __aenter__(self) -> Self:
         return self
@@ -154,10 +156,10 @@ class RecommendClient:
 class AdminClient:
     """Calls AdminService. An async context manager."""
 
-    def __init__(self, target: str, timeout_s: float = 10.0) -> None:
-        """target: HOST:PORT of the gateway's AdminService."""
+    def __init__(self, target: str, config: ClientConfig | None = None, *, timeout_s: float = 10.0) -> None:
+        """target: HOST:PORT of the gateway's AdminService. Raises: BadInput for files of the configuration."""
         self.target, self._timeout_s = target, timeout_s
-        self._channel = grpc.aio.insecure_channel(target)
+        self._channel = _channel(target, config or ClientConfig())
         self._stub = admin_pb2_grpc.AdminServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
@@ -190,6 +192,27 @@ class AdminClient:
             return await call
         except grpc.aio.AioRpcError as error:
             raise _as_ours("AdminService", self.target, error) from error
+
+
+def _channel(target: str, config: ClientConfig) -> grpc.aio.Channel:
+    """Over TLS where the configuration says who signs the gateway's certificate."""
+    if config.ca_file is None:
+        return grpc.aio.insecure_channel(target)
+    files = {"root_certificates": config.ca_file, "private_key": config.key_file, "certificate_chain": config.cert_file}
+    read = {name: _read(path) for name, path in files.items() if path is not None}
+    return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(**read))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadInput(
+            f"[serving.client] {path}",
+            came=error.strerror or type(error).__name__,
+            expected="a PEM file that can be read",
+            fix="Correct the path or the file's mode.",
+        ) from error
 
 
 def _as_ours(what: str, target: str, error: grpc.aio.AioRpcError) -> Double11Error:

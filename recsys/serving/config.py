@@ -1,10 +1,11 @@
-"""Configuration of serving: `[serving]` and its parts: catalog, publish, admission, peak, worker, client."""
+"""Configuration of serving: `[serving]` and its parts: tls, catalog, publish, admission, peak, worker, client."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from recsys.core import BadInput, Tier
@@ -18,6 +19,8 @@ class ServingConfig:
 
     deadline_ms_default: for clients that set none. deadline_ms_max: cap on what a client may ask.
     admin_listen: where AdminService listens when the main listener is not on loopback.
+    plain_text_beyond_loopback: let a gateway without [serving.tls] listen where other hosts reach it.
+    health_listen: HOST:PORT of one more listener, in plain text, that answers health checks only; "" = none.
     scoring_target, rerank_target: gRPC addresses of workers that run elsewhere; empty = supervised on this host.
     rerank_workers: supervised rerank processes; requests take turns, and each keeps caches of its own.
     metrics_port: Prometheus text over HTTP on metrics_host, 0 = off.
@@ -32,6 +35,8 @@ class ServingConfig:
     deadline_ms_default: float = 200.0
     deadline_ms_max: float = 2_000.0
     admin_listen: str = "127.0.0.1:50052"
+    plain_text_beyond_loopback: bool = False
+    health_listen: str = ""
     scoring_target: str = ""
     rerank_target: str = ""
     rerank_workers: int = 1
@@ -55,6 +60,40 @@ class ServingConfig:
         in_range("serving.restart_backoff_s_min", self.restart_backoff_s_min, 0.01, 60)
         in_range("serving.restart_backoff_s_max", self.restart_backoff_s_max, self.restart_backoff_s_min, 600)
         in_range("serving.log_queue_bytes_max", self.log_queue_bytes_max, 1 << 21, 1 << 34)
+
+
+@section("serving.tls")
+@dataclass(frozen=True, kw_only=True)
+class TlsConfig:
+    """TLS of the gateway's listeners; PEM files, read again at the first call on a new connection after they change.
+
+    cert_file: the certificate, then those between it and its authority. key_file: its key, without a passphrase.
+    client_ca_file: callers must show a certificate of one of these authorities (mTLS).
+    """
+
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    client_ca_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        _together("serving.tls", self.cert_file, self.key_file)
+        if self.client_ca_file is not None and self.cert_file is None:
+            raise BadInput(
+                "configuration [serving.tls]",
+                came="client_ca_file without a certificate of the gateway's own",
+                expected="cert_file and key_file beside it",
+                fix="Set them: only over TLS can callers show certificates.",
+            )
+
+
+def _together(owner: str, cert_file: Path | None, key_file: Path | None) -> None:
+    if (cert_file is None) != (key_file is None):
+        raise BadInput(
+            f"configuration [{owner}]",
+            came=f"only {'cert_file' if key_file is None else 'key_file'}",
+            expected="cert_file and key_file, or neither",
+            fix="Set both.",
+        )
 
 
 @section("serving.catalog")
@@ -222,11 +261,27 @@ class WorkerConfig:
 @section("serving.client")
 @dataclass(frozen=True, kw_only=True)
 class ClientConfig:
-    """The client library. throttle_ratio: K of the client-side throttle, 0 = off. throttle_window_s: its memory."""
+    """The client library, and the commands that call a gateway.
+
+    throttle_ratio: K of the client-side throttle, 0 = off. throttle_window_s: its memory. ca_file: who has signed the
+    gateway's certificate; with it, calls use TLS. cert_file, key_file: what to show a gateway that asks for a
+    certificate. PEM.
+    """
 
     throttle_ratio: float = 2.0
     throttle_window_s: int = 120
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
 
     def __post_init__(self) -> None:
         in_range("serving.client.throttle_ratio", self.throttle_ratio, 0, 100)
         in_range("serving.client.throttle_window_s", self.throttle_window_s, 1, 3_600)
+        _together("serving.client", self.cert_file, self.key_file)
+        if self.cert_file is not None and self.ca_file is None:
+            raise BadInput(
+                "configuration [serving.client]",
+                came="cert_file without ca_file",
+                expected="ca_file, the authorities of the gateway's certificate: with it calls use TLS",
+                fix="Set it.",
+            )

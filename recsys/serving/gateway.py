@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
+import grpc
 import numpy as np
 from double11.v1 import (
     admin_pb2,
@@ -41,7 +42,15 @@ from recsys.serving.admin_service import AdminService
 from recsys.serving.admission import Admission
 from recsys.serving.arms import limited, served_arm
 from recsys.serving.catalog import CatalogFollower
-from recsys.serving.config import AdmissionConfig, CatalogConfig, PeakConfig, PeakPlan, PublishConfig, ServingConfig
+from recsys.serving.config import (
+    AdmissionConfig,
+    CatalogConfig,
+    PeakConfig,
+    PeakPlan,
+    PublishConfig,
+    ServingConfig,
+    TlsConfig,
+)
 from recsys.serving.event_service import EventService
 from recsys.serving.impressions import Impressions
 from recsys.serving.log_writer import LogWriter
@@ -50,6 +59,7 @@ from recsys.serving.recommend_service import InForce, RecommendService
 from recsys.serving.remote import RemoteAnnSource, RemoteScorer, open_channel
 from recsys.serving.server import Server, on_loopback
 from recsys.serving.supervisor import Backoff, ChildSpec, Supervisor
+from recsys.serving.tls import credentials_for
 from streaming.config import JobConfig
 from streaming.log import Log, open_log, topics_at
 from streaming.topics import StreamingConfig
@@ -81,12 +91,18 @@ class Gateway:
     """One gateway and its workers. `start`, then `wait_ready`, then `stop`, in one event loop."""
 
     def __init__(self, options: ServeOptions, config: Config) -> None:
-        """Raises: NotFound, CorruptData for the run; BadInput, VersionMismatch for an arm it cannot serve."""
+        """Raises: NotFound, CorruptData for the run; BadInput, VersionMismatch for an arm it cannot serve; BadInput for
+        listeners (see `tls.credentials_for`).
+        """
         self.run = RunDirectory.open(options.run.resolve())  # `current` may be moved while we serve
         self.arm = served_arm(options.arm, self.run, reranker=options.reranker)
         self.port = self.admin_port = 0
         self._options, self._config = options, config
-        self._serving = config.get(ServingConfig)
+        self._serving, tls = config.get(ServingConfig), config.get(TlsConfig)
+        self._credentials = credentials_for(options.listen, self._serving, tls)
+        self._admin_credentials: grpc.ServerCredentials | None = None
+        if not on_loopback(options.listen) and not on_loopback(self._serving.admin_listen):
+            self._admin_credentials = credentials_for(self._serving.admin_listen, self._serving, tls)
         self._admission = Admission(config.get(AdmissionConfig))
         self._peak = Peak(config.get(PeakConfig).prepared(), self._admission, self._use)
         self._supervisor = Supervisor(
@@ -250,12 +266,17 @@ class Gateway:
         else:
             admin = Server(self._serving.drain_s_max)
             admin_pb2_grpc.add_AdminServiceServicer_to_server(admin_service, admin.grpc)
-        self.port = self.admin_port = await self._start_server(main, self._options.listen, names)
+        self.port = self.admin_port = await self._start_server(main, self._options.listen, names, self._credentials)
         if admin is not None:
-            self.admin_port = await self._start_server(admin, self._serving.admin_listen, [admin_name])
+            to_admin, credentials = self._serving.admin_listen, self._admin_credentials
+            self.admin_port = await self._start_server(admin, to_admin, [admin_name], credentials)
+        if self._serving.health_listen:
+            await self._start_server(Server(self._serving.drain_s_max), self._serving.health_listen, names, None)
 
-    async def _start_server(self, server: Server, listen: str, names: list[str]) -> int:
-        port = await server.start(listen, names)
+    async def _start_server(
+        self, server: Server, listen: str, names: list[str], credentials: grpc.ServerCredentials | None
+    ) -> int:
+        port = await server.start(listen, names, credentials)
         self._servers.append(server)
         self._stack.push_async_callback(server.drain)
         return port

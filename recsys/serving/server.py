@@ -33,19 +33,22 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         self._names: tuple[str, ...] = ("",)
 
-    async def start(self, listen: str, services: Sequence[str]) -> int:
-        """Bind and listen; returns the port. `services`: full names for health and reflection.
+    async def start(
+        self, listen: str, services: Sequence[str], credentials: grpc.ServerCredentials | None = None
+    ) -> int:
+        """Bind and listen; returns the port. `services`: full names for health and reflection. No credentials: no TLS.
 
         Raises: BadInput for an address that is not HOST:PORT; Unavailable when it is taken.
         """
-        host, colon, port = listen.rpartition(":")
-        if not (host and colon and port.isdigit()):
-            raise BadInput("--listen", came=listen, expected="HOST:PORT", fix="Write e.g. 127.0.0.1:50051.")
+        check_address(listen)
         self._names = ("", *services)
         await self.set_serving(False)
         reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self.grpc)
         try:
-            bound: int = self.grpc.add_insecure_port(listen)
+            if credentials is None:
+                bound: int = self.grpc.add_insecure_port(listen)
+            else:
+                bound = self.grpc.add_secure_port(listen, credentials)
         except RuntimeError as error:
             raise Unavailable(
                 f"--listen {listen}", came=str(error), expected="a free address of this host", fix="Choose another."
@@ -73,8 +76,16 @@ def stop_signal() -> asyncio.Event:
     return stop
 
 
+def check_address(listen: str) -> None:
+    """Raises: BadInput unless it is HOST:PORT."""
+    host, colon, port = listen.rpartition(":")
+    if not (host and colon and port.isdigit()):
+        raise BadInput("--listen", came=listen, expected="HOST:PORT", fix="Write e.g. 127.0.0.1:50051.")
+
+
 def on_loopback(listen: str) -> bool:
-    """Whether an address HOST:PORT can be reached from this host only."""
+    """Whether an address HOST:PORT can be reached from this host only. Raises: BadInput for another form."""
+    check_address(listen)
     host = listen.rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback

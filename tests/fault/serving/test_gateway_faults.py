@@ -8,9 +8,13 @@ import shutil
 import signal
 import time
 
+import grpc
 import psutil
 import pytest
+from certificates import Authority
 from double11.v1 import recommend_pb2 as pb
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from kafka_broker import free_ports
 from serving_world import double11
 
 from recsys.serving import ClientConfig, RecommendClient
@@ -168,11 +172,45 @@ def test_taken_port_is_unavailable(serve, run, tmp_path):
 
 def test_admin_has_a_loopback_listener_of_its_own_when_the_main_one_is_public(serve):
     toml = '[serving]\nadmin_listen = "127.0.0.1:0"\n'
-    gateway = serve("--arm", "own_history", "--no-writer", "--listen", "0.0.0.0:0", toml=toml)
+    gateway = serve("--arm", "own_history", "--no-writer", "--listen", "0.0.0.0:0", "--plain-text", toml=toml)
     assert gateway.ready["admin_port"] != gateway.ready["port"]
     assert double11("status", "--target", gateway.target).returncode != 0
     status = double11("status", "--target", f"127.0.0.1:{gateway.ready['admin_port']}", "--json")
     assert json.loads(status.stdout)["state"] == "serving"
+
+
+def test_a_public_gateway_proves_who_it_is_and_asks_who_calls(serve, run, shoppers, tmp_path):
+    authority = Authority(tmp_path)
+    (cert, key), (mine, my_key) = authority.issue("gateway"), authority.issue("storefront")
+    (health,) = free_ports(1)
+    toml = f"""
+[serving]
+admin_listen = "127.0.0.1:0"
+health_listen = "127.0.0.1:{health}"
+[serving.tls]
+cert_file = "{cert}"
+key_file = "{key}"
+client_ca_file = "{authority.ca_file}"
+"""
+    gateway = serve("--arm", "own_history", "--no-writer", "--listen", "0.0.0.0:0", toml=toml)
+    (tmp_path / "client.toml").write_text(
+        f'[serving.client]\nca_file = "{authority.ca_file}"\ncert_file = "{mine}"\nkey_file = "{my_key}"\n'
+    )
+    known = ["--config", str(tmp_path / "client.toml"), "--json"]
+    slate = double11("recommend", "--target", gateway.target, "--user", shoppers[0], *known)
+    assert json.loads(slate.stdout)["items"], slate.stderr
+    status = double11(
+        "status", "--target", f"127.0.0.1:{gateway.ready['admin_port']}", "--json"
+    )  # never leaves the host
+    assert json.loads(status.stdout)["state"] == "serving"
+    assert double11("recommend", "--target", gateway.target, "--user", shoppers[0]).returncode == 4
+    with grpc.insecure_channel(f"127.0.0.1:{health}") as channel:
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    args = ["--run", str(run.root), "--arm", "own_history", "--no-writer", "--store", f"embedded:{tmp_path / 'home'}"]
+    refused = double11("serve", *args, "--listen", "0.0.0.0:0")
+    assert refused.returncode == 2
+    assert "plain_text_beyond_loopback" in refused.stderr
 
 
 def test_worker_that_cannot_load_ends_the_start_with_its_reason(tmp_path, run):
