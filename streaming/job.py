@@ -31,7 +31,7 @@ from recsys.core import (
 from streaming.archive import Archive
 from streaming.config import JobConfig
 from streaming.intake import JobReport, Means, Outbox
-from streaming.log.base import EverythingAssigned, Log, Membership
+from streaming.log.base import Log, Membership
 from streaming.stages import ItemStage, SingleStage, Stage, UserStage
 from streaming.topics import Topics
 
@@ -80,14 +80,14 @@ class Job:
         )
         t = self._topics
         self._sources = (t.events, t.impressions, t.catalog)
-        self._membership: Membership = EverythingAssigned({t.events: log.num_partitions(t.events)})
         self._stages: dict[str, Stage] = {}
         if has_buckets(store):
             self._check_partitions(store.num_buckets)
             self._stages = {t.events: UserStage(means, store), t.item_updates: ItemStage(means, store)}
-            self._membership = log.membership(f"double11-{store.store_id}", list(self._stages))
         else:
             self._stages = {t.events: SingleStage(means, store)}
+        group, alone = f"double11-{store.store_id}", not has_buckets(store)
+        self._membership: Membership = log.membership(group, list(self._stages), alone=alone)
         self._assigned: dict[str, frozenset[int]] = {}
         self._next_s = dict.fromkeys(("lag", "group", "caught up"), 0.0)
         self._emitted: _Ends | None = None

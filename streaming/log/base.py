@@ -210,8 +210,12 @@ class Log(Protocol):
         """A consumer of the given partitions from the given offsets on."""
         ...
 
-    def membership(self, group: str, topics: Sequence[str]) -> Membership:
-        """Join the consumer group that shares these topics; a log that one process reads gives it everything."""
+    def membership(self, group: str, topics: Sequence[str], *, alone: bool = False) -> Membership:
+        """Join the consumer group that shares these topics; a log that one process reads gives it everything.
+
+        alone: for a store that one process writes. It has everything and joins nothing, but still tells the group how
+        far it is.
+        """
         ...
 
     def close(self) -> None:

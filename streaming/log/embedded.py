@@ -122,7 +122,7 @@ class EmbeddedLog:
         """A consumer. Raises: NotFound."""
         return EmbeddedConsumer(self, topic, offsets)
 
-    def membership(self, group: str, topics: Sequence[str]) -> Membership:
+    def membership(self, group: str, topics: Sequence[str], *, alone: bool = False) -> Membership:
         """Everything: one process reads an embedded log for one store. Raises: NotFound."""
         return EverythingAssigned({topic: self.num_partitions(topic) for topic in topics})
 

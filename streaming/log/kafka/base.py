@@ -34,6 +34,7 @@ _NO_CERTIFICATE = (
     " We show no certificate: where the broker asks for one (ssl.client.auth=required), the TLS handshake fails "
     "until ssl_cert_file and ssl_key_file are set."
 )
+_LAST_COMMIT_S = 5.0
 
 
 class KafkaLog(ABC):
@@ -108,8 +109,8 @@ class KafkaLog(ABC):
         """A consumer of the given partitions from the given offsets on."""
 
     @abstractmethod
-    def membership(self, group: str, topics: Sequence[str]) -> Membership:
-        """Join a consumer group."""
+    def membership(self, group: str, topics: Sequence[str], *, alone: bool = False) -> Membership:
+        """Join a consumer group, or, alone, only tell it how far this process is."""
 
     def name_taken(self) -> Conflict:
         """Another process has joined the group under our static name."""
@@ -273,42 +274,58 @@ class KafkaProducer(ABC):
 
 
 class KafkaMembership(ABC):
-    """A member of a consumer group that fetches nothing: what it is assigned stays paused."""
+    """A member of a consumer group that fetches nothing: what it is assigned stays paused.
 
-    is_group = True
+    alone: no member, but a consumer that has everything and commits under the group's name.
+    """
 
-    def __init__(self, log: KafkaLog, topics: Sequence[str]) -> None:
-        self._log, self._topics = log, tuple(topics)
-        for topic in topics:
-            log.num_partitions(topic)
+    def __init__(self, log: KafkaLog, topics: Sequence[str], *, alone: bool) -> None:
+        self._log, self._topics, self.is_group = log, tuple(topics), not alone
+        self._all = {(t, p) for t in topics for p in range(log.num_partitions(t))}
+        self._unanswered = 0  # commits
 
     def poll(self) -> Mapping[str, frozenset[int]]:
         """Partitions that are ours now. Raises: Conflict, BadInput."""
-        assigned = self._poll()
+        assigned = self._poll() if self.is_group else self._all
         return {t: frozenset(p for topic, p in assigned if topic == t) for t in self._topics}
 
     def commit(self, offsets: Mapping[str, Mapping[int, int]]) -> None:
         """Send offsets to the group, not waiting for an answer."""
+        if not self.is_group:
+            self._serve()
         at = {(t, p): offset for t, by_partition in offsets.items() for p, offset in by_partition.items()}
         if at:
+            self._unanswered += 1
             self._commit(at)
 
-    @abstractmethod
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the group, once it has heard how far we are, or has had its time."""
+        until_s = time.monotonic() + _LAST_COMMIT_S
+        while self._unanswered > 0 and time.monotonic() < until_s:
+            self._serve()
+            time.sleep(_PAUSE_S)
+        self._leave()
+
+    def _answered(self, failed: bool) -> None:
+        """Group offsets are information: a failure costs nothing but their freshness."""
+        self._unanswered -= 1
+        metrics.GROUP_COMMITS.labels("failed" if failed else "done").inc()
+
+    @abstractmethod
+    def _leave(self) -> None:
+        """Close the client."""
 
     @abstractmethod
     def _poll(self) -> set[tuple[str, int]]:
         """Serve the group, and pause what is new."""
 
     @abstractmethod
+    def _serve(self) -> None:
+        """Let the client take in the answers to commits, where nothing else is polled for."""
+
+    @abstractmethod
     def _commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
         """Send offsets."""
-
-
-def count_commit(failed: bool) -> None:
-    """Group offsets are information: a failure costs nothing but their freshness."""
-    metrics.GROUP_COMMITS.labels("failed" if failed else "done").inc()
 
 
 class KafkaConsumer(ABC):

@@ -24,7 +24,6 @@ from streaming.log.kafka.base import (
     KafkaLog,
     KafkaMembership,
     KafkaProducer,
-    count_commit,
     headers_of,
 )
 from streaming.log.kafka.buffer import Records
@@ -91,9 +90,9 @@ class ConfluentLog(KafkaLog):
         """A consumer. Raises: NotFound."""
         return ConfluentConsumer(self, topic, offsets)
 
-    def membership(self, group: str, topics: Sequence[str]) -> ConfluentMembership:
+    def membership(self, group: str, topics: Sequence[str], *, alone: bool = False) -> ConfluentMembership:
         """Join a consumer group. Raises: NotFound."""
-        return ConfluentMembership(self, group, topics)
+        return ConfluentMembership(self, group, topics, alone=alone)
 
     def close(self) -> None:
         """The admin client has nothing to finish; its connections go with it."""
@@ -286,10 +285,10 @@ class ConfluentMembership(KafkaMembership):
 
     _log: ConfluentLog
 
-    def __init__(self, log: ConfluentLog, group: str, topics: Sequence[str]) -> None:
-        super().__init__(log, topics)
+    def __init__(self, log: ConfluentLog, group: str, topics: Sequence[str], *, alone: bool) -> None:
+        super().__init__(log, topics, alone=alone)
         c = log.config
-        named = {"group.instance.id": c.group_instance_id} if c.group_instance_id else {}
+        named = {"group.instance.id": c.group_instance_id} if c.group_instance_id and not alone else {}
         self._client = Client(
             log.settings()
             | named
@@ -303,14 +302,14 @@ class ConfluentMembership(KafkaMembership):
                 "auto.offset.reset": "latest",
                 "queued.max.messages.kbytes": 1,
                 "fetch.message.max.bytes": 1,
-                "on_commit": lambda error, _: count_commit(error is not None),
+                "on_commit": lambda error, _: self._answered(error is not None),
             }
         )
-        self._client.subscribe(list(topics))
+        if self.is_group:
+            self._client.subscribe(list(topics))
         self._paused: set[tuple[str, int]] = set()
 
-    def close(self) -> None:
-        """Leave the group."""
+    def _leave(self) -> None:
         self._client.close()
 
     def _poll(self) -> set[tuple[str, int]]:
@@ -328,11 +327,14 @@ class ConfluentMembership(KafkaMembership):
         self._paused = assigned
         return assigned
 
+    def _serve(self) -> None:
+        self._client.poll(0)
+
     def _commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
         try:
             self._client.commit(offsets=[TopicPartition(t, p, o) for (t, p), o in offsets.items()], asynchronous=True)
         except KafkaException:
-            count_commit(failed=True)
+            self._answered(failed=True)
 
 
 def _inner(error: KafkaException) -> KafkaError:

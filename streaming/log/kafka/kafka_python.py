@@ -25,7 +25,6 @@ from streaming.log.kafka.base import (
     KafkaLog,
     KafkaMembership,
     KafkaProducer,
-    count_commit,
     headers_of,
 )
 from streaming.log.kafka.buffer import Records
@@ -78,9 +77,9 @@ class KafkaPythonLog(KafkaLog):
         """A consumer. Raises: NotFound."""
         return KafkaPythonConsumer(self, topic, offsets)
 
-    def membership(self, group: str, topics: Sequence[str]) -> KafkaPythonMembership:
+    def membership(self, group: str, topics: Sequence[str], *, alone: bool = False) -> KafkaPythonMembership:
         """Join a consumer group. Raises: NotFound."""
-        return KafkaPythonMembership(self, group, topics)
+        return KafkaPythonMembership(self, group, topics, alone=alone)
 
     def close(self) -> None:
         """Let go of the admin connections."""
@@ -288,14 +287,14 @@ class KafkaPythonMembership(KafkaMembership):
 
     _log: KafkaPythonLog
 
-    def __init__(self, log: KafkaPythonLog, group: str, topics: Sequence[str]) -> None:
-        super().__init__(log, topics)
+    def __init__(self, log: KafkaPythonLog, group: str, topics: Sequence[str], *, alone: bool) -> None:
+        super().__init__(log, topics, alone=alone)
         c = log.config
         self._client = log.guarded(
             lambda: Client(
                 **log.settings(),
                 group_id=group,
-                group_instance_id=c.group_instance_id or None,
+                group_instance_id=(c.group_instance_id or None) if self.is_group else None,
                 partition_assignment_strategy=(CooperativeStickyAssignor,),
                 session_timeout_ms=c.session_timeout_ms,
                 heartbeat_interval_ms=c.heartbeat_ms,
@@ -308,10 +307,13 @@ class KafkaPythonMembership(KafkaMembership):
             ),
             "",
         )
-        self._client.subscribe(list(topics))
+        if self.is_group:
+            self._client.subscribe(list(topics))
+        else:  # it refuses to be polled for nothing
+            self._client.assign([TopicPartition(t, p) for t, p in self._all])
+            self._client.pause(*self._client.assignment())
 
-    def close(self) -> None:
-        """Leave the group."""
+    def _leave(self) -> None:
         self._client.close()
 
     def _poll(self) -> set[tuple[str, int]]:
@@ -333,9 +335,15 @@ class KafkaPythonMembership(KafkaMembership):
             self._client.pause(*new)
         return {(at.topic, at.partition) for at in assigned}
 
+    def _serve(self) -> None:
+        try:
+            self._client.poll(timeout_ms=0)
+        except errors.KafkaError as error:
+            _log.warning("kafka_group_error", detail=str(error))
+
     def _commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
         at = {TopicPartition(t, p): OffsetAndMetadata(o, "", -1) for (t, p), o in offsets.items()}
         try:
-            self._client.commit_async(at, callback=lambda _, found: count_commit(isinstance(found, Exception)))
+            self._client.commit_async(at, callback=lambda _, found: self._answered(isinstance(found, Exception)))
         except errors.KafkaError:
-            count_commit(failed=True)
+            self._answered(failed=True)

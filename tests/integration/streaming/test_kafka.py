@@ -6,6 +6,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from feature_store.online import MemoryStore, open_store
 from recsys.cli.main import run
@@ -58,6 +60,26 @@ def test_streamed_state_equals_the_dataset_folded_offline(kafka, kafka_config, d
     store.close()
 
 
+def lag_by_kafka(kafka, environ, events: str) -> dict[str, int]:
+    """What a tool sees that knows of nothing but Kafka: by topic, log end minus what the one group of ours has said."""
+    admin, topics = AdminClient({"bootstrap.servers": kafka}), {"events": events}
+    for field in ("impressions", "catalog"):
+        topics[field] = environ[f"DOUBLE11__STREAMING__TOPICS__{field.upper()}"]
+    groups = [g.group_id for g in admin.list_consumer_groups().result().valid if g.group_id.startswith("double11-")]
+    found = {}
+    for group in groups:
+        asked = ConsumerGroupTopicPartitions(group)
+        said = admin.list_consumer_group_offsets([asked])[group].result().topic_partitions
+        for field, topic in topics.items():
+            at = {tp: tp.offset for tp in said if tp.topic == topic}
+            ends = admin.list_offsets({TopicPartition(topic, p): OffsetSpec.latest() for p in range(8)})
+            if len(at) == 8:
+                found[field] = sum(
+                    ends[TopicPartition(topic, tp.partition)].result().offset - o for tp, o in at.items()
+                )
+    return found
+
+
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_the_commands_take_a_kafka_url(kafka, kafka_config, driver, tmp_path, monkeypatch, capfd):
     _, environ = kafka_config(driver)
@@ -77,6 +99,7 @@ def test_the_commands_take_a_kafka_url(kafka, kafka_config, driver, tmp_path, mo
     double11("forget", "nobody", "--log", url)
     report = double11("ingest", "--source", url, "--store", store, "--until-caught-up")
     assert report["events"]["applied"] == produced + 1  # and the forget
+    assert lag_by_kafka(kafka, environ, named) == {"events": 0, "impressions": 0, "catalog": 0}
     assert double11("dead-letter", "list", "--log", url) == {"dead_letters": []}
     assert double11("dead-letter", "requeue", "--log", url)["requeued"] == 0
 
