@@ -6,13 +6,14 @@ Exit codes: 0 done, 1 failed, 2 usage or bad input, 3 gate not met, 4 service un
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import click
 
+from recsys.cli.common import emit, only_documents
 from recsys.core import logging as core_logging
 from recsys.core.errors import Double11Error
 
@@ -83,6 +84,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(args: list[str]) -> int:
     """Run one command line in this process and return its exit code."""
     as_json = "--json" in args
+    with only_documents() if as_json else nullcontext():
+        return _run(args, as_json=as_json)
+
+
+def _run(args: list[str], *, as_json: bool) -> int:
     try:
         result = cli.main(args, prog_name="double11", standalone_mode=False)
     except Double11Error as error:
@@ -112,5 +118,5 @@ def run(args: list[str]) -> int:
 
 def _report(document: dict[str, dict[str, str]], message: str, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(document))
+        emit(document, as_json=True, text=str)
     print(f"double11: {message}", file=sys.stderr)
