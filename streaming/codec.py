@@ -33,6 +33,7 @@ UNDECODABLE, INVALID, FUTURE, TOO_LARGE, UNKNOWN_VERSION, MISPLACED = (
     "unknown-version",
     "misplaced",
 )
+CAUSES = (UNDECODABLE, INVALID, FUTURE, TOO_LARGE, UNKNOWN_VERSION, MISPLACED)
 
 
 @dataclass(frozen=True, slots=True)

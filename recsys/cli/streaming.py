@@ -164,20 +164,19 @@ def dead_letter() -> None:
 
 @dead_letter.command("list")
 @_log_option
+@click.option("--cause", help="Only this cause, e.g. invalid or future.")
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 100_000))
 @config_option
 @json_option
-def list_(log: str | None, limit: int, config_path: Path | None, as_json: bool) -> None:
-    """Print the newest dead letters: cause, coordinates, size, what came and what was expected."""
-    from collections import deque
-
+def list_(log: str | None, cause: str | None, limit: int, config_path: Path | None, as_json: bool) -> None:
+    """Print the newest dead letters: cause, coordinates, size, what came and what was expected; and counts of all."""
     from feature_store.describe import iso
-    from streaming.dead_letter import letters
+    from streaming.dead_letter import survey
     from streaming.log import default_url, open_log, topics_at
 
     config, url = Config.load(config_path), log or default_url()
     with open_log(url, config) as opened:
-        newest = deque(letters(opened, topics_at(url, config).dead_letter), maxlen=limit)
+        found = survey(opened, topics_at(url, config).dead_letter, cause=_known(cause), limit=limit)
     rows = [
         {
             "cause": m.cause,
@@ -186,31 +185,56 @@ def list_(log: str | None, limit: int, config_path: Path | None, as_json: bool) 
             "offset": m.offset,
             "event_id": m.event_id,
             "bytes": m.payload_bytes,
-            "sha256": m.payload_sha256.hex(),
+            "sha256": m.sha256,
             "at": iso(m.at_us),
+            "requeued": m.requeued,
             "detail": m.detail,
         }
-        for m in newest
+        for m in found.newest
     ]
-    line = "{cause:16} {topic}/{partition}/{offset}  {bytes} bytes  {detail}"
-    emit({"dead_letters": rows}, as_json=as_json, text=lambda: "\n".join(line.format(**r) for r in rows) or "none")
+
+    def text() -> str:
+        line = "{cause:16} {topic}/{partition}/{offset}  {bytes} bytes  {state}{detail}"
+        lines = [line.format(**r, state="requeued  " if r["requeued"] else "") for r in rows]
+        causes = sorted({*found.waiting, *found.requeued})
+        counts = [f"{c}: {found.waiting.get(c, 0):,} waiting, {found.requeued.get(c, 0):,} requeued" for c in causes]
+        return "\n".join([*lines, *counts]) or "none"
+
+    document = {"dead_letters": rows, "waiting": dict(found.waiting), "requeued": dict(found.requeued)}
+    emit(document, as_json=as_json, text=text)
 
 
 @dead_letter.command()
 @_log_option
 @click.option("--cause", help="Only this cause, e.g. invalid or future.")
+@click.option("--again", is_flag=True, help="Also those that have been requeued before.")
 @config_option
 @json_option
-def requeue(log: str | None, cause: str | None, config_path: Path | None, as_json: bool) -> None:
-    """Send the records back to their topics, with the event ids they had."""
+def requeue(log: str | None, cause: str | None, again: bool, config_path: Path | None, as_json: bool) -> None:
+    """Send the records back to their topics, with the event ids they had.
+
+    Each is sent back once: a call goes on where earlier ones ended, also by SIGKILL.
+    """
+    from recsys.core import progress
     from streaming.dead_letter import requeue as send_back
     from streaming.log import default_url, open_log, topics_at
 
     config, url = Config.load(config_path), log or default_url()
-    with open_log(url, config) as opened:
-        done, cut = send_back(opened, topics_at(url, config).dead_letter, cause)
-    text = f"requeued {done:,}; {cut:,} left, of which only the first 64 KiB were kept"
-    emit({"requeued": done, "left_truncated": cut}, as_json=as_json, text=lambda: text)
+    with open_log(url, config) as opened, progress.bar(what="requeue", unit="letters") as bar:
+        topic = topics_at(url, config).dead_letter
+        found = send_back(opened, topic, _known(cause), again=again, on_batch=bar.update)
+    text = f"requeued {found.sent:,} ({found.earlier:,} before); {found.cut:,} left, of which only 64 KiB were kept"
+    document = {"requeued": found.sent, "requeued_earlier": found.earlier, "left_truncated": found.cut}
+    emit(document | {"by_cause": dict(found.by_cause)}, as_json=as_json, text=lambda: text)
+
+
+def _known(cause: str | None) -> str | None:
+    """The cause, if it is one. Raises: BadInput."""
+    from streaming.codec import CAUSES
+
+    if cause is not None and cause not in CAUSES:
+        raise BadInput("--cause", came=cause, expected=f"one of {', '.join(CAUSES)}", fix="Correct it.")
+    return cause
 
 
 @click.command()

@@ -363,9 +363,55 @@ Global___ImpressionItem: _TypeAlias = ImpressionItem  # noqa: Y015
 
 @_typing.final
 class DeadLetter(_message.Message):
-    """A record that could not be applied: the value of a record on `dead-letter`."""
+    """A record that could not be applied: the value of a record on `dead-letter`. Or, with nothing but `requeued`, a mark."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Requeued(_message.Message):
+        """Says that earlier letters have been sent back to their topics: all below an offset of a partition of `dead-letter`."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        CAUSE_FIELD_NUMBER: _builtins.int
+        PARTITION_FIELD_NUMBER: _builtins.int
+        NEXT_OFFSET_FIELD_NUMBER: _builtins.int
+        cause: _builtins.str
+        """Only letters of this cause; empty: of every cause."""
+        partition: _builtins.int
+        next_offset: _builtins.int
+        def __init__(
+            self,
+            *,
+            cause: _builtins.str = ...,
+            partition: _builtins.int = ...,
+            next_offset: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "next_offset", b"next_offset", "partition", b"partition"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class HeadersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.bytes
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     CAUSE_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
@@ -377,8 +423,11 @@ class DeadLetter(_message.Message):
     PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
     AT_US_FIELD_NUMBER: _builtins.int
     EVENT_ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    HEADERS_FIELD_NUMBER: _builtins.int
+    REQUEUED_FIELD_NUMBER: _builtins.int
     cause: _builtins.str
-    """Short cause in kebab-case: undecodable, invalid, future, too-large, unknown-version."""
+    """Short cause in kebab-case: undecodable, invalid, future, too-large, unknown-version, misplaced."""
     detail: _builtins.str
     """What came and what was expected, at most 1 KiB."""
     topic: _builtins.str
@@ -394,6 +443,12 @@ class DeadLetter(_message.Message):
     """When it was put aside, microseconds UTC."""
     event_id: _builtins.str
     """The event's own id where it could be read; kept when requeued."""
+    key: _builtins.bytes
+    """Key and headers of the record; of more than 4 KiB only the headers that double11 reads."""
+    @_builtins.property
+    def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]: ...
+    @_builtins.property
+    def requeued(self) -> Global___DeadLetter.Requeued: ...
     def __init__(
         self,
         *,
@@ -407,10 +462,13 @@ class DeadLetter(_message.Message):
         payload_bytes: _builtins.int = ...,
         at_us: _builtins.int = ...,
         event_id: _builtins.str = ...,
+        key: _builtins.bytes = ...,
+        headers: _abc.Mapping[_builtins.str, _builtins.bytes] | None = ...,
+        requeued: Global___DeadLetter.Requeued | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["requeued", b"requeued"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_us", b"at_us", "cause", b"cause", "detail", b"detail", "event_id", b"event_id", "offset", b"offset", "partition", b"partition", "payload", b"payload", "payload_bytes", b"payload_bytes", "payload_sha256", b"payload_sha256", "topic", b"topic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_us", b"at_us", "cause", b"cause", "detail", b"detail", "event_id", b"event_id", "headers", b"headers", "key", b"key", "offset", b"offset", "partition", b"partition", "payload", b"payload", "payload_bytes", b"payload_bytes", "payload_sha256", b"payload_sha256", "requeued", b"requeued", "topic", b"topic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

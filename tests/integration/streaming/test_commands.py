@@ -113,8 +113,17 @@ def test_dead_letters_are_listed_and_requeued(double11, url):
     double11("ingest", "--source", url, "--store", url, "--until-caught-up")
     (letter,) = double11("dead-letter", "list")[1]["dead_letters"]
     assert (letter["cause"], letter["topic"], letter["bytes"]) == ("undecodable", "events", 1)
-    assert double11("dead-letter", "requeue")[1] == {"requeued": 1, "left_truncated": 0}
+    assert double11("dead-letter", "requeue", "--cause", "future")[1]["requeued"] == 0
+    assert double11("dead-letter", "requeue")[1]["requeued"] == 1
+    assert double11("dead-letter", "requeue")[1] == {
+        "requeued": 0, "requeued_earlier": 1, "left_truncated": 0, "by_cause": {},
+    }  # fmt: skip
+    assert double11("dead-letter", "list")[1]["dead_letters"] == [letter | {"requeued": True}]
+    found = double11("dead-letter", "list", "--cause", "future")[1]
+    assert (found["dead_letters"], found["waiting"], found["requeued"]) == ([], {}, {"undecodable": 1})
     assert run(["dead-letter", "list"]) == 0
+    code, refused = double11("dead-letter", "requeue", "--cause", "futur")
+    assert (code, "one of undecodable" in refused["error"]["message"]) == (2, True)
 
 
 @pytest.mark.parametrize(

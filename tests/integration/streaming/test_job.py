@@ -11,8 +11,9 @@ from feature_store import FeatureStatus
 from feature_store.online import MemoryStore
 from recsys.core import BadInput, Conflict, Deadline, EventBatch, EventKind, ManualClock, VersionMismatch
 from streaming.config import JobConfig
-from streaming.dead_letter import letters, requeue
+from streaming.dead_letter import Requeued, letters, requeue, survey
 from streaming.job import Job
+from streaming.log.base import read_all
 from streaming.produce import produce
 
 NEVER = Deadline.never()
@@ -121,26 +122,58 @@ async def test_requeued_dead_letters_keep_their_ids(room):
     room.send_bytes(value.SerializeToString())
     room.send_bytes(b"\xff" * 100_000)
     room.ingest()
-    assert requeue(room.log, "dead-letter", None) == (1, 1)
-    assert requeue(room.log, "dead-letter", "invalid") == (0, 0)
+    assert requeue(room.log, "dead-letter") == Requeued(sent=1, cut=1, by_cause={"future": 1})
+    assert requeue(room.log, "dead-letter", "invalid") == Requeued()
     room.config = JobConfig(future_skew_max_s=86_400)
     assert room.ingest().events == {"applied": 1}
-    assert requeue(room.log, "dead-letter", "future") == (1, 0)
+    assert requeue(room.log, "dead-letter", "future") == Requeued(earlier=1)
+    assert room.ingest().events == {}
+    assert requeue(room.log, "dead-letter", "future", again=True).sent == 1
     assert room.ingest().events == {"duplicate": 1}
 
 
-async def test_a_version_that_is_still_unknown_is_put_aside_again(room, monkeypatch):
+async def test_key_headers_and_bytes_come_back_as_they_were(room):
+    ahead = int((time.time() + 3_600) * 1e6)
+    value = Event(
+        event_id="x", event_time_us=ahead, action=Action(type=5, user_id="u", item_id="i")
+    ).SerializeToString()
+    sent = {"schema": b"1", "trace": b"t" * 100}
+    room.send_bytes(value, headers=sent)
+    room.send_bytes(value, headers={"schema": b"1", "trace": b"t" * 5_000})
+    room.ingest()
+    assert requeue(room.log, "dead-letter").sent == 2
+    records = [r for b in read_all(room.log, "events") for r in zip(b.keys, b.values, b.headers, strict=True)]
+    assert [(k, v, dict(h)) for k, v, h in records[2:]] == [(b"u", value, sent), (b"u", value, {"schema": b"1"})]
+
+
+async def test_letters_that_came_after_a_requeue_wait_by_cause(room):
+    ahead = int((time.time() + 3_600) * 1e6)
+    value = Event(event_id="x", event_time_us=ahead, action=Action(type=5, user_id="u", item_id="i"))
+    for some in range(3):
+        room.send_bytes(value.SerializeToString())
+        room.send_bytes(b"\xff")
+        room.ingest()
+        found = survey(room.log, "dead-letter", limit=2)
+        assert found.waiting == {"future": 1, "undecodable": some + 1}
+        assert [m.requeued for m in found.newest] == [False, False]
+        assert requeue(room.log, "dead-letter", "future").sent == 1
+        read_back = room.ingest().dead_letters
+        assert read_back == {"future": 1}  # still ahead: a letter of its own
+        assert requeue(room.log, "dead-letter", "future").sent == 1
+        assert room.ingest().dead_letters == {"future": 1}
+        assert requeue(room.log, "dead-letter", "future").sent == 1
+        room.config = JobConfig(future_skew_max_s=86_400)
+        assert room.ingest().events == {"applied" if some == 0 else "duplicate": 1}
+        room.config = JobConfig()
+    assert requeue(room.log, "dead-letter") == Requeued(sent=3, earlier=9, by_cause={"undecodable": 3})
+
+
+async def test_a_version_that_is_still_unknown_is_put_aside_again(room):
     value = Event(event_id="x", event_time_us=T, action=Action(type=5, user_id="u", item_id="i"))
     room.send_bytes(value.SerializeToString(), headers={"schema": b"9"})
-    for _ in range(2):  # the record is there; then its letter's record is, which came of requeueing
+    for _ in range(2):
         assert room.ingest().dead_letters == {"unknown-version": 1}
-        assert requeue(room.log, "dead-letter", "unknown-version")[0] > 0
-    everything = {p: room.log.end_offsets("events")[p] + 9 for p in range(4)}
-    monkeypatch.setattr(
-        type(room.log), "begin_offsets", lambda self, topic: everything if topic == "events" else {0: 0}
-    )
-    assert requeue(room.log, "dead-letter", "unknown-version")[0] > 0  # retention has taken the records
-    monkeypatch.undo()
+        assert requeue(room.log, "dead-letter", "unknown-version").sent == 1
     assert room.ingest().events == {}
 
 
