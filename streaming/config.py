@@ -48,7 +48,9 @@ class KafkaConfig:
     sasl_password_file: a file with nothing but the password. ssl_*_file: PEM; without a CA, the system's.
     prefetch_bytes_max: records a consumer holds before they are asked for. buffer_bytes_max, linger_ms, compression:
     of producers. replication_factor, min_insync_replicas: of topics that `streaming init` creates.
-    catalog_history_s: of `catalog`, likewise: how long every record can be read; after that the newest of each key.
+    retention_s, dead_letter_retention_s, deltas_retention_s: of topics that it creates, how long records are kept: of
+    events, impressions, item-updates and samples; of dead letters; of deltas. catalog_history_s: of `catalog`: how long
+    every record can be read; after that the newest of each key.
     request_timeout_ms: how long a broker may be silent; delivery_timeout_ms: how long a record may take to be durable,
     so how long a broker may be away before `flush` gives up. session_timeout_ms: after how long a silent member's
     partitions go to others. group_instance_id: a lasting name, one per process (a pod's), so that a restart within the
@@ -69,6 +71,9 @@ class KafkaConfig:
     compression: Literal["none", "lz4", "zstd", "gzip"] = "lz4"
     replication_factor: int = 3
     min_insync_replicas: int = 2
+    retention_s: int = 7 * 86_400
+    dead_letter_retention_s: int = 30 * 86_400
+    deltas_retention_s: int = 30 * 86_400
     catalog_history_s: int = 86_400
     request_timeout_ms: int = 30_000
     delivery_timeout_ms: int = 120_000
@@ -81,7 +86,8 @@ class KafkaConfig:
         in_range("streaming.kafka.linger_ms", self.linger_ms, 0, 1_000)
         in_range("streaming.kafka.replication_factor", self.replication_factor, 1, 100)
         in_range("streaming.kafka.min_insync_replicas", self.min_insync_replicas, 1, self.replication_factor)
-        in_range("streaming.kafka.catalog_history_s", self.catalog_history_s, 1, 365 * 86_400)
+        for name in ("retention_s", "dead_letter_retention_s", "deltas_retention_s", "catalog_history_s"):
+            in_range(f"streaming.kafka.{name}", getattr(self, name), 1, 3_650 * 86_400)
         in_range("streaming.kafka.request_timeout_ms", self.request_timeout_ms, 1_000, 300_000)
         low = self.request_timeout_ms + self.linger_ms
         in_range("streaming.kafka.delivery_timeout_ms", self.delivery_timeout_ms, low, 3_600_000)

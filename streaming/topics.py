@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from recsys.core.config import in_range, section
+from recsys.core.errors import BadInput
 
 
 @section("streaming.topics")
@@ -41,6 +43,18 @@ class StreamingConfig:
 
     def __post_init__(self) -> None:
         in_range("streaming.partitions", self.partitions, 1, 4096)
+
+    def check_peak(self, peak_per_s: float, consumer_per_s: float) -> None:
+        """Raises: BadInput when so many partitions are too few for twice the peak at that rate of one consumer."""
+        needed = 2 * peak_per_s / consumer_per_s
+        enough = 1 << max(math.ceil(math.log2(needed)), 0)
+        if self.partitions < needed:
+            raise BadInput(
+                "[streaming] partitions",
+                came=f"{self.partitions}, which serve {self.partitions * consumer_per_s / 2:,.0f} events/s",
+                expected=f"at least 2 x {peak_per_s:,.0f} / {consumer_per_s:,.0f} = {needed:.1f}",
+                fix=f"Set it to {enough}, and [feature_store.redis] buckets with it, before the topics are created.",
+            )
 
     def partitions_by_topic(self, topics: Topics) -> Mapping[str, int]:
         """Partitions of every topic: deltas are one ordered sequence, dead letters are few."""

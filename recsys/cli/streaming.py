@@ -26,15 +26,36 @@ def streaming() -> None:
 
 @streaming.command()
 @_log_option
+@click.option("--peak-rate", type=click.FloatRange(min=0, min_open=True), help="Events per second at the peak.")
+@click.option(
+    "--consumer-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Events per second of one consumer, as `bench ingest` measures them; with --peak-rate.",
+)
 @config_option
 @json_option
-def init(log: str | None, config_path: Path | None, as_json: bool) -> None:
-    """Create the topics that are missing; running it again is harmless."""
+def init(
+    log: str | None,
+    peak_rate: float | None,
+    consumer_rate: float | None,
+    config_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Create the topics that are missing; running it again is harmless.
+
+    With both rates, too few partitions for the peak are refused before anything is created: they never change.
+    """
     from streaming.config import StreamingConfig
     from streaming.log import default_url, open_log, topics_at
 
+    if (peak_rate is None) != (consumer_rate is None):
+        fix = "Give both, or neither."
+        raise BadInput("streaming init", came="one rate", expected="--peak-rate and --consumer-rate", fix=fix)
     config, url = Config.load(config_path), log or default_url()
-    partitions = config.get(StreamingConfig).partitions_by_topic(topics_at(url, config))
+    settings = config.get(StreamingConfig)
+    if peak_rate is not None and consumer_rate is not None:
+        settings.check_peak(peak_rate, consumer_rate)
+    partitions = settings.partitions_by_topic(topics_at(url, config))
     with open_log(url, config) as opened:
         opened.create_topics(partitions)
     document = {"log": url, "topics": dict(partitions)}

@@ -43,7 +43,7 @@ class KafkaLog(ABC):
     def __init__(self, servers: str, config: KafkaConfig, topics: Topics, clock: Clock | None = None) -> None:
         """servers: host:port[,host:port]. topics: their names; the catalogue's is compacted."""
         self.servers, self.config, self.clock = servers, config, clock or WallClock()
-        self._catalog = topics.catalog
+        self._topics = topics
         self._partitions: dict[str, int] = {}
 
     def create_topics(self, partitions: Mapping[str, int]) -> None:
@@ -67,7 +67,8 @@ class KafkaLog(ABC):
                     f"topic {topic} at {self.servers}",
                     came=f"{number} partitions",
                     expected=f"{present[topic]}, as it was created with",
-                    fix="Set [streaming] partitions to that, or rename the topics: P never changes in place.",
+                    fix="P never changes in place: set [streaming] partitions and [feature_store.redis] buckets to "
+                    "that, or name a second set of topics in [streaming.topics] and move over to it.",
                 )
 
     def log_id(self) -> str:
@@ -147,9 +148,11 @@ class KafkaLog(ABC):
             "max.message.bytes": str(MESSAGE_BYTES_MAX),
             "min.insync.replicas": str(self.config.min_insync_replicas),
         }
-        if topic == self._catalog:
-            settings |= _compacted(1_000 * self.config.catalog_history_s)
-        return settings
+        c, t = self.config, self._topics
+        if topic == t.catalog:
+            return settings | _compacted(1_000 * c.catalog_history_s)
+        longer = {t.dead_letter: c.dead_letter_retention_s, t.deltas: c.deltas_retention_s}
+        return settings | {"cleanup.policy": "delete", "retention.ms": str(1_000 * longer.get(topic, c.retention_s))}
 
     def unavailable(self, came: object) -> Unavailable:
         """The broker is away, or does not understand us."""

@@ -1,0 +1,60 @@
+"""`streaming init` on Apache Kafka: what topics it makes, that it may run again, and what it refuses."""
+
+import pytest
+from confluent_kafka.admin import AdminClient, ConfigResource
+from streaming_world import World
+
+from recsys.core import VersionMismatch
+
+DAY_MS = 86_400_000
+
+
+@pytest.fixture
+def world(kafka, kafka_config, tmp_path) -> World:
+    _, environ = kafka_config("confluent")
+    return World(f"kafka://{kafka}", f"embedded:{tmp_path}", environ | {"DOUBLE11__STREAMING__PARTITIONS": "4"})
+
+
+def settings(world: World) -> dict[str, tuple[int, str, int]]:
+    """By topic of ours: its partitions, cleanup policy, and days that the broker keeps records."""
+    admin = AdminClient({"bootstrap.servers": world.log.removeprefix("kafka://")})
+    present = admin.list_topics(timeout=60).topics
+    found = {}
+    for name in ("events", "impressions", "item_updates", "catalog", "samples", "deltas", "dead_letter"):
+        topic = world.environ[f"DOUBLE11__STREAMING__TOPICS__{name.upper()}"]
+        resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+        said = admin.describe_configs([resource])[resource].result()
+        kept = said["cleanup.policy"].value, int(said["retention.ms"].value) // DAY_MS
+        found[name] = len(present[topic].partitions), *kept
+    return found
+
+
+def test_topics_are_made_once_and_kept_as_long_as_each_is_needed(world):
+    world.init()
+    made = settings(world)
+    assert {n: p for n, (p, *_) in made.items()} == dict.fromkeys(made, 4) | {"deltas": 1, "dead_letter": 1}
+    assert {n: policy for n, (_, policy, _) in made.items()} == dict.fromkeys(made, "delete") | {"catalog": "compact"}
+    days = {n: kept for n, (*_, kept) in made.items() if n != "catalog"}
+    assert days == dict.fromkeys(days, 7) | {"deltas": 30, "dead_letter": 30}
+    world.init()
+    assert settings(world) == made
+
+
+def test_another_number_of_partitions_is_refused_with_what_to_do(world):
+    world.init()
+    world.environ["DOUBLE11__STREAMING__PARTITIONS"] = "8"
+    error = world.double11("streaming", "init", "--log", world.log, code=VersionMismatch.exit_code)["error"]
+    assert error["code"] == "VERSION_MISMATCH"
+    assert "8 partitions; expected 4" in error["message"]
+    assert "[streaming.topics]" in error["fix"]
+
+
+def test_too_few_partitions_for_the_peak_are_refused_before_anything_is_made(world):
+    asked = ("streaming", "init", "--log", world.log, "--peak-rate", 400_000, "--consumer-rate", 55_000)
+    error = world.double11(*asked, code=2)["error"]
+    assert "Set it to 16" in error["fix"]
+    admin = AdminClient({"bootstrap.servers": world.log.removeprefix("kafka://")})
+    assert world.environ["DOUBLE11__STREAMING__TOPICS__EVENTS"] not in admin.list_topics(timeout=60).topics
+    world.environ["DOUBLE11__STREAMING__PARTITIONS"] = "16"
+    assert world.double11(*asked)["topics"][world.environ["DOUBLE11__STREAMING__TOPICS__EVENTS"]] == 16
+    assert world.double11("streaming", "init", "--log", world.log, "--peak-rate", 1, code=2)["error"]["fix"]
