@@ -65,13 +65,18 @@ class SharedPrefix:
     """
 
     def __init__(
-        self, prefixes: Sequence[KeyValues], suffix_lengths: Sequence[Sequence[int]], *, last_only: bool = False
+        self,
+        prefixes: Sequence[KeyValues],
+        suffix_lengths: Sequence[Sequence[int]],
+        *,
+        last_only: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         """prefixes: per request. suffix_lengths: per request, tokens of each candidate (ragged is fine).
 
-        last_only: the state of each candidate's last token is all that is wanted.
+        last_only: the state of each candidate's last token is all that is wanted. device: of the tokens.
         """
-        device = prefixes[0][0][0].device
+        device = device or torch.device("cpu")
         self._prefixes, self._own = prefixes, [_Own(lengths, device) for lengths in suffix_lengths]
         self._tokens, self._candidates = [sum(n) for n in suffix_lengths], [len(n) for n in suffix_lengths]
         flat_N = torch.tensor([n for lengths in suffix_lengths for n in lengths], device=device)
@@ -88,6 +93,26 @@ class SharedPrefix:
             o_own, lse_own = own.of_last(q, k, v) if of_last else own.of_all(q, k, v)
             out.append(torch.lerp(o_prefix, o_own, torch.sigmoid(lse_own - lse_prefix)[..., None].to(q.dtype)))
         return torch.cat(out)
+
+
+class WithPrefixes:
+    """Prefixes and the candidates that see them in one pass: the prefixes' tokens come first, then the candidates'.
+
+    Of the last layer each candidate's last token is wanted, and the prefixes' keys and values, which `prefixes` keeps.
+    """
+
+    def __init__(self, prefixes: PackedCausal, prefix_tokens: int, candidates: SharedPrefix) -> None:
+        """candidates: `last_only`, over lists of `prefixes.kept` and of others that are known."""
+        assert candidates.wanted_L is not None
+        self._prefixes, self._candidates, self._tokens = prefixes, candidates, prefix_tokens
+        self.wanted_L: Tensor | None = candidates.wanted_L + prefix_tokens
+
+    def __call__(self, layer: int, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor) -> Tensor:
+        """See Attention."""
+        p, of_last = self._tokens, len(q_THd) != len(k_TGd)
+        head = self._prefixes(layer, q_THd[: 0 if of_last else p], k_TGd[:p], v_TGd[:p])
+        tail = self._candidates(layer, q_THd if of_last else q_THd[p:], k_TGd[p:], v_TGd[p:])
+        return tail if of_last else torch.cat([head, tail])
 
 
 def _to_prefix(q_THd: Tensor, k_GPd: Tensor, v_GPd: Tensor) -> tuple[Tensor, Tensor]:

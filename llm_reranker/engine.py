@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from llm_reranker import checkpoint
-from llm_reranker.attention import KeyValues, PackedCausal, SharedPrefix
+from llm_reranker.attention import PackedCausal, SharedPrefix, WithPrefixes
 from llm_reranker.base import HistoryItem, RerankRequest, RerankResult
 from llm_reranker.batcher import Batcher
 from llm_reranker.checkpoint import Checkpoint
@@ -174,12 +174,20 @@ class Engine:
         model, live = self._loaded.model, [p for p in batch if p.lengths]
         if not live:
             return [p.known for p in batch], 0
-        prefixes, computed = self._prefixes([p.prefix for p in live])
-        starts = [torch.full((len(p.suffix_TD),), len(p.prefix)) for p in live]
-        steps = [torch.cat([torch.arange(n) for n in p.lengths]) for p in live]
-        suffix_TD = torch.cat([p.suffix_TD for p in live])
-        attention = SharedPrefix(prefixes, [p.lengths for p in live], last_only=True)
-        hidden_ND = model.hidden(suffix_TD, torch.cat(starts) + torch.cat(steps), attention)
+        found = {p.prefix: self._cache.get(p.prefix) for p in live}
+        missing = [ids for ids, kv in found.items() if kv is None]
+        packed = PackedCausal([len(ids) for ids in missing], states=False)
+        computed = dict(zip(missing, packed.kept, strict=True))  # filled while the candidates are computed
+        prefixes = [kv if (kv := found[p.prefix]) is not None else computed[p.prefix] for p in live]
+        shared = SharedPrefix(prefixes, [p.lengths for p in live], last_only=True)
+        tokens = sum(map(len, missing))
+        new_TD = model.embed(torch.tensor([i for ids in missing for i in ids], dtype=torch.long))
+        steps = [torch.arange(len(ids)) for ids in missing]
+        steps += [len(p.prefix) + torch.arange(n) for p in live for n in p.lengths]
+        x_TD = torch.cat([new_TD, *(p.suffix_TD for p in live)])
+        hidden_ND = model.hidden(x_TD, torch.cat(steps), WithPrefixes(packed, tokens, shared) if missing else shared)
+        for ids, kv in computed.items():
+            self._cache.put(ids, kv)
         raw_N = hidden_ND @ self._direction_D
         if (extras := self._loaded.extras) and (card := self._loaded.card):
             signals_NX = torch.cat([p.signals_NX for p in live if p.signals_NX is not None])
@@ -189,23 +197,7 @@ class Engine:
             p.known[np.isnan(p.known)] = scores
             if p.keys:
                 self._scores.put(p.keys, scores)
-        return [p.known for p in batch], computed + len(suffix_TD)
-
-    def _prefixes(self, wanted: list[tuple[int, ...]]) -> tuple[list[KeyValues], int]:
-        """Keys and values of each prefix, cached or computed together; and the tokens computed."""
-        found = {ids: self._cache.get(ids) for ids in dict.fromkeys(wanted)}
-        missing = [ids for ids, kv in found.items() if kv is None]
-        lengths = [len(ids) for ids in missing]
-        if missing:
-            attention = PackedCausal(lengths, states=False)
-            ids_T = torch.tensor([i for ids in missing for i in ids])
-            self._loaded.model.hidden(
-                self._loaded.model.embed(ids_T), torch.cat([torch.arange(n) for n in lengths]), attention
-            )
-            for ids, computed in zip(missing, attention.kept, strict=True):
-                found[ids] = computed
-                self._cache.put(ids, computed)
-        return [kv for ids in wanted if (kv := found[ids]) is not None], sum(lengths)
+        return [p.known for p in batch], len(x_TD)
 
     def _prepare(self, request: RerankRequest, depth: int) -> _Prepared:
         if not depth:

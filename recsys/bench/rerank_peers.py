@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from llm_reranker.attention import KeyValues, PackedCausal, SharedPrefix
+from llm_reranker.attention import KeyValues, PackedCausal, SharedPrefix, WithPrefixes
 from llm_reranker.linear import Precision
 from llm_reranker.model import Model, ModelConfig
 
@@ -47,17 +47,23 @@ class Ours:
 
     def cold(self, prefix_P: Tensor, suffix_NS: Tensor) -> Tensor:
         """See Contestant."""
+        (n, s), device = suffix_NS.shape, prefix_P.device
         self._prefix, packed = len(prefix_P), PackedCausal([len(prefix_P)], states=False)
-        device = prefix_P.device
-        self._model.hidden(self._model.embed(prefix_P), torch.arange(self._prefix, device=device), packed)
         self._kept = packed.kept
-        return self.warm(suffix_NS)
+        shared = SharedPrefix(self._kept, [[s] * n], last_only=True, device=device)
+        at = torch.arange(self._prefix + s, device=device)
+        hidden_ND = self._model.hidden(
+            self._model.embed(torch.cat([prefix_P, suffix_NS.flatten()])),
+            torch.cat([at[: self._prefix], at[self._prefix :].repeat(n)]),
+            WithPrefixes(packed, self._prefix, shared),
+        )
+        return hidden_ND @ self._model.label_direction(YES, NO)
 
     def warm(self, suffix_NS: Tensor) -> Tensor:
         """See Contestant."""
         n, s = suffix_NS.shape
         position_T = torch.arange(self._prefix, self._prefix + s, device=suffix_NS.device).repeat(n)
-        last = SharedPrefix(self._kept, [[s] * n], last_only=True)
+        last = SharedPrefix(self._kept, [[s] * n], last_only=True, device=suffix_NS.device)
         hidden_ND = self._model.hidden(self._model.embed(suffix_NS.flatten()), position_T, last)
         return hidden_ND @ self._model.label_direction(YES, NO)
 
