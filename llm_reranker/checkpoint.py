@@ -5,7 +5,7 @@
     extras.safetensors    item encoder, feature projections (llm_reranker.extras)
     items.safetensors     item_key [M], soft [M, S, D]: the catalogue's soft tokens
 
-Without the last three the folder scores in text mode. Missing, extra and mis-shaped tensors are errors.
+Without extras the folder scores in text mode. Missing, extra and mis-shaped tensors are errors.
 Shape legend: M items, S soft tokens per item, D hidden.
 """
 
@@ -112,14 +112,17 @@ def read(folder: Path, *, has: Callable[[str], bool] | None = None, precision: P
     model = Model(config, read_model_tensors(folder, config), precision)
     tokenizer = read_tokenizer(folder / "tokenizer.json", config.vocab_size)
     card, extras, items = None, None, None
-    if has("double11.json") and has("extras.safetensors"):
+    if has("double11.json"):
         card = Card.read(folder / "double11.json")
+    if card is not None and card.soft_tokens and has("extras.safetensors"):
         extras = Extras(config.hidden_size, card.feature_names, card.embedding_dim, card.soft_tokens)
         shapes = {n: tuple(t.shape) for n, t in extras.state_dict().items()}
         extras.load_state_dict(_tensors([folder / "extras.safetensors"], shapes))
         extras.eval().requires_grad_(False)
         if has("items.safetensors"):
             items = read_items(folder / "items.safetensors", card.soft_tokens, config.hidden_size)
+    elif card is not None and card.soft_tokens:
+        card = None  # of soft tokens that are not there
     yes, no = (label_token(tokenizer, word, folder) for word in ("yes", "no"))
     return Checkpoint(model=model, tokenizer=tokenizer, yes=yes, no=no, card=card, extras=extras, items=items)
 

@@ -128,7 +128,8 @@ class _Work:
 
             return EndpointTeacher(rest, config, seed=self.seed)
         c = self.config
-        facts = json.dumps(dataclasses.asdict(c), sort_keys=True) + digest + str(self.seed)
+        learnt = [(one.query, one.new_only) for one in self.train]
+        facts = json.dumps([dataclasses.asdict(c), digest, self.seed, learnt], sort_keys=True)
 
         def make() -> TrainableReranker:
             return self.network(c, c.teacher_hidden_size, c.teacher_layers, c.teacher_expert_width)

@@ -89,7 +89,7 @@ class Engine:
     def suffix_tokens(self) -> int:
         """Tokens per candidate, at most: what a request's cost is estimated with."""
         card = self._loaded.card
-        return (card.soft_tokens if card else self._item_tokens_max) + len(self.prompt.tail)
+        return ((card.soft_tokens if card else 0) or self._item_tokens_max) + len(self.prompt.tail)
 
     def cost_tokens(self, request: RerankRequest) -> int:
         """Tokens a request will take at most, prefix not cached."""

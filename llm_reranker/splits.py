@@ -50,7 +50,8 @@ class Held:
 def split(lists: Lists, config: DistillConfig, seed: int) -> Split:
     """Validation = the fewest last query times that hold `validation_share` of the queries.
 
-    A view without a positive among its best `depth` rows has no order to learn, and is left out.
+    A view without a positive among its best `depth` rows has no order to learn, and is left out. A list without
+    anything touched is the same to both tasks, and is learnt from once.
     Raises: BadInput for lists that leave nothing to train on or to validate with.
     """
     times, counts = np.unique(lists.query_time_us, return_counts=True)
@@ -70,7 +71,8 @@ def split(lists: Lists, config: DistillConfig, seed: int) -> Split:
     def having(mask: npt.NDArray[np.bool_], new_only: bool) -> list[View]:
         return [View(int(q), new_only) for q in np.flatnonzero(positive[new_only] & mask)]
 
-    train = draw([v for new_only in (False, True) for v in having(~is_late, new_only)], config.train_queries_max)
+    differs = np.array([lists.touched[lists.rows(q)].any() for q in range(len(lists))])
+    train = draw([*having(~is_late, False), *having(~is_late & differs, True)], config.train_queries_max)
     validation = {
         task: draw(having(is_late, new_only), config.validation_queries_max)
         for task, new_only in zip(TASKS, (False, True), strict=True)

@@ -113,8 +113,9 @@ class Kept:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """The teacher's, and how many lists' labels were reused and made."""
-        return {**self._teacher.facts, "lists": {"reused": self._reused, "made": self._made}}
+        """The teacher's, the label file's name, and how many lists' labels were reused and made."""
+        lists = {"reused": self._reused, "made": self._made}
+        return {**self._teacher.facts, "labels": self._file.folder.name, "lists": lists}
 
     def label(
         self, lists: Lists, queries: Sequence[int], rows: Sequence[npt.NDArray[np.int64]]

@@ -114,6 +114,7 @@ def _rolling(
     config_path: Path | None,
     as_json: bool,
 ) -> None:
+    from llm_reranker.config import DistillConfig
     from recsys import replay as room
     from recsys import training
     from recsys.core.config import Config
@@ -130,7 +131,9 @@ def _rolling(
         task=task,
         positives=parse_positives(positives),
     )
-    report = room.rolling(dataset, out, what, work=work, settings=training.Settings.of(Config.load(config_path, {})))
+    config = Config.load(config_path, {})
+    settings, distil = training.Settings.of(config), config.get(DistillConfig)
+    report = room.rolling(dataset, out, what, work=work, settings=settings, distil=distil)
     emit(report, as_json=as_json, text=lambda: rolling_table(report))
 
 
@@ -165,6 +168,12 @@ def table(report: Mapping[str, Any]) -> str:
             f"{arm:<20}" + "".join(f"{row[name]:>12.4f}" for name in _COLUMNS) + f"{f'{low:.4f}-{high:.4f}':>17}"
             f"{row['fallbacks']:>12}{row['latency_ms']['p50']:>12.1f}{row['latency_ms']['p99']:>12.1f}"
         )
+    lines += [
+        f"{arm}: weight {row['rerank_weight']} beside the ranker"
+        + ("" if row["rerank_weight"] else ": validation showed no sure gain, the ranker's order stands")
+        for arm, row in report["arms"].items()
+        if "rerank_weight" in row
+    ]
     for pair, by_measure in report["pairs"].items():
         for measure, test in by_measure.items():
             low, high = test["ci95"]

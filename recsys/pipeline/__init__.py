@@ -6,7 +6,18 @@ Light names only: torch, FAISS and transformers are imported inside `build`, and
 from recsys.pipeline.arms import ARMS, Arm, Feed
 from recsys.pipeline.budget import Budget
 from recsys.pipeline.build import build
-from recsys.pipeline.ports import PipelineConfig, Ports
+from recsys.pipeline.ports import PipelineConfig, Ports, RerankWeights
 from recsys.pipeline.recommend import Cascade, Collected
 
-__all__ = ["ARMS", "Arm", "Budget", "Cascade", "Collected", "Feed", "PipelineConfig", "Ports", "build"]
+__all__ = [
+    "ARMS",
+    "Arm",
+    "Budget",
+    "Cascade",
+    "Collected",
+    "Feed",
+    "PipelineConfig",
+    "Ports",
+    "RerankWeights",
+    "build",
+]

@@ -126,6 +126,7 @@ async def answer(
     with ExitStack() as stack:
         cascades = {}
         for name in arms:
+            reranker, weights = peers.rerankers.get(name, (None, None))
             ports = Ports(
                 features=past.store,
                 live=past.live,
@@ -133,6 +134,8 @@ async def answer(
                 rng=np.random.default_rng(seed),
                 sources=peers.sources,
                 scorer=peers.scorers.get(name),
+                reranker=reranker,
+                rerank_weights=weights,
             )
             cascades[name] = build(PEER_ARMS.get(name, name), run, ports, config=_NO_CACHE)
             stack.callback(cascades[name].close)
@@ -141,7 +144,9 @@ async def answer(
 
 def _conduct(said: Answers) -> dict[str, Any]:
     p50, p99 = np.percentile(said.latency_ms, [50, 99])
+    weight = {} if said.rerank_weight is None else {"rerank_weight": said.rerank_weight}
     return {
+        **weight,
         "fallbacks": said.fallbacks,
         "fallback_reasons": dict(sorted(said.fallback_reasons.items())),
         "latency_ms": {"p50": round(float(p50), 3), "p99": round(float(p99), 3)},

@@ -38,13 +38,15 @@ SLATE_SCHEMA = {
 class Answers:
     """What one arm said. slates: SLATE_SCHEMA frames in query order. latency_ms: one per query.
 
-    fallback_reasons: how often each reason was given; fallbacks: queries with at least one.
+    fallback_reasons: how often each reason was given; fallbacks: queries with at least one. rerank_weight: the
+    reranker's say in the order, None for an arm without one.
     """
 
     slates: list[pl.DataFrame] = field(default_factory=list)
     latency_ms: list[float] = field(default_factory=list)
     fallback_reasons: Counter[str] = field(default_factory=Counter)
     fallbacks: int = 0
+    rerank_weight: float | None = None
 
 
 class Past:
@@ -92,7 +94,11 @@ async def ask(
     that their latencies are measured side by side; one is in flight at a time, because arms compute in this process
     and more would only be in each other's way. The very first answer of an arm pays for its set-up and is given twice.
     """
-    answers = {name: Answers() for name in arms}
+    task = Query(user_id="", as_of_us=0, new_only=new_only)
+    answers = {
+        name: Answers(rerank_weight=None if cascade.reranker is None else cascade.rerank_weights.of(task))
+        for name, cascade in arms.items()
+    }
     with bar(total=len(queries) * len(arms), what="replay", unit="slate") as progress:
         for row in queries.iter_rows(named=True):
             clock.at_us = int(row["query_time"])

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from llm_reranker.config import DistillConfig
 from recsys.core import BadInput, RunDirectory
 from recsys.core.errors import CorruptData, NotFound, VersionMismatch
 from recsys.core.hardware import commit, describe
@@ -26,6 +27,7 @@ from recsys.evaluation.queries import Task
 from recsys.replay import compare
 from recsys.replay.figures import HEADLINE, read_report
 from recsys.training import Settings, train
+from recsys.training.distilled import add_reranker
 
 SIMPLE = ("popular", "own_history", "own_history_popular", "item_knn", "als", "bpr", "ease", "tifu_knn")
 SEEDLESS = frozenset(("popular", "own_history", "own_history_popular", "item_knn", "ease", "tifu_knn"))
@@ -55,10 +57,17 @@ class Rolling:
 
 
 def rolling(
-    dataset_dir: Path | str, out: Path | str, what: Rolling, *, work: Path | str, settings: Settings | None = None
+    dataset_dir: Path | str,
+    out: Path | str,
+    what: Rolling,
+    *,
+    work: Path | str,
+    settings: Settings | None = None,
+    distil: DistillConfig | None = None,
 ) -> dict[str, Any]:
-    """Train, replay and pool; returns and writes OUT/report.json. work: where runs and single reports are kept.
+    """Train, distil where `full` is asked for, replay and pool; returns and writes OUT/report.json.
 
+    work: where runs and single reports are kept.
     Raises: what training and replay raise.
     """
     dataset, work, out = Dataset.open(dataset_dir), Path(work), Path(out)
@@ -67,6 +76,9 @@ def rolling(
     for cut_us, to_us in zip(what.cuts, [*what.cuts[1:], what.to_us], strict=True):
         for seed in what.seeds:
             run = _run(dataset, cut_us, seed, settings, work)
+            if "full" in what.arms and not run.reranker_versions():
+                add_reranker(dataset.root, run, seed=seed, config=distil)
+                run = RunDirectory.open(run.root)
             arms = [arm for arm in what.arms if seed == what.seeds[0] or arm not in SEEDLESS]
             parts.append(_part(dataset, run, replace(what, arms=tuple(arms)), cut_us, to_us, seed, work))
     report = {
@@ -90,8 +102,8 @@ def pool(measured: pl.DataFrame, arms: Sequence[str]) -> dict[str, Any]:
     """{"queries", "arms", "pairs"} of measured queries: arm, cut, seed, query_id, user_id and a column per measure.
 
     Every arm has its measures pooled, `by_cut`, and `seeds_sd`: the standard deviation over seeds of the pooled mean.
-    Pairs: `rank` against every other arm by NDCG@10, `retrieval` against every simple one by Recall@100; p is
-    Holm-corrected over all pairs.
+    Pairs: `full` and `rank` against every other arm by NDCG@10, `retrieval` against every simple one by Recall@100; p
+    is Holm-corrected over all pairs.
     """
     mean = measured.group_by("arm", "cut", "query_id", "user_id").agg(pl.col(list(MEASURES)).mean())
     by_arm = {arm: mean.filter(pl.col("arm") == arm).sort("query_id") for arm in arms}
@@ -111,7 +123,8 @@ def pool(measured: pl.DataFrame, arms: Sequence[str]) -> dict[str, Any]:
 
 
 def _pairs(by_arm: Mapping[str, pl.DataFrame], arms: Sequence[str], users: list[str]) -> dict[str, Any]:
-    wanted = [("rank", arm, HEADLINE) for arm in arms if arm != "rank"] if "rank" in arms else []
+    wanted = [("full", arm, HEADLINE) for arm in arms if arm != "full"] if "full" in arms else []
+    wanted += [("rank", arm, HEADLINE) for arm in arms if arm not in ("full", "rank")] if "rank" in arms else []
     if "retrieval" in arms:
         wanted += [("retrieval", arm, RECALL) for arm in arms if arm in SIMPLE]
     tests = [

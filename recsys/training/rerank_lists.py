@@ -34,6 +34,7 @@ from recsys.training.rank_lists import RankLists
 from recsys.training.settings import Settings
 
 DEPTH = 40  # candidates by rank, of either task
+FILE = "rerank-lists.parquet"  # in RUN.work
 EXTRA = 5  # negatives of either kind
 _HISTORY_ITEMS_MAX = 50
 _OWN_COUNTS = ("own_views", "own_favorites", "own_carts", "own_purchases", "own_returns")
@@ -62,7 +63,7 @@ def make(dataset_dir: Path | str, run: RunDirectory) -> Path:
     lists = window_lists(dataset, windows, positives, seed=seed, settings=settings, work=work)
     items = ItemTable.read(run.path("items.parquet"))
     scores = out_of_fold_scores(lists, items, Ranker.load(run), seed=seed, settings=settings, work=work)
-    path = work / "rerank-lists.parquet"
+    path = work / FILE
     with pq.ParquetWriter(path, SCHEMA) as writer:
         for part, part_scores in zip(lists, scores, strict=True):
             start_us = int(part.histories.as_of_us[0])

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+from llm_reranker import Reranker
 from recsys.candidates import CandidateSource
 from recsys.core import RunDirectory
 from recsys.data import Dataset
-from recsys.pipeline import ARMS, Arm, Feed
+from recsys.pipeline import ARMS, Arm, Feed, RerankWeights
 from recsys.ranking import Scorer
 from recsys.replay.peers import ease, factors, tifu_knn
 from recsys.replay.peers.base import Interactions, PeerSource
@@ -17,20 +18,25 @@ from recsys.replay.peers.base import Interactions, PeerSource
 _FITS: Mapping[str, Callable[[Interactions, int], PeerSource]] = MappingProxyType(
     {"als": factors.als, "bpr": factors.bpr, "ease": ease.ease, "tifu_knn": tifu_knn.tifu_knn}
 )
-_TREES = "lambdamart"
+_TREES, _NO_LLM = "lambdamart", "full_nollm"
 
 PEER_ARMS: Mapping[str, Arm] = MappingProxyType(
     {name: Arm(name=name, feeds=(Feed(source=name, quota=1_000),)) for name in _FITS}
-    | {_TREES: replace(ARMS["rank"], name=_TREES)}
+    | {_TREES: replace(ARMS["rank"], name=_TREES), _NO_LLM: replace(ARMS["full"], name=_NO_LLM)}
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Peers:
-    """Fitted peers. sources: of single-source arms by name; scorers: of arms that order the run's candidates."""
+    """Fitted peers, by arm.
+
+    sources: of single-source arms; scorers: of arms that order the run's candidates; rerankers: of arms that reorder
+    the ranker's best, with their say in it.
+    """
 
     sources: Mapping[str, CandidateSource] = field(default_factory=dict)
     scorers: Mapping[str, Scorer] = field(default_factory=dict)
+    rerankers: Mapping[str, tuple[Reranker, RerankWeights]] = field(default_factory=dict)
 
 
 NO_PEERS = Peers()
@@ -51,4 +57,10 @@ def fit_peers(arms: Sequence[str], dataset: Dataset, run: RunDirectory, from_us:
         from recsys.replay.peers import lambdamart  # heavy
 
         scorers[_TREES] = lambdamart.fit(dataset, run, seed)
-    return Peers(sources=sources, scorers=scorers)
+    rerankers: dict[str, tuple[Reranker, RerankWeights]] = {}
+    if _NO_LLM in arms:
+        from recsys.replay.peers import full_nollm  # heavy
+
+        made = full_nollm.fit(dataset, run, seed)
+        rerankers[_NO_LLM] = made, made.weights
+    return Peers(sources=sources, scorers=scorers, rerankers=rerankers)

@@ -23,8 +23,8 @@ from recsys.training.rank_lists import RankLists
 from recsys.training.settings import Settings
 
 ROUNDS_MAX = 600
-_PATIENCE = 50
-_TREES: dict[str, Any] = {
+PATIENCE = 50
+TREES: dict[str, Any] = {
     "objective": "lambdarank",
     "metric": "ndcg",
     "eval_at": [10],
@@ -80,11 +80,11 @@ def fit(dataset: Dataset, run: RunDirectory, seed: int) -> LambdaMartScorer:
 def train(lists: Sequence[RankLists], seed: int) -> Any:
     """A booster; as many trees as are best on the last window when fitted on the others, then fitted on all."""
     lightgbm = package("lightgbm")
-    options = _TREES | {"seed": seed}
+    options = TREES | {"seed": seed}
     *earlier, last = lists
     rounds = ROUNDS_MAX // 3
     if earlier:
-        stop = lightgbm.early_stopping(_PATIENCE, verbose=False)
+        stop = lightgbm.early_stopping(PATIENCE, verbose=False)
         fitted = _data(RankLists.concat(earlier))
         judged = lightgbm.train(options, fitted, ROUNDS_MAX, valid_sets=[_data(last, fitted)], callbacks=[stop])
         rounds = max(judged.best_iteration, 10)

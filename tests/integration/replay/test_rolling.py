@@ -27,7 +27,19 @@ heads = 2
 [models.ranker]
 dim = 4
 hidden = 8
+[llm_reranker.distill]
+hidden_size = 32
+num_layers = 1
+num_experts = 4
+expert_width = 16
+teacher_hidden_size = 32
+teacher_layers = 1
+vocab_size = 512
+train_queries_max = 16
+validation_queries_max = 8
+student_epochs = 1
 """
+ARMS = ("popular", "own_history", "lambdamart", "full_nollm", "retrieval", "rank", "full")
 
 
 def test_a_rolling_comparison_goes_on_where_it_was(tmp_path):
@@ -38,14 +50,22 @@ def test_a_rolling_comparison_goes_on_where_it_was(tmp_path):
     (tmp_path / "double11.toml").write_text(SMALL)
     command = [
         "replay", str(dataset.root), "--out", str(tmp_path / "report"), "--cuts", cuts, "--seeds", "1",
-        "--arms", "popular,own_history,lambdamart,retrieval,rank", "--config", str(tmp_path / "double11.toml"),
+        "--arms", ",".join(ARMS), "--config", str(tmp_path / "double11.toml"),
     ]  # fmt: skip
     assert double11(command) == 0
     report = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert set(report["arms"]) == {"popular", "own_history", "lambdamart", "retrieval", "rank"}
+    assert tuple(report["arms"]) == ARMS
     assert set(report["arms"]["rank"]["by_cut"]) == set(report["cuts"])
     assert report["arms"]["popular"]["seeds_sd"]["ndcg@10"] == 0
-    assert {"rank-lambdamart", "rank-popular", "retrieval-popular"} <= set(report["pairs"])
+    compared = {f"full-{arm}" for arm in ARMS if arm != "full"}
+    assert compared | {"rank-lambdamart", "rank-popular", "retrieval-popular"} <= set(report["pairs"])
+    for folder in (tmp_path / "report.work").glob("report-*"):
+        arms = json.loads((folder / "report.json").read_text())["arms"]
+        slates = pl.read_parquet(folder / "slates.parquet")
+        ranked = slates.filter(pl.col("arm") == "rank").select("query_id", "rank", "item_id")
+        for arm in ("full", "full_nollm"):
+            if not arms[arm]["rerank_weight"]:  # never worse where nothing was gained: the ranker's very order
+                assert slates.filter(pl.col("arm") == arm).select(ranked.columns).equals(ranked)
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "report.work").rglob("manifest.json")}
     assert len([p for p in made if p.parent.name.startswith("run-") and p.parent.parent.name == "report.work"]) == 2
     assert double11(command) == 0

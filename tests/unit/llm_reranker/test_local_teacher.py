@@ -8,24 +8,13 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from qwen3_world import KINDS, write_folder
 
-from llm_reranker.checkpoint import train_tokenizer
 from llm_reranker.config import RerankConfig
 from llm_reranker.lists import read
 from llm_reranker.teachers.local import LocalTeacher
 from recsys.core import CorruptData, NotFound
 
-COMMON = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 12, "initializer_range": 0.3, "max_position_embeddings": 2048,
-}  # fmt: skip
-KINDS = {
-    "dense": lambda n: Qwen3ForCausalLM(Qwen3Config(**COMMON, vocab_size=n, tie_word_embeddings=True)),
-    "moe": lambda n: Qwen3MoeForCausalLM(
-        Qwen3MoeConfig(**COMMON, vocab_size=n, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=20)
-    ),
-}
 PROMPT = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
     'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
@@ -34,21 +23,11 @@ PROMPT = (
 )
 
 
-def folder(kind: str, out: Path) -> torch.nn.Module:
-    tokenizer = train_tokenizer(["red tea cup", PROMPT], 700)
-    tokenizer.add_special_tokens(["<think>", "</think>"])
-    torch.manual_seed(3)
-    model = KINDS[kind](tokenizer.get_vocab_size()).eval()
-    model.save_pretrained(out)
-    tokenizer.save(str(out / "tokenizer.json"))
-    return model
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_labels_are_what_transformers_says_to_the_published_prompt(
     kind: str, world: ModuleType, tmp_path: Path
 ) -> None:
-    reference = folder(kind, tmp_path / "model")
+    reference = write_folder(kind, tmp_path / "model", ["red tea cup", PROMPT])
     teacher = LocalTeacher(tmp_path / "model", RerankConfig(prefix_tokens_max=1500, item_tokens_max=200))
     lists = read(world.write_lists(tmp_path / "l.parquet", queries=8, candidates=5))
     queries = [3, 1]

@@ -109,6 +109,55 @@ def test_older_dialect_reads_the_same(tmp_path: Path) -> None:
     assert ModelConfig.from_json(old, "old") == ModelConfig.from_json(new, "new")
 
 
+@pytest.mark.parametrize("kind", ["moe", "dense"])
+def test_a_folder_of_transformers_4_and_one_of_5_say_what_transformers_says(kind: str, tmp_path: Path) -> None:
+    """Of 4: `num_experts`, a top-level `rope_theta` and `torch_dtype`, in bfloat16, one tensor per expert."""
+    made = theirs(kind, tmp_path / "v5").to(torch.bfloat16).to(torch.float32)
+    made.save_pretrained(tmp_path / "v5")
+    reference = type(made).from_pretrained(tmp_path / "v5").eval()  # its RoPE was rounded on the way
+    config = read_json(tmp_path / "v5/config.json")
+    assert "rope_parameters" in config
+    assert ("num_local_experts" in config) == (kind == "moe")
+    config |= {"rope_theta": config.pop("rope_parameters")["rope_theta"], "rope_scaling": None}
+    config |= {"torch_dtype": "bfloat16", "transformers_version": "4.51.0"}
+    config.pop("dtype", None)
+    if kind == "moe":
+        config["num_experts"] = config.pop("num_local_experts")
+    (tmp_path / "v4").mkdir()
+    (tmp_path / "v4/config.json").write_text(json.dumps(config))
+    tensors = load_file(tmp_path / "v5/model.safetensors")
+    assert (kind == "moe") == ("model.layers.1.mlp.experts.5.down_proj.weight" in tensors)
+    save_file({n: t.to(torch.bfloat16) for n, t in tensors.items()}, tmp_path / "v4/model.safetensors")
+    ids = torch.arange(11)
+    with torch.inference_mode():
+        expected = reference(ids[None]).logits[0]
+        for dialect in ("v4", "v5"):
+            model = ours(tmp_path / dialect)
+            logits = model.hidden(model.embed(ids), ids, PackedCausal([11])) @ model.head_VD.T
+            assert (logits - expected).abs().max() <= 1e-4, dialect
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_read_is_saved_again_in_the_same_layout(kind: str, tmp_path: Path) -> None:
+    theirs(kind, tmp_path / "one", max_shard_size="20KB")
+    config = ModelConfig.from_json(read_json(tmp_path / "one/config.json"), "config.json")
+    tensors = read_model_tensors(tmp_path / "one", config)
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two/config.json").write_text((tmp_path / "one/config.json").read_text())
+    save_file(tensors, tmp_path / "two/model.safetensors", metadata={"format": "pt"})
+    again = type(KINDS[kind]()).from_pretrained(tmp_path / "two")
+    again.save_pretrained(tmp_path / "three", max_shard_size="20KB")
+    one, three = (
+        {n: t for path in (tmp_path / name).glob("*.safetensors") for n, t in load_file(path).items()}
+        for name in ("one", "three")
+    )
+    assert one.keys() == three.keys()
+    assert all(torch.equal(one[n], three[n]) for n in one)
+    assert sorted(p.name for p in (tmp_path / "one").iterdir()) == sorted(
+        p.name for p in (tmp_path / "three").iterdir()
+    )
+
+
 def test_sharded_checkpoint_reads_the_same(tmp_path: Path) -> None:
     theirs("moe", tmp_path / "one")
     theirs("moe", tmp_path / "many", max_shard_size="20KB")
