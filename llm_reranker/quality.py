@@ -15,7 +15,7 @@ from recsys.evaluation import PairedResult, paired_bootstrap
 
 Floats = npt.NDArray[np.float32]
 _WEIGHTS = tuple(round(0.1 * i, 1) for i in range(1, 11))
-_P_MAX = 0.1  # two-sided: how sure a gain must be before the reranker gets a say
+_P_MAX = 0.05  # two-sided: how sure a gain must be before the reranker gets a say
 _ECE_BINS = 10
 
 
@@ -52,7 +52,7 @@ def gain(scores: Sequence[Floats], over: Sequence[Floats], labels: Sequence[Floa
 
 
 def is_sure(test: PairedResult) -> bool:
-    """Whether a gain is one that may be acted on: above zero, with p < 0.1."""
+    """Whether a gain is one that may be acted on: above zero, with p < 0.05."""
     return test.diff > 0 and test.p < _P_MAX
 
 

@@ -122,7 +122,7 @@ def test_align_undoes_each_windows_rotation() -> None:
 
 def test_where_the_ranker_knows_all_its_order_stands(world: ModuleType, tmp_path: Path) -> None:
     config = dataclasses.replace(world.TINY, train_queries_max=32, student_epochs=1)
-    lists = world.write_lists(tmp_path / "l.parquet", queries=120, taste=0.0)
+    lists = world.write_lists(tmp_path / "l.parquet", queries=240, taste=0.0)
     report = distill(lists, world.items(), tmp_path / "o", config=config)
     assert report["teacher"]["beats_rank"] == {"all": False, "new-only": False}
     for said in report["tasks"].values():
