@@ -70,6 +70,7 @@ class DistillConfig:
     depth: rows of a list, best by rank, that are a fair sample of what serving sees; validation is on them. Below it a
     list may hold rows because of their label, so only negatives are used from there. validation_share: of the queries.
     embedding_dropout: share of items whose collaborative embedding is hidden in training, as a newcomer's is.
+    student_steps_min: few lists get more epochs, up to four times as many.
     num_experts: 0 = a dense student with as many active parameters. upcycle_epochs: a dense student is trained that
     long first and becomes the experts.
     temperature: of both sides of the listwise KL. prefix_tokens_max, item_tokens_max: what the student ever reads.
@@ -93,6 +94,7 @@ class DistillConfig:
     depth: int = DEPTH
     teacher_epochs: int = 1
     student_epochs: int = 2
+    student_steps_min: int = 400
     upcycle_epochs: int = 0
     batch_lists: int = 8
     learning_rate: float = 1e-3
@@ -109,6 +111,7 @@ class DistillConfig:
             ("prefix_tokens_max", 16, 32_768), ("item_tokens_max", 1, 1024), ("train_queries_max", 1, 10_000_000),
             ("validation_queries_max", 1, 1_000_000), ("validation_share", 0.01, 0.9), ("depth", 2, 1000),
             ("teacher_epochs", 1, 1000), ("student_epochs", 1, 1000), ("upcycle_epochs", 0, 1000),
+            ("student_steps_min", 1, 1_000_000),
             ("batch_lists", 1, 4096), ("learning_rate", 1e-7, 1.0), ("embedding_dropout", 0.0, 0.99),
             ("temperature", 0.1, 100.0), ("router_balance", 0.0, 10.0),
         ):  # fmt: skip

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,7 @@ from recsys.core.items import ItemTable
 
 T = TypeVar("T")
 _USAGE_LISTS = 32
+_EPOCHS_TIMES_MAX = 4
 _AS_SERVED = ablation.Variant()
 
 
@@ -181,7 +183,8 @@ class _Work:
             fit.train(dense, data, train, config, epochs=config.upcycle_epochs, seed=seed, what="dense student")
             upcycle(dense.lm, network.lm)
             network.extras.load_state_dict(dense.extras.state_dict())
-        loss = fit.train(network, data, train, config, epochs=config.student_epochs, seed=seed, what="student")
+        epochs = _epochs(len(train), config)
+        loss = fit.train(network, data, train, config, epochs=epochs, seed=seed, what="student")
         raw = {t: fit.predict(network, data, self.held[t].chosen, config.batch_lists) for t in TASKS}
         return Student(network, loss, raw)
 
@@ -247,6 +250,12 @@ class _Work:
         histories = [self.lists.history_text[q] for q in self._train_queries]
         texts = dict.fromkeys([*self.item_texts, *self.lists.item_text, *histories])
         return checkpoint.train_tokenizer(list(texts), self.config.vocab_size)
+
+
+def _epochs(lists: int, config: DistillConfig) -> int:
+    """Enough for the fewest steps that teach anything, within bounds."""
+    enough = math.ceil(config.student_steps_min / math.ceil(lists / config.batch_lists))
+    return min(max(config.student_epochs, enough), _EPOCHS_TIMES_MAX * config.student_epochs)
 
 
 def active_parameters(network: TrainableReranker) -> int:

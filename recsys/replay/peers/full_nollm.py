@@ -32,7 +32,7 @@ from recsys.pipeline import RerankWeights
 from recsys.replay.peers import lambdamart
 from recsys.replay.peers.base import package
 from recsys.training import rerank_lists
-from recsys.training.lists import window_lists, window_starts
+from recsys.training.lists import foreseen, window_lists, window_starts
 from recsys.training.rank_lists import RankLists
 from recsys.training.settings import Settings
 
@@ -159,7 +159,8 @@ def _values(lists: Lists, dataset: Dataset, run: RunDirectory, work: Path) -> tu
     """Names and values [R, F] of the ranker's features of every row, from the window lists the rows were made of."""
     settings, seed = Settings.from_dict(run.manifest["config"]), int(run.manifest["seed"])
     windows = window_starts(dataset, run.until_us, settings)
-    made = window_lists(dataset, windows, seed=seed, settings=settings, work=work)
+    positives = foreseen(dataset, windows, settings.training)
+    made = window_lists(dataset, windows, positives, seed=seed, settings=settings, work=work)
     at = {
         f"{user}@{as_of_us}": (part, q)
         for part in made
