@@ -100,7 +100,7 @@ def _row(
         if not of.chosen:
             continue
         mine = quality.usable(scores[task], of.rank)
-        weight = quality.choose_weight(of.rank, mine, of.label, work.seed)
+        weight = of.weight(mine, work.seed)
         blended = [blend(a, b, weight) for a, b in zip(of.rank, mine, strict=True)]
         own = quality.gain(mine, of.rank, of.label, work.seed)
         row[task] = {

@@ -64,11 +64,11 @@ def adopt(
         of = held(lists, parts.validation[task], config.depth)
         said = teacher.label(lists, [c.query for c in of.chosen], [c.rows for c in of.chosen])
         raw = [judged.log_odds for _, judged in said]
-        weight = quality.choose_weight(of.rank, raw, of.label, seed)
+        weight = of.weight(raw, seed)
         orders = {"rank": of.rank, "reranker": raw,
                   "blended": [blend(a, b, weight) for a, b in zip(of.rank, raw, strict=True)]}  # fmt: skip
         ndcg = {name: quality.mean_ndcg(scores, of.label) for name, scores in orders.items()}
-        tasks[task] = {"queries": len(of.chosen), "ndcg@10": ndcg, "weight": weight}
+        tasks[task] = {"queries": len(of.chosen), "ndcg@10": ndcg, "weight": weight, "as_asked": of.as_asked}
     report = {
         "checkpoint": source.resolve().name,
         "tasks": tasks,

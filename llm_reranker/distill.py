@@ -235,13 +235,14 @@ class _Work:
     ) -> dict[str, Any]:
         """What validation says of one task."""
         of = self.held[task]
-        weight = quality.choose_weight(of.rank, raw, of.label, self.seed)
+        weight = of.weight(list(raw), self.seed)
         blended = [blend(a, b, weight) for a, b in zip(of.rank, raw, strict=True)]
         orders = {"rank": of.rank, "teacher": quality.usable(judged, of.rank), "student": raw, "blended": blended}
         return {
             "queries": len(of.chosen),
             "ndcg@10": {name: quality.mean_ndcg(scores, of.label) for name, scores in orders.items()},
             "weight": weight,
+            "as_asked": of.as_asked,
             "teacher_gain": gain,
             "student_gain": _gain(blended, of, self.seed),
         }

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from llm_reranker import quality
 from llm_reranker.config import DistillConfig
 from llm_reranker.encoded import Encoded, align
 from llm_reranker.fit import Chosen, Scores
@@ -40,18 +41,27 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Validation lists of one task: what is scored, what the ranker said, what the users did."""
+    """Validation lists of one task: what is scored, what the ranker said, what the users did.
+
+    as_asked: False where they are another task's lists with rows left out: sources, places and scores are then not
+    those that a request of this task would see, and a gain on them may be a loss in serving.
+    """
 
     chosen: list[Chosen]
     rank: list[Scores]
     label: list[Scores]
+    as_asked: bool
+
+    def weight(self, raw: list[Scores], seed: int) -> float:
+        """The say of a reranker beside the ranker: none without a sure gain, none on lists that are not as asked."""
+        return quality.choose_weight(self.rank, raw, self.label, seed) if self.as_asked else 0.0
 
 
 def split(lists: Lists, config: DistillConfig, seed: int) -> Split:
     """Validation = the fewest last query times that hold `validation_share` of the queries.
 
-    A view without a positive among its best `depth` rows has no order to learn, and is left out. A list without
-    anything touched is the same to both tasks, and is learnt from once.
+    A view without a positive among its best `depth` rows has no order to learn, and is left out. Training is on
+    the lists as they were made.
     Raises: BadInput for lists that leave nothing to train on or to validate with.
     """
     times, counts = np.unique(lists.query_time_us, return_counts=True)
@@ -71,8 +81,7 @@ def split(lists: Lists, config: DistillConfig, seed: int) -> Split:
     def having(mask: npt.NDArray[np.bool_], new_only: bool) -> list[View]:
         return [View(int(q), new_only) for q in np.flatnonzero(positive[new_only] & mask)]
 
-    differs = np.array([lists.touched[lists.rows(q)].any() for q in range(len(lists))])
-    train = draw([*having(~is_late, False), *having(~is_late & differs, True)], config.train_queries_max)
+    train = draw(having(~is_late, False), config.train_queries_max)
     validation = {
         task: draw(having(is_late, new_only), config.validation_queries_max)
         for task, new_only in zip(TASKS, (False, True), strict=True)
@@ -96,7 +105,8 @@ def training(data: Encoded, views: list[View], depth: int) -> list[Chosen]:
 def held(lists: Lists, views: list[View], depth: int) -> Held:
     """What is judged of each view: what serving would send."""
     chosen = [Chosen(v.query, lists.rows(v.query, new_only=v.new_only)[:depth], v.new_only) for v in views]
-    return Held(chosen, [lists.rank_score[c.rows] for c in chosen], [lists.label[c.rows] for c in chosen])
+    as_asked = not any(v.new_only and lists.touched[lists.rows(v.query)].any() for v in views)
+    return Held(chosen, [lists.rank_score[c.rows] for c in chosen], [lists.label[c.rows] for c in chosen], as_asked)
 
 
 def common_space(lists: Lists, vectors: ItemVectors | None) -> tuple[ItemVectors, npt.NDArray[np.float32]]:

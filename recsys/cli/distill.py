@@ -91,7 +91,7 @@ def _text(report: dict[str, Any]) -> str:
             )
         lines.append(
             f"{task}: blend weight {said['weight']}"
-            + (": the reranker adds nothing here, the ranker's order stands" if said["weight"] == 0 else "")
+            + ("" if said["weight"] else f": {_why(said)}, the ranker's order stands")
         )
     return "\n".join(lines + [_ablated(row) for row in report.get("ablation", [])])
 
@@ -99,3 +99,7 @@ def _text(report: dict[str, Any]) -> str:
 def _ablated(row: dict[str, Any]) -> str:
     parts = [f"{t} {row[t]['ndcg@10']:.4f}, blended {row[t]['blended']:.4f}" for t in ("all", "new-only") if t in row]
     return f"{row['what']:<30}{'; '.join(parts)}"
+
+
+def _why(said: dict[str, Any]) -> str:
+    return "no sure gain" if said["as_asked"] else "the lists are not as this task is asked"

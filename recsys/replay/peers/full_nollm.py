@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from llm_reranker import RerankRequest, RerankResult, quality
+from llm_reranker import RerankRequest, RerankResult
 from llm_reranker.config import DistillConfig
 from llm_reranker.lists import Lists, read
 from llm_reranker.prompt import item_texts
@@ -121,7 +121,7 @@ def fit(dataset: Dataset, run: RunDirectory, seed: int) -> NoLlmReranker:
         judge = _Part(lists, values_RF, likeness, of.chosen)
         said = booster.predict(_with(taught, judge.values), num_threads=1) if of.chosen else np.empty(0)
         raw = np.split(np.asarray(said, np.float32), np.cumsum(judge.sizes)[:-1])
-        weight[task] = quality.choose_weight(of.rank, raw, of.label, seed)
+        weight[task] = of.weight(raw, seed)
     return NoLlmReranker(
         version=NAME,
         feature_names=(*names, *_STAGES),
