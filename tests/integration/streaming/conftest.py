@@ -16,7 +16,7 @@ from streaming.job import Job, JobReport
 from streaming.log import Log, open_log
 from streaming.produce import produce
 
-NEED_KAFKA = ["test_init.py", "test_kafka_secured.py", "test_workers.py"]
+NEED_KAFKA = ["test_init.py", "test_kafka_secured.py", "test_samples_on_kafka.py", "test_workers.py"]
 collect_ignore = [] if os.environ.get("DOUBLE11_KAFKA_HOME") else NEED_KAFKA
 
 
