@@ -122,8 +122,9 @@ class KafkaConfig:
 @section("streaming.job")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobConfig:
-    """batch_*_max: bounds of a micro-batch, per topic. dedup_horizon_s: how far behind a user's latest event an event
-    may come. future_skew_max_s: how far an event time may be ahead of the record's. idle_ms: pause when nothing came.
+    """batch_*_max: bounds of a micro-batch, per topic. step_bytes_max: of state that a step writes; one that wrote more
+    makes the next ones smaller. dedup_horizon_s: how far behind a user's latest event an event may come.
+    future_skew_max_s: how far an event time may be ahead of the record's. idle_ms: pause when nothing came.
     away_s_max: how long store or log may be away before the job gives up, start_s_max: the same when it starts; it asks
     again after retry_ms, then twice that, up to retry_ms_max. metrics_port: Prometheus text over HTTP on metrics_host,
     0 = off; one job per port.
@@ -131,6 +132,7 @@ class JobConfig:
 
     batch_records_max: int = 131_072
     batch_bytes_max: int = 16 << 20
+    step_bytes_max: int = 16 << 20
     dedup_horizon_s: int = 86_400
     future_skew_max_s: int = 300
     idle_ms: int = 20
@@ -144,6 +146,7 @@ class JobConfig:
     def __post_init__(self) -> None:
         in_range("streaming.job.batch_records_max", self.batch_records_max, 1, 1 << 20)
         in_range("streaming.job.batch_bytes_max", self.batch_bytes_max, 1 << 10, 1 << 30)
+        in_range("streaming.job.step_bytes_max", self.step_bytes_max, 1 << 10, 1 << 32)
         in_range("streaming.job.dedup_horizon_s", self.dedup_horizon_s, 1, 30 * 86_400)
         in_range("streaming.job.future_skew_max_s", self.future_skew_max_s, 0, 86_400)
         in_range("streaming.job.idle_ms", self.idle_ms, 1, 10_000)

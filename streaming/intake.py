@@ -6,14 +6,14 @@ Shape legend: N events of a micro-batch.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from feature_store.commit import EntityKind, OffsetStep
+from feature_store.commit import EntityKind, OffsetStep, Update
 from feature_store.state import Words
 from recsys.core import Clock, EventBatch, VersionMismatch, logging, metrics
 from recsys.core.murmur2 import partitions_of
@@ -28,6 +28,7 @@ from streaming.topics import Topics
 
 _log = logging.get_logger(__name__)
 _SECOND_US = 1_000_000
+_RECORDS_MIN = 1_024  # of a micro-batch, whatever a record makes a step write
 
 
 @dataclass(kw_only=True, slots=True)
@@ -155,6 +156,7 @@ class Intake:
         """
         self._means, self._prefixes, self._num_buckets = means, topics, num_buckets
         self._consumers: dict[str, Consumer] = {}
+        self._records_max = means.config.batch_records_max
         self.offsets: dict[str, dict[int, int]] = {topic: {} for topic in topics}
         self.furthest: dict[str, dict[int, int]] = {topic: {} for topic in topics}
 
@@ -179,9 +181,18 @@ class Intake:
 
     def poll(self) -> list[RecordBatch]:
         """A bounded micro-batch. Raises: Unavailable, VersionMismatch."""
-        c = self._means.config
-        bounds = {"records_max": c.batch_records_max, "bytes_max": c.batch_bytes_max}
+        bounds = {"records_max": self._records_max, "bytes_max": self._means.config.batch_bytes_max}
         return [batch for consumer in self._consumers.values() for batch in consumer.poll(**bounds)]
+
+    def wrote(self, polled: Sequence[RecordBatch], updates: Iterable[Update]) -> None:
+        """Bound the next micro-batches by the state that a record makes a step write: it grows with what is known of
+        each entity, and a store holds every page that it touches in memory until the step is durable.
+        """
+        c, num_records = self._means.config, sum(map(len, polled))
+        per_record = sum(len(blob) for update in updates for blob in update.blobs) / max(num_records, 1)
+        if num_records * per_record * 2 > c.step_bytes_max:  # a small step says little
+            fit = int(c.step_bytes_max / per_record)
+            self._records_max = max(min(fit, c.batch_records_max), min(_RECORDS_MIN, c.batch_records_max))
 
     def take(self, polled: Sequence[RecordBatch]) -> Merged:
         """Decode and validate; what fails is sent to dead letters, not flushed yet."""

@@ -117,6 +117,7 @@ class SingleStage(_Reading):
         self._intake.archived(merged, outcome)
         steps, newest_us = self._intake.steps(polled), _newest_us(merged, outcome)
         self._store.commit(Commit(updates=updates, offsets=steps, max_event_time_us=newest_us))
+        self._intake.wrote(polled, updates)
         self._intake.committed(polled, merged)
         return _counted(self._means, polled, outcome)
 
@@ -159,6 +160,7 @@ class UserStage(_Reading):
         self._intake.archived(merged, outcome)
         steps, newest_us = self._intake.steps(polled), _newest_us(merged, outcome)
         self._store.commit(Commit(updates=updates, offsets=steps, max_event_time_us=newest_us))
+        self._intake.wrote(polled, updates)
         self._intake.committed(polled, merged)
         return _counted(self._means, polled, outcome)
 
@@ -225,6 +227,7 @@ class ItemStage(_Reading):
         self._store.verify("item", {b.partition for b in polled})
         steps = self._intake.steps(polled, "item") + self._mark_steps(marks)
         self._store.commit(Commit(updates=updates, offsets=steps, max_event_time_us=_newest_us(merged, outcome)))
+        self._intake.wrote(polled, updates)
         self._intake.committed(polled, merged)
         self._marks |= marks
         return sum(map(len, sent)) + _counted(self._means, [p.source for p in merged.parts], outcome)

@@ -1,5 +1,6 @@
 """What only the Redis store has: its URL, server settings, buckets, rebuild."""
 
+import asyncio
 import subprocess
 import sys
 
@@ -56,6 +57,19 @@ async def test_readers_see_what_a_memory_store_computes(redis_url):
     assert (reader.view_set, reader.store_id) == (VIEW_SET, store.store_id)
     await reader.aclose()
     store.close()
+
+
+async def test_reads_at_once_share_a_connection_and_survive_its_end(redis_server):
+    reader = open_reader(redis_server.url)
+    await asyncio.gather(*(reader.items([f"i{i}"], 0, NEVER) for i in range(100)))
+    normal = redis_server.client.client_list(_type="normal")
+    assert sum(c["cmd"] == "mget" for c in normal) == 1
+    for connection in normal:
+        if connection["cmd"] == "mget":
+            redis_server.client.client_kill_filter(_id=connection["id"])
+    found = await asyncio.gather(*(reader.items([f"i{i}"], 0, NEVER) for i in range(100)))
+    assert all((f.status == FeatureStatus.NOT_FOUND).all() for f in found)
+    await reader.aclose()
 
 
 @both

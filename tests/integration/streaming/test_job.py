@@ -50,6 +50,18 @@ async def bought(room) -> float:
     return (await room.store.user("u", T + DAY, NEVER)).values["purchase_count_all"]
 
 
+def test_steps_get_smaller_when_their_state_gets_large(room):
+    events, steps = world(8_000), []
+    room.send(*events.chunks(500))
+    config = JobConfig(batch_records_max=2_000, step_bytes_max=64 << 10)
+    job = Job(room.log, room.store, config, on_step=steps.append)
+    job.run(until_caught_up=True)
+    job.close()
+    assert sum(steps) == 8_000
+    assert steps[0] == 2_000
+    assert max(steps[1:]) <= 1_024
+
+
 async def test_streamed_state_equals_the_dataset_folded_offline(room):
     events = world()
     room.config = JobConfig(batch_records_max=700)
