@@ -29,6 +29,8 @@ from recsys.models.history import Histories
 from recsys.models.jagged import Jagged, keyed
 from recsys.models.scaling import Scaling
 
+TOUCHED = "own_days_since_action"  # the feature that only items have which the user has met before
+
 
 class RankerNet(nn.Module):
     """The weights of the ranker. `scaling` is fitted before training and fixed afterwards."""
@@ -65,10 +67,13 @@ class Prior:
 
     source: whose order, by the feature SOURCE_score. What is added is the weight times the worth of the place in NDCG,
     1 / log2(1 + place), nothing where the source is silent. Places mean the same on every day, scores do not.
+    fresh_weight: instead of `weight` where the user has touched none of the candidates, and new items have the first
+    places.
     """
 
     source: str
     weight: float
+    fresh_weight: float = 0.0
 
     @property
     def feature(self) -> str:
@@ -169,11 +174,20 @@ class Ranker:
             return np.empty(0, np.float32)
         values = self._in_order(values, names)
         query = np.zeros(len(item_key), np.int64)
-        logit = self.logits(values, item_key, one, query)
-        for prior in self.priors:
-            logit += prior.weight * prior.worth(values[:, self.feature_names.index(prior.feature)], query)
+        logit = self.logits(values, item_key, one, query) + self.leaning(values, query)
         scores: npt.NDArray[np.float32] = self.calibration.slope * logit + self.calibration.intercept
         return scores
+
+    def leaning(self, values: npt.NDArray[np.float32], query: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """What the priors add to the logits [N]; query: each candidate's user, ascending."""
+        added = np.zeros(len(values), np.float32)
+        for prior in self.priors:
+            weight = np.full(len(values), prior.weight, np.float32)
+            if TOUCHED in self.feature_names:
+                known = np.isfinite(values[:, self.feature_names.index(TOUCHED)])
+                weight[np.bincount(query, known)[query] == 0] = prior.fresh_weight
+            added += weight * prior.worth(values[:, self.feature_names.index(prior.feature)], query)
+        return added
 
     @torch.inference_mode()
     def logits(

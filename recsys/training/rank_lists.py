@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,23 @@ class RankLists:
     def query_of_row(self) -> npt.NDArray[np.int64]:
         """Query number of each row [N]."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    def fresh_only(self) -> RankLists:
+        """As if asked for new items alone: the fresh rows of lists in which something new was relevant."""
+        query = self.query_of_row()
+        found = np.bincount(query, self.label & ~self.fresh, len(self)).astype(np.int64)
+        rows_left = np.bincount(query, self.fresh, len(self)).astype(np.int64)
+        kept = (self.num_relevant > found) & (rows_left > 0)
+        rows, users = self.fresh & kept[query], np.flatnonzero(kept)
+        columns = {n: getattr(self, n)[rows] for n in _NUMBERS if n not in ("offsets", "num_relevant")}
+        return replace(
+            self,
+            **columns,
+            offsets=np.concatenate([[0], np.cumsum(rows_left[kept])]),
+            num_relevant=(self.num_relevant - found)[kept],
+            user_id=tuple(self.user_id[u] for u in users),
+            histories=self.histories.take(users),
+        )
 
     def save(self, path: Path) -> None:
         """Write one safetensors file, whole or not at all."""

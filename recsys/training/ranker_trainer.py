@@ -30,7 +30,8 @@ from recsys.training.loop import LossGuard, seed_torch
 from recsys.training.rank_lists import RankLists
 from recsys.training.validation import ndcg
 
-_PRIORS = (("retrieval", 0.0), ("own_history", 1.0))  # whose orders, and how many standard errors they may cost
+_RETRIEVAL = "retrieval"
+_PRIORS = ((_RETRIEVAL, 0), ("own_history", -1))  # whose orders; of equal weights the first or the last
 _PRIOR_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 64.0)
 _LEVEL_WEIGHT = 0.5  # of the binary loss beside the list loss
 _SWAP_WEIGHT = 2.0  # of the swaps beside it
@@ -84,37 +85,45 @@ def train_ranker(
 
 def score_lists(ranker: Ranker, lists: RankLists) -> npt.NDArray[np.float32]:
     """Scores [N] of every row, as serving gives them."""
-    scores = _logits(ranker, lists)
-    for prior in ranker.priors:
-        score = lists.values[:, lists.names.index(prior.feature)]
-        scores += prior.weight * prior.worth(score, lists.query_of_row())
+    scores = _logits(ranker, lists) + ranker.leaning(lists.values, lists.query_of_row())
     return (ranker.calibration.slope * scores + ranker.calibration.intercept).astype(np.float32)
 
 
 def choose_priors(ranker: Ranker, lists: RankLists) -> tuple[Prior, ...]:
     """How much other orders should count beside the network, by NDCG@10 on lists the ranker has not seen.
 
-    The retrieval stage's counts as much as is best. The order of the user's own history then counts as much as costs at
-    most one standard error of the difference, by user: what shoppers did before carries over to days that are unlike
-    those trained on, and what else was learnt need not. Orders that the lists do not have are left out.
+    Weights within one standard error of the best, by user, are taken for equal. Of those the retrieval stage's order
+    has the smallest; that of the user's own history has the largest, because what shoppers did before carries over to
+    days that are unlike those trained on, and what else was learnt need not. Lists of new items alone have a weight of
+    their own. Orders that the lists do not have are left out.
     Source: Breiman et al. 1984, section 3.4.3 (the rule of one standard error).
     """
     score, priors = _logits(ranker, lists), []
-    for source, errors in _PRIORS:
+    for source, place in _PRIORS:
         prior = Prior(source, 1.0)
         if prior.feature not in lists.names:
             continue
         worth = prior.worth(lists.values[:, lists.names.index(prior.feature)], lists.query_of_row())
-        quality = np.stack([ndcg(lists, score + weight * worth) for weight in _PRIOR_WEIGHTS])
-        chosen = int(quality.mean(axis=1).argmax())
-        if errors:
-            lost = quality[chosen] - quality
-            allowed = errors * lost.std(axis=1) / np.sqrt(len(lists))
-            chosen = int(np.flatnonzero(lost.mean(axis=1) <= allowed)[-1])
-        if _PRIOR_WEIGHTS[chosen] and worth.any():
-            priors.append(Prior(source, _PRIOR_WEIGHTS[chosen]))
-            score = score + _PRIOR_WEIGHTS[chosen] * worth
+        weight = _weight(lists, score, worth, place)
+        fresh = lists.fresh_only() if source == _RETRIEVAL else None
+        fresh_weight = 0.0
+        if fresh is not None and len(fresh):
+            among = prior.worth(fresh.values[:, fresh.names.index(prior.feature)], fresh.query_of_row())
+            fresh_weight = _weight(fresh, _logits(ranker, fresh), among, place)
+        score = score + weight * worth
+        if weight or fresh_weight:
+            priors.append(Prior(source, weight, fresh_weight))
     return tuple(priors)
+
+
+def _weight(lists: RankLists, score: npt.NDArray[np.float32], worth: npt.NDArray[np.float32], place: int) -> float:
+    """Of the weights that are as good as the best: the first (place 0) or the last (-1); 0 where nothing was said."""
+    if not worth.any():
+        return 0.0
+    quality = np.stack([ndcg(lists, score + weight * worth) for weight in _PRIOR_WEIGHTS])
+    lost = quality[quality.mean(axis=1).argmax()] - quality
+    equal = lost.mean(axis=1) <= lost.std(axis=1) / np.sqrt(len(lists))
+    return _PRIOR_WEIGHTS[int(np.flatnonzero(equal)[place])]
 
 
 def _logits(ranker: Ranker, lists: RankLists) -> npt.NDArray[np.float32]:

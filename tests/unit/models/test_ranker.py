@@ -3,7 +3,9 @@ import pytest
 
 from recsys.core import BadInput, VersionMismatch, keys
 from recsys.core.metrics import MISSING_FEATURES
-from recsys.models.ranker import Calibration, Prior, Ranker
+from recsys.models.config import RankerConfig
+from recsys.models.embeddings import Vocabulary
+from recsys.models.ranker import Calibration, Prior, Ranker, RankerNet
 from recsys.models.scaling import Scaling
 
 DAY_US = 86_400_000_000
@@ -65,7 +67,7 @@ def test_a_matrix_of_another_shape_is_refused(ranker):
 
 
 def test_saved_and_loaded_it_answers_the_same_bits(ranker, written):
-    ranker.priors, ranker.calibration = (Prior("covisit", 2.0),), Calibration(0.5, -1.0)
+    ranker.priors, ranker.calibration = (Prior("covisit", 2.0, 0.5),), Calibration(0.5, -1.0)
     again = Ranker.load(written(ranker))
     assert (again.version, again.feature_names, again.priors, again.calibration) == (
         ranker.version,
@@ -91,3 +93,15 @@ def test_scaling_keeps_order_bounds_surges_and_marks_missing():
     np.testing.assert_allclose(place[:4], [-0.75, -0.25, 0.25, 0.75])  # ties share the middle of their rows
     assert missing[5].tolist() == [1, 1]
     assert out[5, :4].tolist() == [0, 0, 0, 0]
+
+
+def test_a_prior_orders_by_place_and_has_another_weight_where_nothing_was_touched():
+    prior = Prior("covisit", 4.0, 1.0)
+    worth = prior.worth(np.array([5.0, np.nan, 1e9, 7.0], np.float32), np.array([0, 0, 0, 1]))
+    np.testing.assert_allclose(worth, [1 / np.log2(3), 0, 1, 1], rtol=1e-6)
+    config = RankerConfig(dim=4, hidden=8)
+    names = ("covisit_score", "own_days_since_action")
+    ranker = Ranker(RankerNet(2, 1, config).eval(), names, Vocabulary(np.empty(0, np.int64)), config, (prior,))
+    values = np.array([[2, np.nan], [1, 3], [2, np.nan], [1, np.nan]], np.float32)
+    added = ranker.leaning(values, np.array([0, 0, 1, 1]))
+    np.testing.assert_allclose(added, [4, 4 / np.log2(3), 1, 1 / np.log2(3)], rtol=1e-6)

@@ -91,6 +91,20 @@ def test_own_history_counts_where_that_costs_nothing_that_could_be_measured():
     assert choose_priors(untaught, lists)[0].weight >= 2
 
 
+def test_lists_of_new_things_alone_keep_what_was_relevant_and_new():
+    lists = dataclasses.replace(make_lists(), num_relevant=np.full(60, 2))
+    new = lists.fresh_only()
+    left = np.bincount(lists.query_of_row()[lists.fresh], minlength=60)
+    assert len(new) == 60
+    np.testing.assert_array_equal(np.diff(new.offsets), left)
+    np.testing.assert_array_equal(new.label, lists.label[lists.fresh])
+    old_hits = np.bincount(lists.query_of_row(), lists.label & ~lists.fresh)
+    np.testing.assert_array_equal(new.num_relevant, 2 - old_hits)
+    one = dataclasses.replace(lists, num_relevant=np.ones(60, np.int64)).fresh_only()
+    assert len(one) == int((old_hits == 0).sum()) == len(one.user_id) == len(one.histories.lengths)
+    assert one.label.sum() == len(one)
+
+
 def test_calibrated_probabilities_have_the_right_level_and_the_same_order():
     rng = np.random.default_rng(0)
     truth = rng.normal(size=20_000).astype(np.float32)
