@@ -31,7 +31,7 @@ from recsys.training.rank_lists import RankLists
 from recsys.training.validation import ndcg
 
 _RETRIEVAL = "retrieval"
-_PRIORS = ((_RETRIEVAL, 0), ("own_history", -1))  # whose orders; of equal weights the first or the last
+_PRIORS = ((_RETRIEVAL, False), ("own_history", True))  # whose orders, and which of them lasts
 _PRIOR_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 64.0)
 _LEVEL_WEIGHT = 0.5  # of the binary loss beside the list loss
 _SWAP_WEIGHT = 2.0  # of the swaps beside it
@@ -92,38 +92,38 @@ def score_lists(ranker: Ranker, lists: RankLists) -> npt.NDArray[np.float32]:
 def choose_priors(ranker: Ranker, lists: RankLists) -> tuple[Prior, ...]:
     """How much other orders should count beside the network, by NDCG@10 on lists the ranker has not seen.
 
-    Weights within one standard error of the best, by user, are taken for equal. Of those the retrieval stage's order
-    has the smallest; that of the user's own history has the largest, because what shoppers did before carries over to
-    days that are unlike those trained on, and what else was learnt need not. Lists of new items alone have a weight of
-    their own. Orders that the lists do not have are left out.
+    Weights within one standard error of the best, by user, are taken for equal; the smallest of them is chosen. Where
+    the user's own history in full is among them, it is chosen instead: ordinary days do not show that the network is
+    better, what shoppers did before carries over to days that are unlike those trained on, and what else was learnt
+    need not. Lists of new items alone have a weight of their own. Orders that the lists do not have are left out.
     Source: Breiman et al. 1984, section 3.4.3 (the rule of one standard error).
     """
     score, priors = _logits(ranker, lists), []
-    for source, place in _PRIORS:
+    for source, lasts in _PRIORS:
         prior = Prior(source, 1.0)
         if prior.feature not in lists.names:
             continue
         worth = prior.worth(lists.values[:, lists.names.index(prior.feature)], lists.query_of_row())
-        weight = _weight(lists, score, worth, place)
+        weight = _weight(lists, score, worth, lasts=lasts)
         fresh = lists.fresh_only() if source == _RETRIEVAL else None
         fresh_weight = 0.0
         if fresh is not None and len(fresh):
             among = prior.worth(fresh.values[:, fresh.names.index(prior.feature)], fresh.query_of_row())
-            fresh_weight = _weight(fresh, _logits(ranker, fresh), among, place)
+            fresh_weight = _weight(fresh, _logits(ranker, fresh), among, lasts=lasts)
         score = score + weight * worth
         if weight or fresh_weight:
             priors.append(Prior(source, weight, fresh_weight))
     return tuple(priors)
 
 
-def _weight(lists: RankLists, score: npt.NDArray[np.float32], worth: npt.NDArray[np.float32], place: int) -> float:
-    """Of the weights that are as good as the best: the first (place 0) or the last (-1); 0 where nothing was said."""
+def _weight(lists: RankLists, score: npt.NDArray[np.float32], worth: npt.NDArray[np.float32], *, lasts: bool) -> float:
+    """The smallest weight that is as good as the best, or the largest where that is, too, and the order `lasts`."""
     if not worth.any():
         return 0.0
     quality = np.stack([ndcg(lists, score + weight * worth) for weight in _PRIOR_WEIGHTS])
     lost = quality[quality.mean(axis=1).argmax()] - quality
     equal = lost.mean(axis=1) <= lost.std(axis=1) / np.sqrt(len(lists))
-    return _PRIOR_WEIGHTS[int(np.flatnonzero(equal)[place])]
+    return _PRIOR_WEIGHTS[-1] if lasts and equal[-1] else _PRIOR_WEIGHTS[int(equal.argmax())]
 
 
 def _logits(ranker: Ranker, lists: RankLists) -> npt.NDArray[np.float32]:
