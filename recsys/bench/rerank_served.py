@@ -149,6 +149,7 @@ def _student_run(folder: Path) -> RunDirectory:
         columns["retrieval_score"] += rng.normal(size=len(shown)).tolist()
         columns["rank_score"] += rng.normal(size=len(shown)).tolist()
         columns["origin"] += ["made up"] * len(shown)
+        columns["touched"] += (np.arange(len(shown)) % 16 == 0).tolist()
         columns["label"] += (np.arange(len(shown)) % 8 == 0).astype(float).tolist()
     pq.write_table(pa.table(columns, schema=SCHEMA), folder / "lists.parquet")
     distill(folder / "lists.parquet", items, folder / "student", config=DistillConfig(), version="1")

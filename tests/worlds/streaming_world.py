@@ -12,6 +12,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -279,7 +280,9 @@ class Ingest:
         environ = os.environ | world.environ | {f"{prefix}METRICS_PORT": str(self.port)}
         environ |= {f"{prefix}{name.upper()}": str(value) for name, value in settings.items()}
         argv = [*COMMAND, "ingest", "--source", world.log, "--store", world.store, "--json", *more]
-        self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
+        # A pipe that nobody reads stops who writes to it once it is full.
+        self._log = tempfile.TemporaryFile("a+")  # noqa: SIM115
+        self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=self._log, text=True, env=environ)
 
     def __enter__(self) -> "Ingest":
         return self
@@ -287,7 +290,15 @@ class Ingest:
     def __exit__(self, *exc: object) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self._log.close()
+
+    def said(self) -> str:
+        """The end of its log."""
+        self._log.seek(0)
+        return self._log.read()[-3_000:]
 
     @property
     def is_running(self) -> bool:
@@ -325,13 +336,13 @@ class Ingest:
         while self.is_running:
             if self.handled() >= number:
                 return True
-            assert time.monotonic() < deadline_s, f"{self.handled()} of {number} handled"
+            assert time.monotonic() < deadline_s, f"{self.handled()} of {number} handled; {self.said()}"
             time.sleep(0.002)
         return False
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
 
     def stop(self) -> dict:
         """SIGTERM, and what it reports."""
@@ -340,8 +351,8 @@ class Ingest:
 
     def report(self) -> dict:
         """Wait for its end; gives the JSON document."""
-        out, error = self.process.communicate(timeout=600)
-        assert self.process.returncode == 0, error[-3_000:]
+        out, _ = self.process.communicate(timeout=600)
+        assert self.process.returncode == 0, self.said()
         return json.loads(out.splitlines()[-1])
 
 
@@ -382,7 +393,8 @@ class Supervised:
                 self.running[number] = process
                 if self._stopping.is_set():
                     process.process.terminate()
-                _, error = process.process.communicate()
+                process.process.communicate()
+                error = process.said()
             if not self._stopping.is_set():
                 self.codes.append(process.process.returncode)
                 self.errors.append(error[-500:])

@@ -282,6 +282,19 @@ class KafkaPythonConsumer(KafkaConsumer):
         return bool(arrived)
 
 
+class _Joining:
+    """A join under way, for the next poll to wait for.
+
+    kafka-python 3.0 takes one that has ended between two polls for one to begin anew, so that members who only look in
+    may join for ever; this one has not ended until it is waited for.
+    """
+
+    is_done = False
+
+    def __init__(self, join: Any) -> None:
+        self.add_callback, self.add_errback = join.add_callback, join.add_errback
+
+
 class KafkaPythonMembership(KafkaMembership):
     """Joins with cooperative-sticky, so beside members of either driver."""
 
@@ -324,6 +337,8 @@ class KafkaPythonMembership(KafkaMembership):
             coordinator.request_rejoin()
         try:
             self._client.poll(timeout_ms=0)
+            if not isinstance(coordinator._join_task, _Joining | None):
+                coordinator._join_task = _Joining(coordinator._join_task)
         except errors.FencedInstanceIdError as error:
             raise self._log.name_taken() from error
         except _REFUSED as error:

@@ -39,7 +39,7 @@ class Scorer:
     @torch.inference_mode()
     def probability(self, prefix: list[int], item: list[int]) -> float:
         if self.mode == "other model":
-            return 0.5 + 0.001 * len(item)
+            return 0.05 if len(item) % 2 else 0.95
         model, ids = self.loaded.model, torch.tensor([*prefix, *item])
         hidden = model.hidden(model.embed(ids), torch.arange(len(ids)), PackedCausal([len(ids)]))[-1]
         return float(torch.sigmoid(hidden @ model.label_direction(self.loaded.yes, self.loaded.no)))
