@@ -59,6 +59,7 @@ def poll_until(consumer: Consumer, deadline_s: float) -> None:
         consumer.poll(**ANY)
 
 
+@pytest.mark.parametrize("room", ["confluent", pytest.param("kafka-python", marks=pytest.mark.slow)], indirect=True)
 async def test_a_broker_killed_under_load_loses_nothing_and_the_job_goes_on(room, broker, tmp_path):
     log, topics = room
     store, stop, acknowledged = open_store(f"embedded:{tmp_path}"), threading.Event(), []

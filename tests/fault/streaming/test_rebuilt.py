@@ -48,7 +48,7 @@ views.VIEW_SET = version_of(views.USER, views.ITEM)
 """
 
 
-@pytest.fixture(params=["embedded", "embedded-redis", *KAFKA])
+@pytest.fixture(params=["embedded", pytest.param("embedded-redis", marks=pytest.mark.slow if KAFKA else ()), *KAFKA])
 def world(request: pytest.FixtureRequest, tmp_path) -> World:
     """A log with topics and an empty store: in one folder, that log with Redis, Apache Kafka with Redis."""
     small = {

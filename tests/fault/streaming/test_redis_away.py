@@ -117,7 +117,7 @@ def until(ready: Callable[[], object], what: str) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("how", ["gone", "loading"])
+@pytest.mark.parametrize("how", ["gone", pytest.param("loading", marks=pytest.mark.slow)])
 async def test_a_worker_that_starts_before_its_store_waits_for_it(world, redis_server, how):
     sent = traffic(8, 600)
     world.send(sent[:300])
