@@ -99,14 +99,16 @@ class LiveIndexConfig:
     delta_items_max: rows of new or changed items beside the base; a writer beyond it is refused until a rebuild is
     done. rebuild_items: delta rows, and rebuild_dead_share: share of dead base rows, that start a rebuild.
     retrain_share: share of items changed or added since the base's quantizers were trained, that trains them again.
-    filters_max: attribute filters kept compiled. recall_sample_every: one query in so many is compared with the exact
-    scan, 0 = none; recall_queue_items_max: how many of those may wait.
+    rebuild_threads: of a rebuild, at a low priority, so that searches have the cores first. filters_max: attribute
+    filters kept compiled. recall_sample_every: one query in so many is compared with the exact scan, 0 = none;
+    recall_queue_items_max: how many of those may wait.
     """
 
     delta_items_max: int = 131_072
     rebuild_items: int = 20_000
     rebuild_dead_share: float = 0.1
     retrain_share: float = 0.5
+    rebuild_threads: int = 1
     filters_max: int = 64
     recall_sample_every: int = 1_000
     recall_queue_items_max: int = 16
@@ -116,6 +118,7 @@ class LiveIndexConfig:
         in_range("models.index.live.rebuild_items", self.rebuild_items, 1, self.delta_items_max)
         in_range("models.index.live.rebuild_dead_share", self.rebuild_dead_share, 0.001, 1)
         in_range("models.index.live.retrain_share", self.retrain_share, 0, 100)
+        in_range("models.index.live.rebuild_threads", self.rebuild_threads, 1, 1_024)
         in_range("models.index.live.filters_max", self.filters_max, 1, 10_000)
         in_range("models.index.live.recall_sample_every", self.recall_sample_every, 0, 1 << 31)
         in_range("models.index.live.recall_queue_items_max", self.recall_queue_items_max, 1, 10_000)

@@ -8,6 +8,8 @@ selector (faiss#5584), so shards are merged here.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -19,6 +21,16 @@ from recsys.candidates.nearest.exact import Found
 from recsys.candidates.nearest.rows import RowSet
 
 INNER_PRODUCT = faiss.METRIC_INNER_PRODUCT
+_NICENESS = 10
+
+
+def yield_cores(num_threads: int) -> None:
+    """Let this thread use so many cores in FAISS, and only while searches leave them idle.
+
+    OpenMP counts threads per calling thread: one that does not say takes all cores.
+    """
+    faiss.omp_set_num_threads(num_threads)
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)  # of a thread on Linux
 
 
 class Engine(Protocol):

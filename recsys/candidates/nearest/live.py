@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recsys.candidates.nearest.base import Keys, Vectors
+from recsys.candidates.nearest.engine import yield_cores
 from recsys.candidates.nearest.exact import merge
 from recsys.candidates.nearest.rows import Rows, RowSet
 from recsys.candidates.nearest.segments import BaseSegment, DeltaSegment
@@ -303,6 +304,7 @@ class LiveIndex:
                 self._rebuilding.start()
 
     def _rebuild_quietly(self) -> None:
+        yield_cores(self._live.rebuild_threads)
         try:
             while True:
                 self.rebuild()

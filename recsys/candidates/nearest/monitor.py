@@ -10,6 +10,7 @@ import threading
 from itertools import count
 
 from recsys.candidates.nearest.base import Keys, Vectors
+from recsys.candidates.nearest.engine import yield_cores
 from recsys.candidates.nearest.live import LiveIndex
 from recsys.candidates.nearest.tuning import recall
 from recsys.core import metrics
@@ -47,6 +48,7 @@ class RecallMonitor:
             self._thread.join()
 
     def _run(self) -> None:
+        yield_cores(1)
         while (sample := self._waiting.get()) is not None:
             vectors, k, where, item_key = sample
             exact = self._index.exact(vectors, k, where)[0]
