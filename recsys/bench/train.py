@@ -103,7 +103,8 @@ def _two_ranks(sizes: Sizes) -> tuple[list[Row], dict[str, Any]]:
     rows = [_paired("two ranks of one thread, each with the batch of one", speed)]
     rows.append(_paired("the same, by CPU second of the busier rank", cpu))
     split = {who: {p: median(r[p] for r in rounds[who]) * 1e3 for p in PARTS[:3]} for who in ("one", "two")}
-    # row-wise, a rank looks up as many rows as one alone does; what tables take beyond that is exchange and waiting
+    # A rank looks up half of every row of both batches, as many bytes as one alone: what tables take beyond that is
+    # exchange and waiting.
     split["two"]["communication"] = max(split["two"]["lookup"] - split["one"]["lookup"], 0.0)
     split["two"]["communication"] += median(r["reduce"] for r in rounds["two"]) * 1e3
     split["two"]["lookup"] = min(split["two"]["lookup"], split["one"]["lookup"])
@@ -164,7 +165,7 @@ class Ours:
             table_learning_rate=_LEARNING_RATE,
             seed=0,
             batch_size=sizes["batch"],
-            sharding="row_wise",
+            sharding="column_wise",
         )
         self._optimizer = torch.optim.Adam(self._sharded.dense)
         self._lengths_B = torch.full((sizes["batch"],), _IDS)
