@@ -132,7 +132,7 @@ class JobConfig:
 
     batch_records_max: int = 131_072
     batch_bytes_max: int = 16 << 20
-    step_bytes_max: int = 16 << 20
+    step_bytes_max: int = 12 << 20
     dedup_horizon_s: int = 86_400
     future_skew_max_s: int = 300
     idle_ms: int = 20
