@@ -1,4 +1,4 @@
-"""A source that gives everybody the same list: popular, trending, new arrivals are its three uses.
+"""A source that gives everybody the same list: popular and new arrivals are its two uses.
 
 The index is a table (item_key, score), best first, ties by key; 1.0 is the best, so that scores of different days, and
 of runs on more or less data, mean the same to a ranker.

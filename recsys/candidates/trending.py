@@ -1,23 +1,51 @@
-"""Trending: what is wanted now more than it used to be."""
+"""Trending: what is wanted now more than it used to be, everywhere and in the categories that a shopper is in.
+
+Shape legend: L rows of the lists, C categories, N items of a call.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from recsys.candidates.behaviour import actions, daily_interest, faded, half_life_us
-from recsys.candidates.ranked_list import to_table
+from feature_store import UserFeatures
+from recsys.candidates.behaviour import actions, daily_interest, faded, half_life_us, touched
+from recsys.candidates.linked import Memory, gather, rows_of, seeds
+from recsys.candidates.own_history import best_first
+from recsys.candidates.ranked_list import read_table, to_table
+from recsys.core import Candidates, Deadline, Query, keys
+from recsys.core.attributes import name_keys
 from recsys.core.items import ItemTable
 
 NAME = "trending"
 HALF_LIFE_DAYS_MAX = 3.5
 LONG_TERM = 8.0  # the usual rate is measured over this many times the short half-life
+EVERYWHERE = 0  # the key of no category: the list of the whole shop
+CATEGORY_ITEMS_MAX = 100
+USER_CATEGORIES_MAX = 8  # of a shopper, the strongest: bounds what a request costs
+MEMORY = Memory(items_max=50, half_life_days=15.0)
+SCHEMA = pa.schema(
+    [
+        pa.field("category_key", pa.int64(), nullable=False),
+        pa.field("item_key", pa.int64(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+    ]
+)
+Keys = npt.NDArray[np.int64]
 
 
 def build(events: pl.DataFrame, items: ItemTable, until_us: int) -> pa.Table:
-    """index/trending.parquet: decayed interest now, times log2(1 + its growth over the item's usual rate).
+    """index/trending.parquet: lists by category key, best first; EVERYWHERE is of all items, with or without category.
 
-    Interest of a steady item decayed with half-life h is proportional to h, so the ratio of the two rates is 1 for it.
+    An item's interest: decayed interest now, times log2(1 + its growth over the item's usual rate). Interest of a
+    steady item decayed with half-life h is proportional to h, so the ratio of the two rates is 1 for it. The score is
+    relative to the best of the shop; in a category to its best and the mean of the shop's items, so that the best of a
+    category in which hardly anything happens is none.
     """
     log = actions(events, items, until_us)
     short_us = half_life_us(log, until_us, HALF_LIFE_DAYS_MAX * LONG_TERM) / LONG_TERM
@@ -28,8 +56,80 @@ def build(events: pl.DataFrame, items: ItemTable, until_us: int) -> pa.Table:
             now=faded(until_us, short_us).sum(),
             usual=faded(until_us, short_us * LONG_TERM).sum() / LONG_TERM,
         )
+        .sort("item_key")  # means depend on the order
     )
     smoothing = rates["usual"].to_numpy().mean() if len(rates) else 1.0  # an item seen once has not "grown" at all
     growth = (pl.col("now") + smoothing) / (pl.col("usual") + smoothing)
     score = (pl.col("now") * (1 + growth).log(2.0)).cast(pl.Float32)
-    return to_table(rates.select("item_key", score=score))
+    scored = rates.select("item_key", score=score)
+    everywhere = to_table(scored)
+    lists = pl.concat([_of_shop(everywhere), _by_category(scored, items)]).sort("category_key", maintain_order=True)
+    return lists.select(SCHEMA.names).to_arrow().cast(SCHEMA)
+
+
+def _of_shop(everywhere: pa.Table) -> pl.DataFrame:
+    columns = {name: everywhere.column(name).to_numpy() for name in everywhere.column_names}
+    return pl.DataFrame({"category_key": np.full(everywhere.num_rows, EVERYWHERE, np.int64), **columns})
+
+
+def _by_category(scored: pl.DataFrame, items: ItemTable) -> pl.DataFrame:
+    """The best CATEGORY_ITEMS_MAX of each category, best first, ties by key."""
+    category_key = name_keys(items.column("category"))
+    of_item = pl.DataFrame({"item_key": items.item_key, "category_key": category_key})
+    mean = scored["score"].to_numpy().mean() if len(scored) else 0.0
+    return (
+        scored.join(of_item.filter(pl.col("category_key") != EVERYWHERE), on="item_key")
+        .filter(pl.col("score") > 0)
+        .sort(["category_key", "score", "item_key"], descending=[False, True, False])
+        .group_by("category_key", maintain_order=True)
+        .head(CATEGORY_ITEMS_MAX)
+        .with_columns(score=(pl.col("score") / (pl.col("score").max().over("category_key") + mean)).cast(pl.Float32))
+        .select("category_key", "item_key", "score")
+    )
+
+
+class Trending:
+    """Implements CandidateSource. Score = the item's in the shop, plus that in its category times the shopper's share.
+
+    Share: of the shopper's newest actions, older ones counting less, those in the category; 1 for a category that the
+    request asks for. Who has done nothing in any category gets the list of the shop.
+    """
+
+    name = NAME
+
+    def __init__(self, table: pa.Table, category_of: Callable[[Keys], Keys]) -> None:
+        """table: SCHEMA, by category_key, best first. category_of: key of the category of items [N], 0 = none."""
+        self._item = table.column("item_key").to_numpy()
+        self._score = table.column("score").to_numpy()
+        self._category_key, start = np.unique(table.column("category_key").to_numpy(), return_index=True)
+        self._start = np.append(start, len(self._item))
+        self._category_of = category_of
+
+    @classmethod
+    def read(cls, path: Path, category_of: Callable[[Keys], Keys]) -> Trending:
+        """From an index file. Raises: CorruptData."""
+        return cls(read_table(path, SCHEMA), category_of)
+
+    async def retrieve(self, query: Query, user: UserFeatures, limit: int, deadline: Deadline) -> Candidates:
+        """What is trending in the shop and in the shopper's categories, best first."""
+        category, weight = self._interest(query, user)
+        row, known = rows_of(self._category_key, category)
+        edge, count = gather(self._start, row)
+        found, at = np.unique(self._item[edge], return_inverse=True)
+        score = np.bincount(at, self._score[edge] * np.repeat(weight[known], count), len(found)).astype(np.float32)
+        if query.new_only:
+            fresh = ~np.isin(found, touched(user))
+            found, score = found[fresh], score[fresh]
+        rows = best_first(found, score, limit)
+        return Candidates.from_source(self.name, found[rows], score[rows])
+
+    def _interest(self, query: Query, user: UserFeatures) -> tuple[Keys, npt.NDArray[np.float64]]:
+        """Lists to merge [C] and how much each counts; one may be named twice, for two reasons."""
+        seed_key, seed_weight = seeds(query, user, MEMORY)
+        own, at = np.unique(self._category_of(seed_key), return_inverse=True)
+        share = np.bincount(at, seed_weight, len(own)) / max(float(seed_weight.sum()), 1e-12)
+        own, share = own[own != EVERYWHERE], share[own != EVERYWHERE]
+        strongest = best_first(own, share.astype(np.float32), USER_CATEGORIES_MAX)
+        asked = keys(sorted(query.where.categories or ()))
+        category = np.concatenate([[EVERYWHERE], own[strongest], asked]).astype(np.int64)
+        return category, np.concatenate([[1.0], share[strongest], np.ones(len(asked))])

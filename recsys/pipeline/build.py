@@ -26,6 +26,7 @@ from recsys.candidates.linked import Linked
 from recsys.candidates.own_history import OwnHistory
 from recsys.candidates.own_history_popular import OwnHistoryPopular
 from recsys.candidates.ranked_list import RankedList
+from recsys.candidates.trending import Trending
 from recsys.candidates.user_knn import UserKnn
 from recsys.core import BadInput, RunDirectory, VersionMismatch
 from recsys.core.attributes import attributes_of
@@ -137,7 +138,7 @@ def _source(
         text_similar.NAME: lambda: Linked.load(name, run.path(file), text_similar.MEMORY),
         user_knn.NAME: lambda: UserKnn.read(run.path(file)),
         buy_again.NAME: lambda: BuyAgain.read(run.path(file)),
-        trending.NAME: lambda: RankedList.read(name, run.path(file)),
+        trending.NAME: lambda: Trending.read(run.path(file), catalogue.live.category_key),
         new_arrivals.NAME: lambda: RankedList.read(name, run.path(file)),
         "ann": lambda: _local_ann(run, catalogue.items),
     }

@@ -111,11 +111,15 @@ class LiveCatalogue:
         """Price in minor units [N], -1 where the stream has named none."""
         return self._said(PRICE, item_key)
 
+    def category_key(self, item_key: Keys) -> Keys:
+        """Key of the category's name [N], 0 where there is none."""
+        return self._of_each(item_key, lambda told: told.category_key)
+
     def attributes(self, item_key: Keys) -> Attributes:
         """What is known of items [N] now: the stream's word, else the run's."""
         said, listed_at = self.price(item_key), self._list_price[self._items.rows(item_key)]
         return Attributes(
-            category_key=self._of_each(item_key, lambda told: told.category_key),
+            category_key=self.category_key(item_key),
             brand_key=self._of_each(item_key, lambda told: told.brand_key),
             price_minor=np.where(said == UNSAID, listed_at, said),
             stock_units=self._said(STOCK, item_key),

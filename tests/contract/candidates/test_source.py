@@ -13,12 +13,17 @@ from recsys.candidates.nearest.static import AnnIndex
 from recsys.candidates.own_history import OwnHistory
 from recsys.candidates.own_history_popular import OwnHistoryPopular
 from recsys.candidates.ranked_list import RankedList
+from recsys.candidates.trending import Trending
 from recsys.candidates.user_knn import UserKnn
 from recsys.models.config import TowerConfig
 from recsys.models.tower import ItemRows, Tower, TowerNet
+from recsys.ranking.live import LiveCatalogue
 
-LISTS = ("popular", "trending", "new_arrivals")
-LINKED = {"regression": regression.MEMORY, "text_similar": text_similar.MEMORY}
+LISTS = ("popular", "new_arrivals")
+LINKED = {
+    "regression": regression.MEMORY,
+    "text_similar": text_similar.MEMORY,
+}
 OWN = ("own_history", "buy_again")  # says nothing about new items
 PERSONAL = (*OWN, "covisit", "user_knn", "ann", *LINKED)  # says nothing to a newcomer
 
@@ -32,11 +37,13 @@ def ann(shop):
     return LocalAnnSource(tower, LiveIndex(AnnIndex.build(*tower.item_vectors())))
 
 
-@pytest.fixture(params=["own_history_popular", *PERSONAL, *LISTS])
-def source(request, run):
+@pytest.fixture(params=["own_history_popular", "trending", *PERSONAL, *LISTS])
+def source(request, run, shop):
     name = request.param
     if name in LISTS:
         return RankedList.read(name, run.path(f"index/{name}.parquet"))
+    if name == "trending":
+        return Trending.read(run.path("index/trending.parquet"), LiveCatalogue(shop.items()).category_key)
     if name == "covisit":
         return Covisit.read(run.path("index/covisit.parquet"))
     if name in LINKED:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import polars as pl
+import pyarrow.compute as pc
 import pytest
 
 from recsys.candidates import (
@@ -11,6 +12,7 @@ from recsys.candidates import (
     covisit,
     new_arrivals,
     popular,
+    ranked_list,
     regression,
     text_similar,
     trending,
@@ -22,8 +24,11 @@ from recsys.candidates.indexes import build_all
 from recsys.candidates.linked import Linked, Memory
 from recsys.candidates.own_history import OwnHistory
 from recsys.candidates.ranked_list import RankedList, read_table
+from recsys.candidates.trending import EVERYWHERE, Trending
 from recsys.candidates.user_knn import UserKnn
 from recsys.core import BadInput, CorruptData, EventType, key
+from recsys.core.attributes import Where
+from recsys.ranking.live import LiveCatalogue
 
 
 def log(shop, rows):
@@ -59,6 +64,71 @@ def test_trending_prefers_growth_to_steady_sales(shop):
     events = log(shop, steady + rising)
     assert order(popular.build(events, shop.items(), shop.UNTIL_US))[0] == key("item-1")
     assert order(trending.build(events, shop.items(), shop.UNTIL_US))[0] == key("item-2")
+
+
+def trends(shop, rows):
+    """The source over these events; item i is in category i % 4, items from 60 on in none."""
+    items = shop.items()
+    category = [
+        c if int(i[5:]) < 60 else None for i, c in zip(items.ids(items.item_key), items.column("category"), strict=True)
+    ]
+    table = items.table.set_column(items.table.column_names.index("category"), "category", [category])
+    items = replace(items, table=table)
+    index = trending.build(log(shop, rows), items, shop.UNTIL_US)
+    return Trending(index, LiveCatalogue(items).category_key), index
+
+
+@pytest.fixture
+def rising(shop):
+    """Item 4 n + c is wanted by 10 - c shoppers; items 61 and 62, of no category, by 20 and 1."""
+    wanted = {4 * n + c: 10 - 2 * c - n for c in range(4) for n in range(1, 3)} | {61: 20, 62: 1}
+    return [(f"user-{u}", f"item-{i}", "purchase", 1.0) for i, times in wanted.items() for u in range(times)]
+
+
+async def test_a_newcomer_gets_what_is_trending_in_the_shop(shop, store, rising):
+    source, index = trends(shop, rising)
+    user = await store.user("nobody", shop.UNTIL_US, shop.NEVER)
+    found = await source.retrieve(shop.query("nobody"), user, 100, shop.NEVER)
+    everywhere = index.filter(pc.equal(index["category_key"], EVERYWHERE))
+    assert found.item_key.tolist() == everywhere["item_key"].to_pylist()
+    assert found.score("trending").tolist() == everywhere["score"].to_pylist()
+    assert found.item_key[0] == key("item-61")
+    assert found.score("trending")[0] == 1.0
+
+
+async def test_a_shopper_gets_what_is_trending_in_the_categories_of_the_past(shop, store, rising):
+    source, _ = trends(shop, rising)
+    user = await store.user("nobody", shop.UNTIL_US, shop.NEVER)
+    on_screen = await source.retrieve(shop.query("nobody", current_item="item-3"), user, 100, shop.NEVER)
+    of_none = await source.retrieve(shop.query("nobody", current_item="item-62"), user, 100, shop.NEVER)
+    nothing = await source.retrieve(shop.query("nobody"), user, 100, shop.NEVER)
+    place = on_screen.item_key.tolist().index
+    in_shop = nothing.item_key.tolist().index
+    for in_category, other in (("item-7", "item-8"), ("item-11", "item-10")):
+        assert in_shop(key(in_category)) > in_shop(key(other)), "wanted less"
+        assert place(key(in_category)) < place(key(other)), "but of category 3, like the item on screen"
+    np.testing.assert_array_equal(of_none.item_key, nothing.item_key)
+    np.testing.assert_array_equal(of_none.scores, nothing.scores)
+
+
+async def test_a_category_that_is_asked_for_is_listed_beyond_the_best_of_the_shop(shop, store, rising, monkeypatch):
+    monkeypatch.setattr(ranked_list, "LIST_ITEMS_MAX", 3)
+    source, _ = trends(shop, rising)
+    user = await store.user("nobody", shop.UNTIL_US, shop.NEVER)
+    query = shop.query("nobody", where=Where(categories=frozenset({"category-2", "category-9"})))
+    found = (await source.retrieve(query, user, 100, shop.NEVER)).item_key.tolist()
+    assert [i for i in found if i in (key("item-6"), key("item-10"))] == [key("item-6"), key("item-10")]
+    assert len((await source.retrieve(shop.query("nobody"), user, 100, shop.NEVER)).item_key) == 3
+
+
+def test_lists_of_categories_are_bounded_and_of_items_with_one(shop, monkeypatch):
+    monkeypatch.setattr(trending, "CATEGORY_ITEMS_MAX", 5)
+    table = pl.from_arrow(trending.build(shop.events(), shop.items(), shop.UNTIL_US))
+    of_category = table.filter(pl.col("category_key") != EVERYWHERE)
+    category = dict(zip(shop.items().item_key.tolist(), shop.items().column("category"), strict=True))
+    assert of_category.group_by("category_key").len()["len"].to_list() == [5] * 4
+    assert all(key(category[r["item_key"]]) == r["category_key"] for r in of_category.iter_rows(named=True))
+    assert of_category["score"].is_between(0, 1).all()
 
 
 def test_new_arrivals_are_new_and_quick_starters_come_first(shop):
