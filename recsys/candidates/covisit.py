@@ -29,10 +29,12 @@ _PAIRS_BUFFER_MAX = 8_000_000  # pairs held before they are summed
 @section("candidates.covisit")
 @dataclass(frozen=True, kw_only=True)
 class CovisitConfig:
-    """How the co-visitation index is built and asked.
+    """How the co-visitation indexes, covisit and swing, are built and asked.
 
-    window_items: an item is paired with that many of the same user's items before it. neighbours_max: kept per item.
-    half_life_days_max: how fast a co-visit fades. shrink: damps pairs of rare items.
+    neighbours_max: kept per item. half_life_days_max: how fast a co-visit fades. shrink: damps pairs of rare items.
+    covisit: window_items: an item is paired with that many of the same user's items before it.
+    swing: user_items_max, item_users_max: newest items of a user, and users of an item, that make pairs; alpha: damps
+    pairs of users with little in common.
     seeds_max: items of the user that are looked up. seed_half_life_days: how fast the user's own past fades.
     """
 
@@ -40,6 +42,9 @@ class CovisitConfig:
     neighbours_max: int = 64
     half_life_days_max: float = 15.0
     shrink: float = 8.0
+    user_items_max: int = 50
+    item_users_max: int = 100
+    alpha: float = 5.0
     seeds_max: int = 100
     seed_half_life_days: float = 60.0
 
@@ -48,8 +53,16 @@ class CovisitConfig:
         in_range("candidates.covisit.neighbours_max", self.neighbours_max, 1, 1_000)
         in_range("candidates.covisit.half_life_days_max", self.half_life_days_max, 1e-3, 1e5)
         in_range("candidates.covisit.shrink", self.shrink, 0, 1e6)
+        in_range("candidates.covisit.user_items_max", self.user_items_max, 2, 10_000)
+        in_range("candidates.covisit.item_users_max", self.item_users_max, 2, 10_000)
+        in_range("candidates.covisit.alpha", self.alpha, 0, 1e6)
         in_range("candidates.covisit.seeds_max", self.seeds_max, 1, 10_000)
         in_range("candidates.covisit.seed_half_life_days", self.seed_half_life_days, 1e-3, 1e5)
+
+    @property
+    def memory(self) -> Memory:
+        """How a user's past counts when the indexes are asked."""
+        return Memory(items_max=self.seeds_max, half_life_days=self.seed_half_life_days)
 
 
 DEFAULT = CovisitConfig()
@@ -125,8 +138,7 @@ class Covisit(Linked):
 
     def __init__(self, table: pa.Table, config: CovisitConfig = DEFAULT) -> None:
         """table: linked.SCHEMA, sorted by item_key, best neighbour first."""
-        memory = Memory(items_max=config.seeds_max, half_life_days=config.seed_half_life_days)
-        super().__init__(NAME, table, memory)
+        super().__init__(NAME, table, config.memory)
 
     @classmethod
     def read(cls, path: Path, config: CovisitConfig = DEFAULT) -> Covisit:

@@ -14,6 +14,7 @@ from recsys.candidates import (
     new_arrivals,
     popular,
     regression,
+    swing,
     text_similar,
     trending,
     user_knn,
@@ -31,6 +32,7 @@ def build_all(
     """
     builders: dict[str, Callable[[pl.DataFrame, ItemTable, int], pa.Table]] = {
         covisit.NAME: partial(covisit.build, config=covisit_config),
+        swing.NAME: partial(swing.build, config=covisit_config),
         regression.NAME: regression.build,
         text_similar.NAME: text_similar.build,
         user_knn.NAME: user_knn.build,

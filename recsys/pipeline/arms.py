@@ -61,7 +61,8 @@ class Arm:
 _CASCADE = (
     Feed(source="own_history", quota=150, absolute=True),
     Feed(source="buy_again", quota=100, weight=0.3),
-    Feed(source="covisit", quota=120, weight=0.7),
+    Feed(source="covisit", quota=120, weight=0.3),
+    Feed(source="swing", quota=80, weight=0.5),
     Feed(source="regression", quota=80, weight=0.5),
     Feed(source="user_knn", quota=80, weight=0.5),
     Feed(source="text_similar", quota=40, weight=0.1),

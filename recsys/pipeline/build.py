@@ -15,6 +15,7 @@ from recsys.candidates import (
     own_history_popular,
     popular,
     regression,
+    swing,
     text_similar,
     trending,
     user_knn,
@@ -134,6 +135,7 @@ def _source(
     }
     indexed: dict[str, Callable[[], CandidateSource]] = {
         covisit.NAME: lambda: Covisit.read(run.path(file), _covisit_config(run)),
+        swing.NAME: lambda: Linked.load(name, run.path(file), _covisit_config(run).memory),
         regression.NAME: lambda: Linked.load(name, run.path(file), regression.MEMORY),
         text_similar.NAME: lambda: Linked.load(name, run.path(file), text_similar.MEMORY),
         user_knn.NAME: lambda: UserKnn.read(run.path(file)),

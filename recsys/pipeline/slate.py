@@ -15,6 +15,7 @@ REASONS = {
     "own_history_popular": "popular",
     "buy_again": "buy-again",
     "covisit": "goes-with",
+    "swing": "goes-with",
     "regression": "goes-with",
     "text_similar": "similar",
     "user_knn": "for-you",

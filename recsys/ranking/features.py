@@ -20,9 +20,9 @@ Floats = npt.NDArray[np.float32]
 DAY_US = 86_400_000_000
 
 SOURCES = (
-    "own_history", "buy_again", "buy_again_share", "buy_again_due", "covisit", "covisit_max", "regression",
-    "regression_max", "user_knn", "text_similar", "text_similar_max", "trending", "popular", "new_arrivals", "ann",
-    "retrieval",
+    "own_history", "buy_again", "buy_again_share", "buy_again_due", "covisit", "covisit_max", "swing",
+    "swing_max", "regression", "regression_max", "user_knn", "text_similar", "text_similar_max", "trending", "popular",
+    "new_arrivals", "ann", "retrieval",
 )  # fmt: skip
 _COUNTED = ("view", "favorite", "cart", "purchase", "return")
 ITEM_VALUES = (

@@ -79,7 +79,7 @@ def write_base(
     events = known_events(dataset, until_us)
     items = dataset.item_table(before_us=until_us)
     items.write(run.path("items.parquet"))
-    for name, table in build_all(events, items, until_us).items():
+    for name, table in build_all(events, items, until_us, covisit_config=settings.covisit).items():
         pq.write_table(table, run.path(f"index/{name}.parquet"))
     tower = train_tower(
         events, items, config=settings.training, model=settings.tower, seed=seed, work=work, ranks=ranks

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recsys.candidates import regression, text_similar
+from recsys.candidates import covisit, regression, text_similar
 from recsys.candidates.ann import LocalAnnSource
 from recsys.candidates.buy_again import BuyAgain
 from recsys.candidates.covisit import Covisit
@@ -21,6 +21,7 @@ from recsys.ranking.live import LiveCatalogue
 
 LISTS = ("popular", "new_arrivals")
 LINKED = {
+    "swing": covisit.DEFAULT.memory,
     "regression": regression.MEMORY,
     "text_similar": text_similar.MEMORY,
 }

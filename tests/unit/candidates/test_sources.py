@@ -1,11 +1,17 @@
 """Each source's own sense: what comes first, and from which events."""
 
+import itertools
+import math
+from collections import Counter, defaultdict
 from dataclasses import replace
 
 import numpy as np
+import pipeline_world
 import polars as pl
 import pyarrow.compute as pc
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recsys.candidates import (
     buy_again,
@@ -14,10 +20,12 @@ from recsys.candidates import (
     popular,
     ranked_list,
     regression,
+    swing,
     text_similar,
     trending,
     user_knn,
 )
+from recsys.candidates.behaviour import actions
 from recsys.candidates.buy_again import ANY_ITEM, BuyAgain
 from recsys.candidates.covisit import Covisit, CovisitConfig
 from recsys.candidates.indexes import build_all
@@ -191,6 +199,81 @@ async def test_an_empty_covisit_index_finds_nothing(shop, store):
 def test_covisit_settings_are_checked():
     with pytest.raises(BadInput, match="neighbours_max"):
         CovisitConfig(neighbours_max=0)
+    with pytest.raises(BadInput, match="item_users_max"):
+        CovisitConfig(item_users_max=1)
+
+
+def swings(log_, until_us, config):
+    """Swing as its formula says it, pair by pair."""
+    half_life_us = min(config.half_life_days_max * 86_400e6, max((until_us - log_["time_us"].min()) / 8, 1.0))
+    taken = {}
+    for user, item, weight, time_us in log_.select("user", "item_key", "weight", "time_us").iter_rows():
+        strongest, newest = taken.setdefault(user, {}).get(item, (0.0, 0))
+        taken[user][item] = (max(strongest, weight), max(newest, time_us))
+    a = {
+        user: {
+            item: strongest**0.25 * 2 ** -((until_us - newest) / (4 * half_life_us))
+            for item, (strongest, newest) in sorted(of.items(), key=lambda x: (-x[1][1], x[0]))[: config.user_items_max]
+        }
+        for user, of in taken.items()
+    }
+    link = defaultdict(float)
+    for u, v in itertools.combinations([u for u in a if len(a[u]) > 1], 2):
+        both = a[u].keys() & a[v].keys()
+        if len(both) < 2:
+            continue
+        say = 1 / (math.sqrt(len(a[u]) * len(a[v])) * (config.alpha + len(both)))
+        for i, j in itertools.permutations(both, 2):
+            link[i, j] += say * a[u][i] * a[u][j] * a[v][i] * a[v][j]
+    users = Counter(item for of in taken.values() for item in of)
+    damped = {item: 1 / (n + config.shrink) for item, n in users.items()}
+    return {(i, j): damped[i] * damped[j] * total for (i, j), total in link.items()}
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 5), st.integers(0, 7), st.sampled_from(["view", "purchase"]), st.integers(1, 50)),
+        min_size=1, max_size=60,
+    ),
+    alpha=st.sampled_from([0.0, 1.0, 5.0]),
+    user_items_max=st.sampled_from([3, 50]),
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_swing_is_its_formula(rows, alpha, user_items_max):
+    events = log(pipeline_world, [(f"user-{u}", f"item-{i}", kind, float(days)) for u, i, kind, days in rows])
+    config = CovisitConfig(alpha=alpha, user_items_max=user_items_max, half_life_days_max=10.0)
+    until_us, items = pipeline_world.UNTIL_US, pipeline_world.items()
+    link = links(swing.build(events, items, until_us, config))
+    expected = swings(actions(events, items, until_us), until_us, config)
+    assert link.keys() == expected.keys()
+    assert link == pytest.approx(expected, rel=1e-4)
+
+
+def test_swing_trusts_pairs_with_little_in_common(shop):
+    """Items 1 and 2 are shared by shoppers who share nothing else, 3 and 4 by shoppers who share everything."""
+    rows = [(f"user-{u}", f"item-{i}", "purchase", 1.0) for u in (1, 2) for i in (1, 2, 10 * u, 10 * u + 1)]
+    rows += [(f"user-{u}", f"item-{i}", "purchase", 1.0) for u in (3, 4) for i in (3, 4, 5, 6)]
+    rows += [("user-5", "item-7", "purchase", 1.0), ("user-5", "item-8", "purchase", 1.0)]
+    link = links(swing.build(log(shop, rows), shop.items(), shop.UNTIL_US, CovisitConfig(alpha=1.0)))
+    assert link[key("item-1"), key("item-2")] > 1.5 * link[key("item-3"), key("item-4")]
+    assert not any(key("item-7") in pair for pair in link), "one shopper alone is no swing"
+
+
+def test_swing_counts_the_newest_users_of_an_item_and_keeps_the_nearest(shop):
+    rows = [(f"user-{u}", f"item-{i}", "purchase", float(u)) for u in (1, 2) for i in (1, 2)]
+    rows += [(f"user-{u}", f"item-{i}", "purchase", float(u)) for u in (3, 4) for i in (1, 3)]
+    link = links(swing.build(log(shop, rows), shop.items(), shop.UNTIL_US, CovisitConfig(item_users_max=2)))
+    one, two, three = key("item-1"), key("item-2"), key("item-3")
+    assert {pair for pair in link if pair[0] == one} == {(one, two)}
+    assert {pair for pair in link if pair[0] == three} == {(three, one)}
+    few = swing.build(shop.events(), shop.items(), shop.UNTIL_US, CovisitConfig(neighbours_max=5))
+    assert pl.from_arrow(few)["item_key"].value_counts()["count"].max() == 5
+
+
+def test_swing_in_parts_is_swing(shop, monkeypatch):
+    whole = swing.build(shop.events(), shop.items(), shop.UNTIL_US)
+    monkeypatch.setattr(swing, "_ITEMS_PER_CALL", 7)
+    assert swing.build(shop.events(), shop.items(), shop.UNTIL_US).equals(whole)
 
 
 async def own(shop, store, pairs):

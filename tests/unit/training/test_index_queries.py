@@ -23,5 +23,5 @@ def test_queries_are_user_vectors_and_the_same_every_time():
 
 def test_a_manifest_without_index_settings_has_the_defaults():
     sections = Settings().as_dict()
-    del sections["models.index"]
+    del sections["models.index"], sections["candidates.covisit"]
     assert Settings.from_dict(sections) == Settings()
