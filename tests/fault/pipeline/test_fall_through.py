@@ -61,6 +61,10 @@ class Store(Port):
 
 
 class Source(Port):
+    def __init__(self, fault=None, result=None, name="ann"):
+        super().__init__(fault, result)
+        self.name = name
+
     async def retrieve(self, query, user, limit, deadline):
         return await self.answer()
 
@@ -151,6 +155,32 @@ async def test_one_source_of_many(shop, make, fault, reason):
     slate = await make(ann=Source(fault)).recommend(shop.query(), within())
     assert (slate.tier, slate.fallbacks) == (Tier.FULL, (f"ann:{reason}",))
     assert whole(slate, shop)
+
+
+@pytest.mark.parametrize("name", [f.source for f in ARMS["full"].feeds])
+async def test_any_source_can_be_missing(shop, make, name):
+    """The slate is whole without it, of the best tier, and says which one was missing."""
+    slate = await make(sources={name: Source(DOWN, name=name)}).recommend(shop.query(), within(5_000))
+    assert (slate.tier, slate.fallbacks) == (Tier.FULL, (f"{name}:unavailable",))
+    assert whole(slate, shop)
+    assert not any(name in i.sources for i in slate.items)
+
+
+async def test_a_source_may_take_its_share_of_the_time_and_no_more(shop, make):
+    """All but one hang: each is given up at the end of the sources' budget, the slate is the other one's."""
+    names = [f.source for f in ARMS["full"].feeds if f.source != "covisit"]
+    slate = await make(sources={n: Source("hang", name=n) for n in names}).recommend(shop.query(), within(2_000))
+    assert slate.tier == Tier.FULL
+    assert set(slate.fallbacks) == {f"{n}:timeout" for n in names}
+    assert {s for i in slate.items for s in i.sources} == {"covisit"}
+
+
+@pytest.mark.parametrize("name", ["covisit", "swing", "trending"])
+async def test_a_source_without_its_index_is_left_out(shop, store, tmp_path, name):
+    run = shop.write_run(tmp_path / "run", more=lambda writer: writer.path(f"index/{name}.parquet").unlink())
+    slate = await build("retrieval", run, shop.ports(store)).recommend(shop.query(), within(5_000))
+    assert (slate.tier, slate.fallbacks) == (Tier.RETRIEVAL, ())
+    assert not any(name in i.sources for i in slate.items)
 
 
 @pytest.mark.parametrize(("fault", "reason"), FAULTS)
