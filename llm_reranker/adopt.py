@@ -68,7 +68,7 @@ def adopt(
         orders = {"rank": of.rank, "reranker": raw,
                   "blended": [blend(a, b, weight) for a, b in zip(of.rank, raw, strict=True)]}  # fmt: skip
         ndcg = {name: quality.mean_ndcg(scores, of.label) for name, scores in orders.items()}
-        tasks[task] = {"queries": len(of.chosen), "ndcg@10": ndcg, "weight": weight, "as_asked": of.as_asked}
+        tasks[task] = {"queries": len(of.chosen), "ndcg@10": ndcg, "weight": weight}
     report = {
         "checkpoint": source.resolve().name,
         "tasks": tasks,

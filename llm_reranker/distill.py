@@ -1,8 +1,9 @@
 """Distils a reranker from candidate lists: teacher, student, calibration, blend weights, folder. Heavy: torch.
 
 Only data before the run's `until` comes in. Validation is the last block of query_time; what is chosen on it (whether
-to believe the teacher, calibration, blend weights) is in the report. Each task, all and new-only, has its own weight,
-and weight 0, the ranker's own order, unless the gain on validation is sure. Seeded: the same input, the same folder.
+to believe the teacher, calibration, blend weights) is in the report. Each task, all and new-only, has its own lists and
+its own weight, and weight 0, the ranker's own order, unless the gain on validation is sure. Seeded: the same input, the
+same folder.
 
 Shape legend: R rows of the lists, M items, C collaborative embedding width, n rows of one list.
 """
@@ -32,7 +33,7 @@ from llm_reranker.extras import Extras
 from llm_reranker.lists import FEATURE_NAMES, Lists, read
 from llm_reranker.model import ModelConfig
 from llm_reranker.prompt import Prompt, item_texts
-from llm_reranker.splits import TASKS, Held, ItemVectors, Split, common_space, held, split, training
+from llm_reranker.splits import TASKS, Held, ItemVectors, Split, common_space, held, split, task_of, training
 from llm_reranker.teachers import Teacher, parse
 from llm_reranker.teachers.labels import Kept, LabelFile
 from llm_reranker.teachers.qwen3_moe import Qwen3MoeTeacher
@@ -108,7 +109,7 @@ class _Work:
     ) -> None:
         self.lists, self.items, self.config, self.seed = lists, items, config, seed
         self.item_texts = item_texts(items, items.item_key)
-        self._train_queries = sorted({v.query for v in parts.train})
+        self._train_queries = sorted(parts.train)
         self.tokenizer = self._tokenizer()
         self.prompt = Prompt(
             self.tokenizer, prefix_tokens_max=config.prefix_tokens_max, item_tokens_max=config.item_tokens_max
@@ -130,7 +131,7 @@ class _Work:
 
             return EndpointTeacher(rest, config, seed=self.seed)
         c = self.config
-        learnt = [(one.query, one.new_only) for one in self.train]
+        learnt = [one.query for one in self.train]
         facts = json.dumps([dataclasses.asdict(c), digest, self.seed, learnt], sort_keys=True)
 
         def make() -> TrainableReranker:
@@ -222,13 +223,13 @@ class _Work:
 
         Log-odds of a teacher that never saw these shoppers are first put on the scale of what they did.
         """
-        taught = [c for c in self.train if believed[TASKS[c.new_only]]]
+        taught = [c for c in self.train if believed[task_of(self.lists, c.query)]]
         soft = self._label(teacher, taught)
         if soft and not teacher.fitted:
             scale, bias = _platt(soft, [self.lists.label[c.rows] for c in taught])
             soft = [(scale * s + bias).astype(np.float32) for s in soft]
-        by_view = {(c.query, c.new_only): s for c, s in zip(taught, soft, strict=True)}
-        return [replace(c, teacher=by_view.get((c.query, c.new_only))) for c in self.train]
+        by_query = {c.query: s for c, s in zip(taught, soft, strict=True)}
+        return [replace(c, teacher=by_query.get(c.query)) for c in self.train]
 
     def _outcome(
         self, task: str, judged: Sequence[fit.Scores], raw: Sequence[fit.Scores], gain: Mapping[str, Any]
@@ -242,7 +243,6 @@ class _Work:
             "queries": len(of.chosen),
             "ndcg@10": {name: quality.mean_ndcg(scores, of.label) for name, scores in orders.items()},
             "weight": weight,
-            "as_asked": of.as_asked,
             "teacher_gain": gain,
             "student_gain": _gain(blended, of, self.seed),
         }

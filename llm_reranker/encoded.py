@@ -54,13 +54,13 @@ class Encoded:
         """Token ids of a query's prefix."""
         return self.prompt.prefix(self.lists.history_text[query] if self._text else "")
 
-    def training_rows(self, query: int, depth: int, *, new_only: bool = False) -> Rows:
+    def training_rows(self, query: int, depth: int) -> Rows:
         """The best `depth` rows by rank, and a quarter as many negatives spread over what is below them.
 
         All of the best, not a sample by label: where positives are kept and negatives thinned out, a network learns
         that low ranks are good.
         """
-        rows = self.lists.rows(query, new_only=new_only)
+        rows = self.lists.rows(query)
         below = rows[depth:][self.lists.label[rows[depth:]] == 0]
         spread = np.linspace(0, len(below) - 1, min(len(below), depth // _BELOW)).astype(np.int64)
         return np.concatenate([rows[:depth], below[spread]])

@@ -29,17 +29,16 @@ _EXTRAS_LR = 5.0  # few steps, small layers
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """One list as one task sees it: its query, the rows that are scored and, for a student, their soft labels."""
+    """One list: its query, the rows that are scored and, for a student, their soft labels."""
 
     query: int
     rows: Rows
-    new_only: bool = False
     teacher: Scores | None = None
 
 
 def features_of(data: Encoded, one: Chosen) -> npt.NDArray[np.float32]:
-    """Features of the chosen rows, their rank_position counted among all that the task sees. float32 [n, F]."""
-    whole = data.lists.rows(one.query, new_only=one.new_only)
+    """Features of the chosen rows, their rank_position counted among all of the list. float32 [n, F]."""
+    whole = data.lists.rows(one.query)
     at = {int(r): i for i, r in enumerate(whole)}
     return data.lists.features(whole)[[at[int(r)] for r in one.rows]]
 

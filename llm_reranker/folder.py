@@ -113,12 +113,11 @@ def _known_answer(
     features = np.stack([np.linspace(-1, 1, n), work.lists.rank_score[:1].repeat(n), np.arange(n)], 1)
     features[0, 0] = np.nan
     probe = Lists(
-        query_id=["known-answer"], query_time_us=np.array([as_of_us]),
+        query_id=["known-answer"], query_time_us=np.array([as_of_us]), new_only=np.zeros(1, np.bool_),
         history_text=[history_text(history, as_of_us)],
         offsets=np.array([0, n]), item_id=[*ids, ""], item_text=texts, item_embedding=np.empty((n, 0), np.float32),
         retrieval_score=features[:, 0].astype(np.float32), rank_score=features[:, 1].astype(np.float32),
-        origin=[""] * n, touched=np.zeros(n, np.bool_),
-        label=np.zeros(n, np.float32),
+        origin=[""] * n, label=np.zeros(n, np.float32),
     )  # fmt: skip
     embedding = np.full((n, vectors.shape[1]), np.nan, np.float32)
     embedding[: len(ids)] = vectors[: len(ids)].numpy()

@@ -25,6 +25,7 @@ SCHEMA = pa.schema(
     [
         pa.field("query_id", pa.string(), nullable=False),
         pa.field("query_time", pa.int64(), nullable=False),  # microseconds UTC; nothing in the row is from later
+        pa.field("new_only", pa.bool_(), nullable=False),  # the list was asked for new items alone: task new-only
         pa.field("history_text", pa.string(), nullable=False),
         pa.field("item_id", pa.string(), nullable=False),
         pa.field("item_text", pa.string()),
@@ -32,9 +33,6 @@ SCHEMA = pa.schema(
         pa.field("retrieval_score", pa.float32()),  # null when no retriever scored it
         pa.field("rank_score", pa.float32(), nullable=False),  # the ranker's logit, out-of-fold
         pa.field("origin", pa.string()),  # why the row is here: a source's name, same_category, random
-        pa.field(
-            "touched", pa.bool_(), nullable=False
-        ),  # the user had acted on it before, so task new-only leaves it out
         pa.field("label", pa.float32(), nullable=False),  # 1 = the user acted on it after query_time, else 0
     ]
 )
@@ -45,12 +43,14 @@ _FIX = "Make the lists again with `double11 distill` (recsys.training.rerank_lis
 class Lists:
     """Q lists of candidates in query_time order; rows offsets[q] to offsets[q + 1] belong to query q.
 
-    query_time_us: int64 [Q], microseconds UTC. item_embedding: float32 [R, D], NaN rows where unknown.
-    retrieval_score, rank_score, label: float32 [R]; retrieval_score is NaN where missing. touched: bool [R].
+    query_time_us: int64 [Q], microseconds UTC. new_only: bool [Q], of task new-only, else of task all.
+    item_embedding: float32 [R, D], NaN rows where unknown. retrieval_score, rank_score, label: float32 [R];
+    retrieval_score is NaN where missing.
     """
 
     query_id: list[str]
     query_time_us: npt.NDArray[np.int64]
+    new_only: npt.NDArray[np.bool_]
     history_text: list[str]
     offsets: npt.NDArray[np.int64]
     item_id: list[str]
@@ -59,19 +59,14 @@ class Lists:
     retrieval_score: npt.NDArray[np.float32]
     rank_score: npt.NDArray[np.float32]
     origin: list[str]
-    touched: npt.NDArray[np.bool_]
     label: npt.NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.query_id)
 
-    def rows(self, query: int, *, new_only: bool = False) -> npt.NDArray[np.int64]:
-        """Row numbers of one query's candidates, best rank_score first (ties keep file order).
-
-        new_only: as task new-only sees the query, without what the user had touched.
-        """
+    def rows(self, query: int) -> npt.NDArray[np.int64]:
+        """Row numbers of one query's candidates, best rank_score first (ties keep file order)."""
         rows = np.arange(self.offsets[query], self.offsets[query + 1])
-        rows = rows[~self.touched[rows]] if new_only else rows
         return rows[np.argsort(-self.rank_score[rows], kind="stable")]
 
     def features(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -93,11 +88,12 @@ def read(path: Path | str) -> Lists:
     frame = pl.DataFrame(pl.from_arrow(_conform(table, str(path)))).sort("query_time", "query_id", maintain_order=True)
     _check(frame, str(path))
     first = frame.group_by("query_id", maintain_order=True).agg(
-        pl.col("query_time").first(), pl.col("history_text").first(), pl.len()
+        pl.col("query_time", "new_only", "history_text").first(), pl.len()
     )
     return Lists(
         query_id=first["query_id"].to_list(),
         query_time_us=first["query_time"].to_numpy(),
+        new_only=first["new_only"].to_numpy(),
         history_text=first["history_text"].to_list(),
         offsets=np.concatenate([[0], np.cumsum(first["len"].to_numpy())]).astype(np.int64),
         item_id=frame["item_id"].to_list(),
@@ -106,7 +102,6 @@ def read(path: Path | str) -> Lists:
         retrieval_score=frame["retrieval_score"].fill_null(np.nan).to_numpy(),
         rank_score=frame["rank_score"].to_numpy(),
         origin=frame["origin"].fill_null("").to_list(),
-        touched=frame["touched"].to_numpy(),
         label=frame["label"].to_numpy(),
     )
 
@@ -146,12 +141,9 @@ def _check(frame: pl.DataFrame, path: str) -> None:
     refuse(frame.filter(pl.col("retrieval_score").is_infinite()), "retrieval_score", "finite numbers or null")
     refuse(frame.filter(~pl.col("label").is_between(0.0, 1.0)), "label", "numbers from 0 to 1")
     refuse(frame.filter(pl.struct("query_id", "item_id").is_duplicated()), "item_id", "an item once per query")
-    per_query = frame.group_by("query_id").agg(pl.col("query_time", "history_text").n_unique())
-    refuse(
-        per_query.filter((pl.col("query_time") > 1) | (pl.col("history_text") > 1)),
-        "query_time and history_text",
-        "one value per query",
-    )
+    shared = ("query_time", "new_only", "history_text")
+    per_query = frame.group_by("query_id").agg(pl.col(shared).n_unique())
+    refuse(per_query.filter(pl.any_horizontal(pl.col(shared) > 1)), ", ".join(shared), "one value per query")
 
 
 def _embeddings(column: pl.Series, path: str) -> npt.NDArray[np.float32]:

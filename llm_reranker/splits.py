@@ -1,4 +1,4 @@
-"""Which lists are learnt from and which judge, as either task sees them. NumPy only.
+"""Which lists are learnt from and which judge either task. NumPy only.
 
 Shape legend: R rows of the lists, M items, C collaborative embedding width.
 """
@@ -24,89 +24,72 @@ _BLOCKS_MAX = 64  # more distinct query times than this are no windows of towers
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """(query, new_only): a list as one task sees it."""
-
-    query: int
-    new_only: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Split:
-    """Views to train on, and those of the last block of query_time by task."""
+    """Queries to train on, of both tasks, and those of the last block of query_time by task."""
 
-    train: list[View]
-    validation: dict[str, list[View]]
+    train: list[int]
+    validation: dict[str, list[int]]
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Validation lists of one task: what is scored, what the ranker said, what the users did.
-
-    as_asked: False where they are another task's lists with rows left out: sources, places and scores are then not
-    those that a request of this task would see, and a gain on them may be a loss in serving.
-    """
+    """Validation lists of one task: what is scored, what the ranker said, what the users did."""
 
     chosen: list[Chosen]
     rank: list[Scores]
     label: list[Scores]
-    as_asked: bool
 
     def weight(self, raw: list[Scores], seed: int) -> float:
-        """The say of a reranker beside the ranker: none without a sure gain, none on lists that are not as asked."""
-        return quality.choose_weight(self.rank, raw, self.label, seed) if self.as_asked else 0.0
+        """The say of a reranker beside the ranker: none without a sure gain, none where the task has no lists."""
+        return quality.choose_weight(self.rank, raw, self.label, seed)
+
+
+def task_of(lists: Lists, query: int) -> str:
+    """The task that a list was asked for."""
+    return TASKS[int(lists.new_only[query])]
 
 
 def split(lists: Lists, config: DistillConfig, seed: int) -> Split:
     """Validation = the fewest last query times that hold `validation_share` of the queries.
 
-    A view without a positive among its best `depth` rows has no order to learn, and is left out. Training is on
-    the lists as they were made.
+    A list without a positive among its best `depth` rows has no order to learn, and is left out.
     Raises: BadInput for lists that leave nothing to train on or to validate with.
     """
     times, counts = np.unique(lists.query_time_us, return_counts=True)
     late = np.flatnonzero(np.cumsum(counts[::-1])[::-1] >= config.validation_share * len(lists)).max()
     is_late = lists.query_time_us >= times[late]
     rng = np.random.default_rng(seed)
-    positive = {
-        new_only: np.array(
-            [(lists.label[lists.rows(q, new_only=new_only)[: config.depth]] > 0).any() for q in range(len(lists))]
-        )
-        for new_only in (False, True)
-    }
+    positive = np.array([(lists.label[lists.rows(q)[: config.depth]] > 0).any() for q in range(len(lists))])
 
-    def draw(views: list[View], at_most: int) -> list[View]:
-        return [views[int(i)] for i in np.sort(rng.permutation(len(views))[:at_most])]
+    def draw(mask: npt.NDArray[np.bool_], at_most: int) -> list[int]:
+        queries = np.flatnonzero(positive & mask)
+        return [int(q) for q in queries[np.sort(rng.permutation(len(queries))[:at_most])]]
 
-    def having(mask: npt.NDArray[np.bool_], new_only: bool) -> list[View]:
-        return [View(int(q), new_only) for q in np.flatnonzero(positive[new_only] & mask)]
-
-    train = draw(having(~is_late, False), config.train_queries_max)
+    train = draw(~is_late, config.train_queries_max)
     validation = {
-        task: draw(having(is_late, new_only), config.validation_queries_max)
+        task: draw(is_late & (lists.new_only == new_only), config.validation_queries_max)
         for task, new_only in zip(TASKS, (False, True), strict=True)
     }
     if not train or not validation["all"]:
         raise BadInput(
             "lists",
             came=f"{len(times)} query times; with a positive: {len(train)} lists before, "
-            f"{len(validation['all'])} in the last",
+            f"{len(validation['all'])} of task all in the last",
             expected="lists with positives both before and in the last block of query_time",
             fix="Make lists of two windows or more.",
         )
     return Split(train, validation)
 
 
-def training(data: Encoded, views: list[View], depth: int) -> list[Chosen]:
-    """What is trained on of each view."""
-    return [Chosen(v.query, data.training_rows(v.query, depth, new_only=v.new_only), v.new_only) for v in views]
+def training(data: Encoded, queries: list[int], depth: int) -> list[Chosen]:
+    """What is trained on of each query."""
+    return [Chosen(q, data.training_rows(q, depth)) for q in queries]
 
 
-def held(lists: Lists, views: list[View], depth: int) -> Held:
-    """What is judged of each view: what serving would send."""
-    chosen = [Chosen(v.query, lists.rows(v.query, new_only=v.new_only)[:depth], v.new_only) for v in views]
-    as_asked = not any(v.new_only and lists.touched[lists.rows(v.query)].any() for v in views)
-    return Held(chosen, [lists.rank_score[c.rows] for c in chosen], [lists.label[c.rows] for c in chosen], as_asked)
+def held(lists: Lists, queries: list[int], depth: int) -> Held:
+    """What is judged of each query: what serving would send."""
+    chosen = [Chosen(q, lists.rows(q)[:depth]) for q in queries]
+    return Held(chosen, [lists.rank_score[c.rows] for c in chosen], [lists.label[c.rows] for c in chosen])
 
 
 def common_space(lists: Lists, vectors: ItemVectors | None) -> tuple[ItemVectors, npt.NDArray[np.float32]]:

@@ -142,6 +142,7 @@ def _student_run(folder: Path) -> RunDirectory:
         ]
         columns["query_id"] += [f"q{q}"] * len(shown)
         columns["query_time"] += [at_us] * len(shown)
+        columns["new_only"] += [q % 3 == 0] * len(shown)
         columns["history_text"] += [history_text(past, at_us)] * len(shown)
         columns["item_id"] += [ids[i] for i in shown]
         columns["item_text"] += [item_text(titles[i]) for i in shown]
@@ -149,7 +150,6 @@ def _student_run(folder: Path) -> RunDirectory:
         columns["retrieval_score"] += rng.normal(size=len(shown)).tolist()
         columns["rank_score"] += rng.normal(size=len(shown)).tolist()
         columns["origin"] += ["made up"] * len(shown)
-        columns["touched"] += (np.arange(len(shown)) % 16 == 0).tolist()
         columns["label"] += (np.arange(len(shown)) % 8 == 0).astype(float).tolist()
     pq.write_table(pa.table(columns, schema=SCHEMA), folder / "lists.parquet")
     distill(folder / "lists.parquet", items, folder / "student", config=DistillConfig(), version="1")

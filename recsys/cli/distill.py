@@ -102,4 +102,4 @@ def _ablated(row: dict[str, Any]) -> str:
 
 
 def _why(said: dict[str, Any]) -> str:
-    return "no sure gain" if said["as_asked"] else "the lists are not as this task is asked"
+    return "no sure gain" if said["queries"] else "no validation lists of this task"

@@ -29,7 +29,7 @@ from recsys.models.history import Histories
 from recsys.models.jagged import Jagged, keyed
 from recsys.models.scaling import Scaling
 
-TOUCHED = "own_days_since_action"  # the feature that only items have which the user has met before
+NEW_ONLY = "new_only"  # the feature that is 1 where new items alone were asked for
 
 
 class RankerNet(nn.Module):
@@ -67,8 +67,7 @@ class Prior:
 
     source: whose order, by the feature SOURCE_score. What is added is the weight times the worth of the place in NDCG,
     1 / log2(1 + place), nothing where the source is silent. Places mean the same on every day, scores do not.
-    fresh_weight: instead of `weight` where the user has touched none of the candidates, and new items have the first
-    places.
+    fresh_weight: instead of `weight` where new items alone were asked for, which have the first places then.
     """
 
     source: str
@@ -180,12 +179,11 @@ class Ranker:
 
     def leaning(self, values: npt.NDArray[np.float32], query: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """What the priors add to the logits [N]; query: each candidate's user, ascending."""
-        added = np.zeros(len(values), np.float32)
+        added, fresh = np.zeros(len(values), np.float32), np.zeros(len(values), np.bool_)
+        if NEW_ONLY in self.feature_names:
+            fresh = values[:, self.feature_names.index(NEW_ONLY)] > 0
         for prior in self.priors:
-            weight = np.full(len(values), prior.weight, np.float32)
-            if TOUCHED in self.feature_names:
-                known = np.isfinite(values[:, self.feature_names.index(TOUCHED)])
-                weight[np.bincount(query, known)[query] == 0] = prior.fresh_weight
+            weight = np.where(fresh, prior.fresh_weight, prior.weight).astype(np.float32)
             added += weight * prior.worth(values[:, self.feature_names.index(prior.feature)], query)
         return added
 

@@ -49,7 +49,7 @@ ITEM_NAMES = (*(f"item_{n}" for n in ITEM_VALUES), "item_price_to_user")
 RELATION_NAMES = (
     "category_affinity", "brand_affinity", "category_days_since", "same_category_as_current", "same_category_as_cart",
 )  # fmt: skip
-CONTEXT_NAMES = ("hour_of_day", "day_of_week")
+CONTEXT_NAMES = ("hour_of_day", "day_of_week", "new_only")
 FEATURE_NAMES: tuple[str, ...] = (
     *OWN_NAMES, *USER_NAMES, *SOURCE_NAMES, *ITEM_NAMES, *RELATION_NAMES, *CONTEXT_NAMES,
 )  # fmt: skip
@@ -91,6 +91,7 @@ def assemble(
         **_relations(query, user, found.item_key, catalogue),
         "hour_of_day": float(user.as_of_us // 3_600_000_000 % 24),
         "day_of_week": float((user.as_of_us // DAY_US + 3) % 7),  # 1970-01-01 was a Thursday; 0 = Monday
+        "new_only": float(query.new_only),  # what sources and places say is relative to what was asked for
     }
     values = np.empty((len(found), len(FEATURE_NAMES)), np.float32)
     for column, name in enumerate(FEATURE_NAMES):

@@ -133,19 +133,23 @@ def out_of_fold_scores(
 def _judge(
     lists: list[RankLists], items: ItemTable, *, seed: int, settings: Settings, work: Path
 ) -> tuple[dict[str, float], tuple[Prior, ...], Calibration]:
-    """Measures, priors and calibration of a ranker trained without the last window, on the last window."""
+    """Measures by task, priors and calibration of a ranker trained without the last window, on the last window."""
     *earlier, last = lists
     if not earlier:
         return {}, (), Calibration()
     ranker = _fit(earlier, items, seed=seed, settings=settings, work=work)
     ranker.priors = choose_priors(ranker, last)
-    scores = score_lists(ranker, last)
-    measures = list_measures(last, scores)
-    if len(last) > 1:
-        measures["ece"] = calibration_error(last, scores, calibrate)
+    every, new = (last.of_task(new_only=new_only) for new_only in (False, True))
+    scores = score_lists(ranker, every)
+    measures = list_measures(every, scores)
+    if len(every) > 1:
+        measures["ece"] = calibration_error(every, scores, calibrate)
     measures |= {f"prior_{prior.source}": prior.weight for prior in ranker.priors}
+    if len(new):
+        measures |= {f"new_only_{k}": v for k, v in list_measures(new, score_lists(ranker, new)).items()}
+        measures |= {f"new_only_prior_{prior.source}": prior.fresh_weight for prior in ranker.priors}
     _log.info("ranker_validated", **{k: round(v, 4) for k, v in measures.items()})
-    return measures, ranker.priors, calibrate(scores, last.label)
+    return measures, ranker.priors, calibrate(scores, every.label)
 
 
 def _fit(lists: list[RankLists], items: ItemTable, *, seed: int, settings: Settings, work: Path) -> Ranker:

@@ -11,6 +11,7 @@ from recsys.core import BadInput
 from recsys.core.logging import get_logger
 from recsys.data import Dataset
 from recsys.evaluation import make_queries, parse_positives
+from recsys.evaluation.queries import TASKS
 from recsys.training.base_run import iso, known_events, window_run
 from recsys.training.config import AUTO, TrainingConfig
 from recsys.training.rank_lists import RankLists, collect
@@ -46,7 +47,7 @@ def window_lists(
     lists = []
     for window in windows:
         run, _ = window_run(dataset, window.from_us, seed=seed, settings=settings, work=work)
-        kept = work / f"lists-{run.run_id}-{window.to_us}-{'+'.join(positives)}.safetensors"
+        kept = work / f"lists-{run.run_id}-{window.to_us}-{'+'.join(positives)}-by-task.safetensors"
         if kept.is_file():
             lists.append(RankLists.load(kept))
             continue
@@ -86,12 +87,18 @@ def foreseen(dataset: Dataset, windows: list[Window], config: TrainingConfig) ->
 def window_queries(
     dataset: Dataset, window: Window, positives: tuple[str, ...], config: TrainingConfig, seed: int
 ) -> pl.DataFrame:
-    """The users asked about in a window and what they acted on."""
-    return make_queries(
-        known_events(dataset, window.to_us),
-        from_us=window.from_us,
-        to_us=window.to_us,
-        positives=positives,
-        queries_max=config.queries_per_window_max,
-        seed=seed,
-    )
+    """The users asked about in a window and what they acted on, for either task (column `new_only`)."""
+    events = known_events(dataset, window.to_us)
+    tasks = [
+        make_queries(
+            events,
+            from_us=window.from_us,
+            to_us=window.to_us,
+            positives=positives,
+            task=task,
+            queries_max=config.queries_per_window_max,
+            seed=seed,
+        ).with_columns(new_only=pl.lit(task == "new-only"))
+        for task in TASKS
+    ]
+    return pl.concat(tasks)

@@ -1,5 +1,7 @@
 """Training lists of the ranker: what the cascade finds for the users of one window, and what they then acted on.
 
+Either task, all and new-only, has lists of its own, found by requests of its own: a request for new items alone fills
+the sources' quotas with other items, so a list of task all without what the user had touched is no such list.
 The lists come from the same code that answers requests (`recsys.pipeline`), on a run and a feature store that know
 nothing from the window's start on. So a label can never be among its own features.
 
@@ -22,7 +24,6 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from feature_store import FeatureReader
-from recsys.candidates.behaviour import touched
 from recsys.core import Candidates, Deadline, Query, RunDirectory, keys
 from recsys.core.clock import ManualClock
 from recsys.core.progress import bar
@@ -31,7 +32,9 @@ from recsys.pipeline import Collected, Ports, build
 
 ARM = "retrieval"
 _CONCURRENT = 4
-_NUMBERS = ("values", "label", "fresh", "item_key", "source", "retrieval_score", "offsets", "num_relevant")
+_ROWS = ("values", "label", "item_key", "source", "retrieval_score")
+_QUERIES = ("num_relevant", "new_only")
+_NUMBERS = (*_ROWS, *_QUERIES, "offsets")
 _ACTIONS = ("item_key", "event_type", "time_us", "lengths", "as_of_us")
 _WORDS = ("names", "source_names", "user_id")
 
@@ -40,21 +43,21 @@ _WORDS = ("names", "source_names", "user_id")
 class RankLists:
     """Q lists. Rows offsets[q] to offsets[q + 1] are query q's candidates.
 
-    names: of the F features. values: float32 [N, F]; label: bool [N], acted on in the window; fresh: bool [N], not
-    touched by the user before it; num_relevant: int64 [Q], also what was not found; source: int64 [N], place in
-    `source_names` of the first source that gave the row; histories: Q histories as of the query's time.
+    names: of the F features. values: float32 [N, F]; label: bool [N], acted on in the window; new_only: bool [Q], the
+    task that was asked; num_relevant: int64 [Q], also what was not found; source: int64 [N], place in `source_names` of
+    the first source that gave the row; histories: Q histories as of the query's time.
     """
 
     names: tuple[str, ...]
     source_names: tuple[str, ...]
     values: npt.NDArray[np.float32]
     label: npt.NDArray[np.bool_]
-    fresh: npt.NDArray[np.bool_]
     item_key: npt.NDArray[np.int64]
     source: npt.NDArray[np.int64]
     retrieval_score: npt.NDArray[np.float32]
     offsets: npt.NDArray[np.int64]
     num_relevant: npt.NDArray[np.int64]
+    new_only: npt.NDArray[np.bool_]
     user_id: tuple[str, ...]
     histories: Histories
 
@@ -65,19 +68,15 @@ class RankLists:
         """Query number of each row [N]."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
-    def fresh_only(self) -> RankLists:
-        """As if asked for new items alone: the fresh rows of lists in which something new was relevant."""
-        query = self.query_of_row()
-        found = np.bincount(query, self.label & ~self.fresh, len(self)).astype(np.int64)
-        rows_left = np.bincount(query, self.fresh, len(self)).astype(np.int64)
-        kept = (self.num_relevant > found) & (rows_left > 0)
-        rows, users = self.fresh & kept[query], np.flatnonzero(kept)
-        columns = {n: getattr(self, n)[rows] for n in _NUMBERS if n not in ("offsets", "num_relevant")}
+    def of_task(self, *, new_only: bool) -> RankLists:
+        """The lists of one task, in order."""
+        kept = self.new_only == new_only
+        rows, users = kept[self.query_of_row()], np.flatnonzero(kept)
+        columns = {n: getattr(self, n)[rows] for n in _ROWS} | {n: getattr(self, n)[users] for n in _QUERIES}
         return replace(
             self,
             **columns,
-            offsets=np.concatenate([[0], np.cumsum(rows_left[kept])]),
-            num_relevant=(self.num_relevant - found)[kept],
+            offsets=np.concatenate([[0], np.cumsum(np.diff(self.offsets)[users])]).astype(np.int64),
             user_id=tuple(self.user_id[u] for u in users),
             histories=self.histories.take(users),
         )
@@ -106,17 +105,11 @@ class RankLists:
     def concat(cls, parts: Sequence[RankLists]) -> RankLists:
         """All lists of all parts, in order."""
         sizes = np.concatenate([np.diff(p.offsets) for p in parts])
-        return cls(
-            names=parts[0].names,
-            source_names=parts[0].source_names,
-            values=np.concatenate([p.values for p in parts]),
-            label=np.concatenate([p.label for p in parts]),
-            fresh=np.concatenate([p.fresh for p in parts]),
-            item_key=np.concatenate([p.item_key for p in parts]),
-            source=np.concatenate([p.source for p in parts]),
-            retrieval_score=np.concatenate([p.retrieval_score for p in parts]),
+        columns: dict[str, Any] = {n: np.concatenate([getattr(p, n) for p in parts]) for n in (*_ROWS, *_QUERIES)}
+        return replace(
+            parts[0],
+            **columns,
             offsets=np.concatenate([[0], np.cumsum(sizes)]),
-            num_relevant=np.concatenate([p.num_relevant for p in parts]),
             user_id=tuple(u for p in parts for u in p.user_id),
             histories=Histories.concat([p.histories for p in parts]),
         )
@@ -125,8 +118,9 @@ class RankLists:
 def collect(
     queries: pl.DataFrame, run: RunDirectory, features: FeatureReader, *, candidates_max: int, seed: int
 ) -> RankLists:
-    """The lists of `queries` (recsys.evaluation.make_queries), from a run and a store made strictly before them.
+    """The lists of `queries`, from a run and a store made strictly before them.
 
+    queries: as recsys.evaluation.make_queries makes them, with a column `new_only` that says of which task each is.
     Of a list longer than `candidates_max` all relevant rows and a random part of the others stay.
     """
     return asyncio.run(_collect(queries, run, features, candidates_max, seed))
@@ -142,14 +136,15 @@ async def _collect(
     try:
         with bar(total=len(queries), what="lists", unit="query") as progress:
 
-            async def one(user_id: str, time_us: int) -> Collected:
+            async def one(user_id: str, time_us: int, new_only: bool) -> Collected:
                 async with gate:
-                    found = await cascade.collect(Query(user_id=user_id, as_of_us=time_us), Deadline.never())
+                    query = Query(user_id=user_id, as_of_us=time_us, new_only=new_only)
+                    found = await cascade.collect(query, Deadline.never())
                     progress.update()
                     return found
 
-            asked = queries.select("user_id", "query_time").iter_rows()
-            found = await asyncio.gather(*(one(user_id, time_us) for user_id, time_us in asked))
+            asked = queries.select("user_id", "query_time", "new_only").iter_rows()
+            found = await asyncio.gather(*(one(*query) for query in asked))
     finally:
         cascade.close()
     return _lists(queries, found, candidates_max, rng)
@@ -168,12 +163,12 @@ def _lists(
         source_names=found[0].candidates.source_names,
         values=np.concatenate([c.features.values[r] for c, r in parts]),
         label=np.concatenate([hit[r] for hit, r in zip(label, rows, strict=True)]),
-        fresh=np.concatenate([~np.isin(c.candidates.item_key[r], touched(c.user)) for c, r in parts]),
         item_key=np.concatenate([c.candidates.item_key[r] for c, r in parts]),
         source=np.concatenate([_first_source(c.candidates)[r] for c, r in parts]),
         retrieval_score=np.concatenate([c.candidates.score("retrieval")[r] for c, r in parts]),
         offsets=np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64),
         num_relevant=np.array([len(r) for r in relevant], np.int64),
+        new_only=queries["new_only"].to_numpy(),
         user_id=tuple(queries["user_id"].to_list()),
         histories=Histories.from_lists(
             [u.recent_item_key for u in users],

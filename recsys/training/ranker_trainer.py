@@ -1,9 +1,10 @@
 """Trains the ranker on lists: which of these candidates did the user act on.
 
 Loss per list: softmax cross-entropy over all relevant candidates (order), plus every relevant row against every other
-one by what swapping them would change in NDCG (the first places), plus binary cross-entropy (level). The order counts
-once more among the candidates that are new to the user: beside what he bought before they would hardly matter, and a
-shelf of new things has nothing else. Every epoch sees all relevant rows of a list and a fresh sample of the others.
+one by what swapping them would change in NDCG (the first places), plus binary cross-entropy (level). Lists of both
+tasks, all and new-only, are learnt from: beside what the user bought before, new items would hardly matter in the
+former, and a shelf of new things has nothing else. Every epoch sees all relevant rows of a list and another sample of
+the others.
 
 Shape legend: Q lists of a batch, C rows kept of each, N = Q x C, R relevant ones of them, X network inputs.
 Source: Cao et al. 2007 (ListNet, top-one softmax); Burges et al. 2006 (LambdaRank); Wang et al. 2018 (LambdaLoss,
@@ -35,7 +36,7 @@ _PRIORS = ((_RETRIEVAL, False), ("own_history", True))  # whose orders, and whic
 _PRIOR_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 64.0)
 _LEVEL_WEIGHT = 0.5  # of the binary loss beside the list loss
 _SWAP_WEIGHT = 2.0  # of the swaps beside it
-_FRESH_WEIGHT = 0.5  # of the order among what the user has not touched yet, beside the order of all
+_NEW_ONLY_WEIGHT = 0.5  # of a list of new items alone, beside a list of all
 _SWAP_PLACES = 20  # beyond these a place is worth nothing
 _IDEAL_PLACES = 10
 _ENCODED_ROWS, _SCORED_LISTS = 16_384, 32  # at a time: bounds of memory
@@ -95,25 +96,25 @@ def choose_priors(ranker: Ranker, lists: RankLists) -> tuple[Prior, ...]:
     Weights within one standard error of the best, by user, are taken for equal; the smallest of them is chosen. Where
     the user's own history in full is among them, it is chosen instead: ordinary days do not show that the network is
     better, what shoppers did before carries over to days that are unlike those trained on, and what else was learnt
-    need not. Lists of new items alone have a weight of their own. Orders that the lists do not have are left out.
+    need not. Each task has weights of its own, from its own lists. Orders that the lists do not have are left out.
     Source: Breiman et al. 1984, section 3.4.3 (the rule of one standard error).
     """
-    score, priors = _logits(ranker, lists), []
+    of_all, of_new = (_weights(ranker, lists.of_task(new_only=new_only)) for new_only in (False, True))
+    priors = (Prior(source, *both) for (source, _), *both in zip(_PRIORS, of_all, of_new, strict=True))
+    return tuple(prior for prior in priors if prior.weight or prior.fresh_weight)
+
+
+def _weights(ranker: Ranker, lists: RankLists) -> list[float]:
+    """The weight of each of _PRIORS, chosen one after another on lists of one task; 0 where nothing can be said."""
+    score, weights = _logits(ranker, lists), []
     for source, lasts in _PRIORS:
-        prior = Prior(source, 1.0)
-        if prior.feature not in lists.names:
-            continue
-        worth = prior.worth(lists.values[:, lists.names.index(prior.feature)], lists.query_of_row())
-        weight = _weight(lists, score, worth, lasts=lasts)
-        fresh = lists.fresh_only() if source == _RETRIEVAL else None
-        fresh_weight = 0.0
-        if fresh is not None and len(fresh):
-            among = prior.worth(fresh.values[:, fresh.names.index(prior.feature)], fresh.query_of_row())
-            fresh_weight = _weight(fresh, _logits(ranker, fresh), among, lasts=lasts)
-        score = score + weight * worth
-        if weight or fresh_weight:
-            priors.append(Prior(source, weight, fresh_weight))
-    return tuple(priors)
+        prior, weight = Prior(source, 1.0), 0.0
+        if prior.feature in lists.names and len(lists):
+            worth = prior.worth(lists.values[:, lists.names.index(prior.feature)], lists.query_of_row())
+            weight = _weight(lists, score, worth, lasts=lasts)
+            score = score + weight * worth
+        weights.append(weight)
+    return weights
 
 
 def _weight(lists: RankLists, score: npt.NDArray[np.float32], worth: npt.NDArray[np.float32], *, lasts: bool) -> float:
@@ -194,10 +195,9 @@ def _loss(
     logit_QC[mask_QC] = logit_N
     label_QC = torch.zeros_like(logit_QC)
     label_QC[mask_QC] = label_N
-    fresh_QC = torch.zeros_like(mask_QC)
-    fresh_QC[mask_QC] = torch.from_numpy(lists.fresh[rows])
-    order = _order(logit_QC, label_QC, mask_QC) + _FRESH_WEIGHT * _order(logit_QC, label_QC * fresh_QC, fresh_QC)
-    level = F.binary_cross_entropy_with_logits(logit_N, label_N)
+    weight_Q = torch.from_numpy(np.where(lists.new_only[batch], _NEW_ONLY_WEIGHT, 1.0).astype(np.float32))
+    order = (weight_Q * _order(logit_QC, label_QC, mask_QC)).mean()
+    level = F.binary_cross_entropy_with_logits(logit_N, label_N, weight_Q[query])
     saved = {
         "values": torch.from_numpy(lists.values[rows]),
         "label": label_N,
@@ -208,15 +208,14 @@ def _loss(
 
 
 def _order(logit_QC: Tensor, label_QC: Tensor, mask_QC: Tensor) -> Tensor:
-    """Softmax loss and swaps over the rows of `mask_QC`; the mean over all lists, 0 of one without a relevant row."""
-    shown_QC = torch.where(mask_QC, logit_QC, -1e9)
-    target_QC = label_QC / label_QC.sum(dim=1, keepdim=True).clamp_min(1.0)
-    softmax = -(target_QC * torch.log_softmax(shown_QC, dim=1)).sum(dim=1).mean()
-    return softmax + _SWAP_WEIGHT * _swaps(shown_QC, label_QC, mask_QC)
+    """Softmax loss and swaps of each list [Q], which has a relevant row; what is outside `mask_QC` is no row."""
+    target_QC = label_QC / label_QC.sum(dim=1, keepdim=True)
+    softmax_Q = -(target_QC * torch.log_softmax(logit_QC, dim=1)).sum(dim=1)
+    return softmax_Q + _SWAP_WEIGHT * _swaps(logit_QC, label_QC, mask_QC)
 
 
 def _swaps(logit_QC: Tensor, label_QC: Tensor, mask_QC: Tensor) -> Tensor:
-    """Mean over lists of log(1 + exp(other - relevant)), weighted by what swapping the two would change in NDCG."""
+    """Sum per list [Q] of log(1 + exp(other - relevant)), weighted by what swapping the two would change in NDCG."""
     with torch.no_grad():
         place_QC = logit_QC.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         worth_QC = torch.where(place_QC < _SWAP_PLACES, 1.0 / torch.log2(place_QC + 2.0), 0.0)
@@ -226,4 +225,4 @@ def _swaps(logit_QC: Tensor, label_QC: Tensor, mask_QC: Tensor) -> Tensor:
         change_RC = (worth_QC[query, at][:, None] - worth_QC[query]).abs() / ideal_Q[query][:, None]
         change_RC *= mask_QC[query] & (label_QC[query] == 0)
     behind_RC = F.softplus(logit_QC[query] - logit_QC[query, at][:, None])
-    return (change_RC * behind_RC).sum() / len(label_QC)
+    return logit_QC.new_zeros(len(label_QC)).index_add(0, query, (change_RC * behind_RC).sum(dim=1))

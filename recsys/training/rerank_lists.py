@@ -1,7 +1,7 @@
 """Candidate lists for distillation: what the reranker will see, from the windows that trained the ranker.
 
-Every list holds the ranker's best candidates by a score from a ranker that never saw the list's window, the best of
-those that the user had not touched, what else the user acted on among the candidates, and a few more negatives: of the
+Every list, of task all or of task new-only as it was asked, holds the ranker's best candidates by a score from a ranker
+that never saw the list's window, what else the user acted on among the candidates, and a few more negatives: of the
 same category as a relevant item, and at random.
 Embeddings are those of the window's own tower. Nothing in a row is from the query's time or later, but the label.
 """
@@ -33,11 +33,10 @@ from recsys.training.lists import foreseen, window_lists, window_starts
 from recsys.training.rank_lists import RankLists
 from recsys.training.settings import Settings
 
-DEPTH = 40  # candidates by rank, of either task
+DEPTH = 40  # candidates by rank
 FILE = "rerank-lists.parquet"  # in RUN.work
 EXTRA = 5  # negatives of either kind
 _HISTORY_ITEMS_MAX = 50
-_OWN_COUNTS = ("own_views", "own_favorites", "own_carts", "own_purchases", "own_returns")
 _SAME_CATEGORY, _RANDOM = "same_category", "random"
 
 
@@ -73,6 +72,12 @@ def make(dataset_dir: Path | str, run: RunDirectory) -> Path:
     return path
 
 
+def query_id(lists: RankLists, q: int) -> str:
+    """Of one list, distinct by user, time and task."""
+    name = f"{lists.user_id[q]}@{lists.histories.as_of_us[q]}"
+    return f"{name}/new-only" if lists.new_only[q] else name
+
+
 class _Window:
     """Rows of one window."""
 
@@ -88,7 +93,6 @@ class _Window:
         keys, vectors = tower.item_vectors()
         self.vocabulary = Vocabulary(keys)
         self.vectors = vectors
-        self.touched = lists.values[:, [lists.names.index(n) for n in _OWN_COUNTS]].sum(axis=1) > 0
         self.category = np.array([c or "" for c in items.column("category")])
         self.text = item_texts(items, items.item_key)
         self.item_id = items.column("item_id")
@@ -105,8 +109,8 @@ class _Window:
         best = rows[np.lexsort((lists.item_key[rows], -self.scores[rows]))]
         place = self.items.rows(lists.item_key[best])
         best, place = best[place >= 0], place[place >= 0]
-        relevant, touched = lists.label[best], self.touched[best]
-        keep = relevant | (np.arange(len(best)) < DEPTH) | (~touched & (np.cumsum(~touched) <= DEPTH))
+        relevant = lists.label[best]
+        keep = relevant | (np.arange(len(best)) < DEPTH)
         rest = np.flatnonzero(~keep)
         wanted = np.isin(self.category[place], self.category[place[relevant]]) & (self.category[place] != "")
         same = self._draw(rest[wanted[rest]])
@@ -116,8 +120,9 @@ class _Window:
         one = lists.histories.take(np.array([q]))
         as_of_us = int(one.as_of_us[0])
         shared = {
-            "query_id": f"{lists.user_id[q]}@{as_of_us}",
+            "query_id": query_id(lists, q),
             "query_time": as_of_us,
+            "new_only": bool(lists.new_only[q]),
             "history_text": self._history(one.item_key, one.event_type, one.time_us, as_of_us),
         }
         for i in chosen.tolist():
@@ -131,7 +136,6 @@ class _Window:
                 "retrieval_score": None if np.isnan(retrieval) else retrieval,
                 "rank_score": float(self.scores[row]),
                 "origin": origins.get(i, lists.source_names[lists.source[row]]),
-                "touched": bool(touched[i]),
                 "label": float(lists.label[row]),
             }
 

@@ -17,7 +17,7 @@ Labels = npt.NDArray[np.bool_]
 
 
 def list_measures(lists: RankLists, scores: npt.NDArray[np.float32]) -> dict[str, float]:
-    """NDCG@10 of the ranker and of own history, the share of relevant items found, queries.
+    """NDCG@10 of the ranker and of own history, the share of relevant items found, queries; of lists of one task.
 
     scores: [N], calibrated or not. Relevant items that no source found count as misses, as in a replay.
     """

@@ -54,7 +54,10 @@ def items() -> ItemTable:
 
 
 def write_lists(path: Path, *, queries: int = 300, candidates: int = 16, taste: float = 3.0, seed: int = 1) -> Path:
-    """taste: how much the label depends on what the ranker cannot see; 0 = the ranker knows all there is."""
+    """taste: how much the label depends on what the ranker cannot see; 0 = the ranker knows all there is.
+
+    Every third list is of task new-only.
+    """
     rng = np.random.default_rng(seed)
     table = items()
     texts = [item_text(t, c) for t, c in zip(table.column("title"), table.column("category"), strict=True)]
@@ -77,6 +80,7 @@ def write_lists(path: Path, *, queries: int = 300, candidates: int = 16, taste: 
         label = rng.random(candidates) < p
         columns["query_id"] += [f"q{q}"] * candidates
         columns["query_time"] += [at_us] * candidates
+        columns["new_only"] += [q % 3 == 2] * candidates
         columns["history_text"] += [history_text(history, at_us)] * candidates
         columns["item_id"] += [ids[i] for i in shown]
         columns["item_text"] += [texts[i] for i in shown]
@@ -84,7 +88,6 @@ def write_lists(path: Path, *, queries: int = 300, candidates: int = 16, taste: 
         columns["retrieval_score"] += list(rng.normal(size=candidates))
         columns["rank_score"] += list(rank)
         columns["origin"] += ["ann"] * candidates
-        columns["touched"] += [i in past for i in shown]
         columns["label"] += list(label.astype(np.float32))
     pq.write_table(pa.table(columns, schema=SCHEMA), path)
     return path

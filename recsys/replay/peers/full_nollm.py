@@ -161,11 +161,7 @@ def _values(lists: Lists, dataset: Dataset, run: RunDirectory, work: Path) -> tu
     windows = window_starts(dataset, run.until_us, settings)
     positives = foreseen(dataset, windows, settings.training)
     made = window_lists(dataset, windows, positives, seed=seed, settings=settings, work=work)
-    at = {
-        f"{user}@{as_of_us}": (part, q)
-        for part in made
-        for q, (user, as_of_us) in enumerate(zip(part.user_id, part.histories.as_of_us.tolist(), strict=True))
-    }
+    at = {rerank_lists.query_id(part, q): (part, q) for part in made for q in range(len(part))}
     values = np.full((len(lists.item_id), len(made[0].names)), np.nan, np.float32)
     item_key = keys(lists.item_id)
     for query, query_id in enumerate(lists.query_id):

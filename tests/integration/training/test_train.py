@@ -82,6 +82,8 @@ def test_a_run_holds_everything_a_request_needs(run, until_us):
     measures = run.manifest["measures"]
     assert len(measures["windows"]) == 3
     assert 0 < measures["validation"]["ndcg@10"] <= 1
+    assert 0 < measures["validation"]["new_only_queries"] <= measures["validation"]["queries"]
+    assert 0 <= measures["validation"]["new_only_ndcg@10"] <= 1
     assert Ranker.load(run).calibration.slope > 0
     assert Tower.load(run).dim == 16
 
@@ -126,6 +128,28 @@ def test_rerank_lists_come_from_the_windows_and_are_labelled(world, run):
     assert set(lists.item_text) <= texts
     assert {line.split(": ", 1)[1] for text in lists.history_text for line in text.splitlines()} <= texts
     assert lists.history_text[0]
+
+
+def test_lists_of_new_items_are_found_by_requests_for_new_items(world, run):
+    """They hold nothing that the user had touched, and other items than those that were left of all."""
+    lists = read(rerank_lists.make(world.root, run))
+    shown = {
+        query_id: set(lists.item_id[start:stop])
+        for query_id, start, stop in zip(lists.query_id, lists.offsets, lists.offsets[1:], strict=False)
+    }
+    acted = (
+        world.events().filter(pl.col("event_type") != "impression").with_columns(pl.col("event_time").dt.epoch("us"))
+    )
+    asked = [query_id for query_id in shown if query_id.endswith("/new-only")]
+    assert len(asked) == lists.new_only.sum() > 0
+    others = 0
+    for query_id in asked:
+        both = query_id.removesuffix("/new-only")
+        user_id, at_us = both.rsplit("@", 1)
+        before = acted.filter((pl.col("user_id") == user_id) & (pl.col("event_time") < int(at_us)))
+        assert shown[query_id].isdisjoint(before["item_id"])
+        others += len(shown[query_id] - shown.get(both, shown[query_id]))
+    assert others
 
 
 def test_lists_from_another_dataset_are_refused(world, run, until_us, tmp_path):

@@ -16,11 +16,11 @@ from recsys.core import BadInput, CorruptData
 
 def rows(**changes: list[object]) -> pa.Table:
     columns: dict[str, list[object]] = {
-        "query_id": ["q2", "q1", "q1", "q2"], "query_time": [200, 100, 100, 200], "history_text": ["b", "a", "a", "b"],
+        "query_id": ["q2", "q1", "q1", "q2"], "query_time": [200, 100, 100, 200],
+        "new_only": [True, False, False, True], "history_text": ["b", "a", "a", "b"],
         "item_id": ["x", "x", "y", "z"], "item_text": ["X", "X", None, "Z"],
         "item_embedding": [[1.0, 2.0], None, [3.0, 4.0], [5.0, 6.0]], "retrieval_score": [0.5, None, 0.1, 0.2],
-        "rank_score": [-1.0, 2.0, 3.0, 1.0], "origin": ["ann"] * 4, "touched": [False, True, False, False],
-        "label": [1.0, 0.0, 1.0, 0.0],
+        "rank_score": [-1.0, 2.0, 3.0, 1.0], "origin": ["ann"] * 4, "label": [1.0, 0.0, 1.0, 0.0],
     }  # fmt: skip
     return pa.table({**columns, **changes}, schema=SCHEMA)
 
@@ -33,10 +33,9 @@ def write(path: Path, table: pa.Table) -> Path:
 def test_lists_come_in_time_order_and_rows_in_rank_order(tmp_path: Path) -> None:
     lists = read(write(tmp_path / "l.parquet", rows()))
     assert (lists.query_id, lists.query_time_us.tolist(), lists.history_text) == (["q1", "q2"], [100, 200], ["a", "b"])
-    assert lists.offsets.tolist() == [0, 2, 4]
+    assert (lists.offsets.tolist(), lists.new_only.tolist()) == ([0, 2, 4], [False, True])
     assert [lists.item_id[r] for r in lists.rows(0)] == ["y", "x"]
     assert [lists.item_id[r] for r in lists.rows(1)] == ["z", "x"]
-    assert [lists.item_id[r] for r in lists.rows(0, new_only=True)] == ["y"]
     features = lists.features(lists.rows(0))
     np.testing.assert_array_equal(features, np.array([[0.1, 3, 0], [np.nan, 2, 1]], np.float32))
     assert np.isnan(lists.item_embedding[0]).all()
@@ -56,11 +55,11 @@ def test_a_file_of_the_test_world_reads(world: ModuleType, tmp_path: Path) -> No
         ({"label": [2.0, 0.0, 0.0, 0.0]}, "label"),
         ({"item_id": ["x", "x", "x", "z"]}, "once per query"),
         ({"query_time": [200, 100, 101, 200]}, "one value per query"),
+        ({"new_only": [True, False, True, True]}, "one value per query"),
         ({"item_embedding": [[1.0], [1.0, 2.0], [1.0], [1.0]]}, "one width"),
-        ({"query_id": [], "query_time": [], "history_text": [], "item_id": [], "item_text": [], "item_embedding": [],
-          "retrieval_score": [], "rank_score": [], "origin": [], "touched": [], "label": []}, "no rows"),
+        ({name: [] for name in SCHEMA.names}, "no rows"),
     ],
-)  # fmt: skip
+)
 def test_rows_that_make_no_sense_are_refused(changes: dict[str, list[object]], words: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=words):
         read(write(tmp_path / "l.parquet", rows(**changes)))
@@ -68,12 +67,13 @@ def test_rows_that_make_no_sense_are_refused(changes: dict[str, list[object]], w
 
 def test_missing_columns_wrong_types_and_nulls_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "l.parquet"
-    with pytest.raises(BadInput, match="no column label"):
-        read(write(path, rows().drop_columns(["label"])))
-    words = rows().set_column(7, "rank_score", pa.array(["high", "low", "1", "2"]))
+    for name in ("label", "new_only"):
+        with pytest.raises(BadInput, match=f"no column {name}"):
+            read(write(path, rows().drop_columns([name])))
+    words = rows().set_column(SCHEMA.names.index("rank_score"), "rank_score", pa.array(["high", "low", "1", "2"]))
     with pytest.raises(BadInput, match="column rank_score"):
         read(write(path, words))
-    nulls = rows().set_column(3, "item_id", pa.array(["x", None, "y", "z"]))
+    nulls = rows().set_column(SCHEMA.names.index("item_id"), "item_id", pa.array(["x", None, "y", "z"]))
     with pytest.raises(BadInput, match="1 nulls"):
         read(write(path, nulls))
 

@@ -95,13 +95,13 @@ def test_scaling_keeps_order_bounds_surges_and_marks_missing():
     assert out[5, :4].tolist() == [0, 0, 0, 0]
 
 
-def test_a_prior_orders_by_place_and_has_another_weight_where_nothing_was_touched():
+def test_a_prior_orders_by_place_and_has_another_weight_where_new_items_are_asked_for():
     prior = Prior("covisit", 4.0, 1.0)
     worth = prior.worth(np.array([5.0, np.nan, 1e9, 7.0], np.float32), np.array([0, 0, 0, 1]))
     np.testing.assert_allclose(worth, [1 / np.log2(3), 0, 1, 1], rtol=1e-6)
     config = RankerConfig(dim=4, hidden=8)
-    names = ("covisit_score", "own_days_since_action")
+    names = ("covisit_score", "new_only")
     ranker = Ranker(RankerNet(2, 1, config).eval(), names, Vocabulary(np.empty(0, np.int64)), config, (prior,))
-    values = np.array([[2, np.nan], [1, 3], [2, np.nan], [1, np.nan]], np.float32)
+    values = np.array([[2, 0], [1, 0], [2, 1], [1, 1]], np.float32)
     added = ranker.leaning(values, np.array([0, 0, 1, 1]))
     np.testing.assert_allclose(added, [4, 4 / np.log2(3), 1, 1 / np.log2(3)], rtol=1e-6)

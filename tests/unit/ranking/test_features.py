@@ -116,6 +116,13 @@ async def test_a_stranger_and_an_unknown_item(shop, store, catalogue):
     assert np.isnan(made.column("item_age_days")[1])
 
 
+@pytest.mark.parametrize("new_only", [False, True])
+async def test_the_ranker_is_told_what_was_asked_for(shop, store, catalogue, new_only):
+    found = shop.candidates([key("item-1"), key("item-2")])
+    _, made = await matrix(shop, store, catalogue, shop.query(1, new_only=new_only), found)
+    assert made.column("new_only").tolist() == [float(new_only)] * 2
+
+
 async def test_no_candidates(shop, store, catalogue):
     _, made = await matrix(shop, store, catalogue, shop.query(1), shop.candidates([]))
     assert made.values.shape == (0, len(FEATURE_NAMES))

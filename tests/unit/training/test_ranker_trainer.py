@@ -25,7 +25,10 @@ CONFIG = TrainingConfig(ranker_epochs=15, ranker_batch_queries=8, ranker_steps_m
 
 
 def make_lists(queries=60, seed=0):
-    """Lists of 20 whose label follows the second feature; the first is own history, the third noise."""
+    """Lists of 20 whose label follows the second feature; the first is own history, the third noise.
+
+    Every third list is of task new-only.
+    """
     rng = np.random.default_rng(seed)
     rows = queries * 20
     values = rng.normal(size=(rows, 3)).astype(np.float32)
@@ -38,12 +41,12 @@ def make_lists(queries=60, seed=0):
         source_names=("own_history",),
         values=values,
         label=label.ravel(),
-        fresh=rng.random(rows) < 0.5,
         item_key=np.concatenate([rng.permutation(ITEMS.item_key)[:20] for _ in range(queries)]),
         source=np.zeros(rows, np.int64),
         retrieval_score=values[:, 2],
         offsets=np.arange(queries + 1) * 20,
         num_relevant=np.ones(queries, np.int64),
+        new_only=np.arange(queries) % 3 == 2,
         user_id=tuple(f"u{q}" for q in range(queries)),
         histories=Histories.from_lists(
             history, [np.array([5], np.int8)] * queries, [np.array([1])] * queries, [10] * queries
@@ -91,18 +94,38 @@ def test_own_history_counts_where_that_costs_nothing_that_could_be_measured():
     assert choose_priors(untaught, lists)[0].weight >= 2
 
 
-def test_lists_of_new_things_alone_keep_what_was_relevant_and_new():
-    lists = dataclasses.replace(make_lists(), num_relevant=np.full(60, 2))
-    new = lists.fresh_only()
-    left = np.bincount(lists.query_of_row()[lists.fresh], minlength=60)
-    assert len(new) == 60
-    np.testing.assert_array_equal(np.diff(new.offsets), left)
-    np.testing.assert_array_equal(new.label, lists.label[lists.fresh])
-    old_hits = np.bincount(lists.query_of_row(), lists.label & ~lists.fresh)
-    np.testing.assert_array_equal(new.num_relevant, 2 - old_hits)
-    one = dataclasses.replace(lists, num_relevant=np.ones(60, np.int64)).fresh_only()
-    assert len(one) == int((old_hits == 0).sum()) == len(one.user_id) == len(one.histories.lengths)
-    assert one.label.sum() == len(one)
+def test_each_task_has_the_prior_that_its_own_lists_want():
+    """Retrieval's order is right where new items are asked for, and wrong elsewhere."""
+    lists = dataclasses.replace(make_lists(queries=90), names=("retrieval_score", "good", "noise"))
+    untaught = _train(dataclasses.replace(lists, label=np.zeros(1800, bool)))
+    lists.values[:, 0] = np.where(lists.new_only[lists.query_of_row()], lists.values[:, 1], -lists.values[:, 1])
+    (prior,) = choose_priors(untaught, lists)
+    assert prior.weight == 0 < prior.fresh_weight
+    (only_all,) = choose_priors(untaught, dataclasses.replace(lists, new_only=~lists.new_only).of_task(new_only=False))
+    assert only_all.fresh_weight == 0 < only_all.weight
+
+
+def test_the_lists_of_a_task_are_whole_and_those_of_both_are_all():
+    lists = dataclasses.replace(make_lists(), num_relevant=np.arange(60))
+    parts = [lists.of_task(new_only=new_only) for new_only in (False, True)]
+    assert [len(part) for part in parts] == [40, 20]
+    at = np.flatnonzero(lists.new_only)
+    rows = (at[:, None] * 20 + np.arange(20)).ravel()
+    np.testing.assert_array_equal(parts[1].label, lists.label[rows])
+    np.testing.assert_array_equal(parts[1].values, lists.values[rows])
+    assert (parts[1].num_relevant.tolist(), parts[1].user_id) == (at.tolist(), tuple(f"u{q}" for q in at))
+    np.testing.assert_array_equal(parts[1].histories.item_key, lists.histories.take(at).item_key)
+    both = RankLists.concat(parts)
+    assert (len(both), both.offsets[-1], both.new_only.sum()) == (60, 1200, 20)
+    assert len(parts[0].of_task(new_only=True)) == 0
+
+
+def test_lists_of_new_items_are_learnt_from():
+    """Where only they have anything to learn, too."""
+    lists = make_lists()
+    ranker = _train(dataclasses.replace(lists, label=lists.label & lists.new_only[lists.query_of_row()]))
+    held_out = make_lists(seed=1)
+    assert list_measures(held_out, score_lists(ranker, held_out))["ndcg@10"] > 0.6
 
 
 def test_calibrated_probabilities_have_the_right_level_and_the_same_order():
@@ -125,7 +148,7 @@ def test_saved_lists_come_back_whole(tmp_path):
     lists = make_lists(3)
     lists.save(tmp_path / "lists.safetensors")
     again = RankLists.load(tmp_path / "lists.safetensors")
-    for name in ("values", "label", "item_key", "offsets", "names", "user_id"):
+    for name in ("values", "label", "item_key", "offsets", "new_only", "names", "user_id"):
         np.testing.assert_array_equal(getattr(again, name), getattr(lists, name))
     np.testing.assert_array_equal(again.histories.item_key, lists.histories.item_key)
     both = RankLists.concat([lists, again])
@@ -158,7 +181,7 @@ def test_ndcg_counts_what_was_not_found_as_a_miss():
 def test_swaps_count_what_they_would_change_in_ndcg():
     """One relevant row behind two others: each swap by its change of the discount, an empty place by nothing."""
     logit = torch.tensor([[1.0, 3.0, 2.0, -1e9]], requires_grad=True)
-    loss = _swaps(logit, torch.tensor([[1.0, 0.0, 0.0, 0.0]]), torch.tensor([[True, True, True, False]]))
+    (loss,) = _swaps(logit, torch.tensor([[1.0, 0.0, 0.0, 0.0]]), torch.tensor([[True, True, True, False]]))
     worth = [1.0, 1 / np.log2(3), 1 / np.log2(4)]
     expected = (worth[0] - worth[2]) * np.log1p(np.exp(2)) + (worth[1] - worth[2]) * np.log1p(np.exp(1))
     assert loss.item() == pytest.approx(expected, rel=1e-5)
