@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import polars as pl
@@ -12,6 +13,7 @@ from recsys.core.logging import get_logger
 from recsys.data import Dataset
 from recsys.evaluation import make_queries, parse_positives
 from recsys.evaluation.queries import TASKS
+from recsys.ranking.features import FEATURE_NAMES
 from recsys.training.base_run import iso, known_events, window_run
 from recsys.training.config import AUTO, TrainingConfig
 from recsys.training.rank_lists import RankLists, collect
@@ -19,6 +21,7 @@ from recsys.training.settings import Settings
 from recsys.training.windows import Window, stacked
 
 _log = get_logger(__name__)
+_FEATURES = hashlib.sha256(",".join(FEATURE_NAMES).encode()).hexdigest()[:8]  # lists of other features are made anew
 _PURCHASERS_MIN = 100  # of a window, on average: with fewer there is nothing to learn from, and nothing to judge it by
 
 
@@ -47,7 +50,7 @@ def window_lists(
     lists = []
     for window in windows:
         run, _ = window_run(dataset, window.from_us, seed=seed, settings=settings, work=work)
-        kept = work / f"lists-{run.run_id}-{window.to_us}-{'+'.join(positives)}-by-task.safetensors"
+        kept = work / f"lists-{run.run_id}-{window.to_us}-{'+'.join(positives)}-{_FEATURES}.safetensors"
         if kept.is_file():
             lists.append(RankLists.load(kept))
             continue
