@@ -71,7 +71,7 @@ def until_compacted(log, topic, tick):
 
 if os.environ.get("DOUBLE11_KAFKA_HOME") or os.environ.get("DOUBLE11_KAFKA"):
 
-    @pytest.mark.parametrize("plain", [False, True])
+    @pytest.mark.parametrize("plain", [False, pytest.param(True, marks=pytest.mark.slow)])
     def test_price_and_stock_survive_compaction_unless_keys_are_plain_items(kafka, kafka_config, plain):
         config, _ = kafka_config("confluent", catalog_history_s=1)
         topics = config.get(Topics)

@@ -63,7 +63,11 @@ def test_a_figure_without_a_peer_has_no_ratio() -> None:
     assert figure("recall", "share", 0.9, peer=1.0).ratio == 0.9
 
 
-@pytest.mark.parametrize("name", [s for s in SUBJECTS if s != "serve"])
+# ingest starts a broker, a Redis and five processes one after the other: most of a minute
+SLOW = {"ingest": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("name", [pytest.param(s, marks=SLOW.get(s, ())) for s in SUBJECTS if s != "serve"])
 def test_every_benchmark_runs_and_reports(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(["bench", name, "--quick", "--json"]) == 0
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
