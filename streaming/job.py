@@ -87,7 +87,7 @@ class Job:
         else:
             self._stages = {t.events: SingleStage(means, store)}
         group, alone = f"double11-{store.store_id}", not has_buckets(store)
-        self._membership: Membership = log.membership(group, list(self._stages), alone=alone)
+        self._membership: Membership = log.membership(group, t.events, alone=alone)
         self._assigned: dict[str, frozenset[int]] = {}
         self._next_s = dict.fromkeys(("lag", "group", "caught up"), 0.0)
         self._emitted: _Ends | None = None
@@ -162,13 +162,12 @@ class Job:
         return {topic: at for stage in self._stages.values() for topic, at in stage.offsets.items()}
 
     def _follow(self) -> None:
-        """Take on and let go of partitions as the group says."""
-        assigned = self._membership.poll()
+        """Take on and let go of partitions as the group says: the same of every stage, so that each is shared out."""
+        now = self._membership.poll()
         for topic, stage in self._stages.items():
-            now = assigned[topic]
             if self._assigned.get(topic) != now:
                 if topic in self._assigned:
-                    metrics.REBALANCES.inc()
+                    metrics.REBALANCES.inc(topic == self._topics.events)  # once, not once a stage
                     _log.info("partitions_assigned", topic=topic, partitions=sorted(now))
                 for p in self._assigned.get(topic, frozenset()) - now:
                     metrics.LAG_RECORDS.labels(topic, str(p)).set(0)

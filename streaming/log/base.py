@@ -129,18 +129,18 @@ class Consumer(Protocol):
 
 
 class Membership(Protocol):
-    """Which partitions of some topics are this process's to read: one member of a consumer group, or everything.
+    """Which partitions of a topic are this process's to read: one member of a consumer group, or everything.
 
     It only says so: reading starts from a store's offsets, never from the group's.
     """
 
     @property
     def is_group(self) -> bool:
-        """Whether others may share the topics; else all partitions stay with this process."""
+        """Whether others may share the topic; else all partitions stay with this process."""
         ...
 
-    def poll(self) -> Mapping[str, frozenset[int]]:
-        """Partitions that are this process's now, by topic, without waiting. To be called at least every few seconds.
+    def poll(self) -> frozenset[int]:
+        """Partitions that are this process's now, without waiting. To be called at least every few seconds.
 
         Whoever calls has finished what concerns partitions that are gone from the answer: asking again lets go.
         Raises: Conflict when another process has taken this one's name (`group_instance_id`).
@@ -161,11 +161,10 @@ class EverythingAssigned:
 
     is_group = False
 
-    def __init__(self, partitions: Mapping[str, int]) -> None:
-        """partitions: by topic."""
-        self._assigned = {topic: frozenset(range(number)) for topic, number in partitions.items()}
+    def __init__(self, num_partitions: int) -> None:
+        self._assigned = frozenset(range(num_partitions))
 
-    def poll(self) -> Mapping[str, frozenset[int]]:
+    def poll(self) -> frozenset[int]:
         """All of them, always."""
         return self._assigned
 
@@ -210,8 +209,8 @@ class Log(Protocol):
         """A consumer of the given partitions from the given offsets on."""
         ...
 
-    def membership(self, group: str, topics: Sequence[str], *, alone: bool = False) -> Membership:
-        """Join the consumer group that shares these topics; a log that one process reads gives it everything.
+    def membership(self, group: str, topic: str, *, alone: bool = False) -> Membership:
+        """Join the consumer group that shares this topic; a log that one process reads gives it everything.
 
         alone: for a store that one process writes. It has everything and joins nothing, but still tells the group how
         far it is.

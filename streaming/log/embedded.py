@@ -10,7 +10,7 @@ import os
 import struct
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
@@ -122,9 +122,9 @@ class EmbeddedLog:
         """A consumer. Raises: NotFound."""
         return EmbeddedConsumer(self, topic, offsets)
 
-    def membership(self, group: str, topics: Sequence[str], *, alone: bool = False) -> Membership:
+    def membership(self, group: str, topic: str, *, alone: bool = False) -> Membership:
         """Everything: one process reads an embedded log for one store. Raises: NotFound."""
-        return EverythingAssigned({topic: self.num_partitions(topic) for topic in topics})
+        return EverythingAssigned(self.num_partitions(topic))
 
     def close(self) -> None:
         """Close every topic."""

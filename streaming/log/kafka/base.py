@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Self
@@ -110,7 +110,7 @@ class KafkaLog(ABC):
         """A consumer of the given partitions from the given offsets on."""
 
     @abstractmethod
-    def membership(self, group: str, topics: Sequence[str], *, alone: bool = False) -> Membership:
+    def membership(self, group: str, topic: str, *, alone: bool = False) -> Membership:
         """Join a consumer group, or, alone, only tell it how far this process is."""
 
     def name_taken(self) -> Conflict:
@@ -282,15 +282,14 @@ class KafkaMembership(ABC):
     alone: no member, but a consumer that has everything and commits under the group's name.
     """
 
-    def __init__(self, log: KafkaLog, topics: Sequence[str], *, alone: bool) -> None:
-        self._log, self._topics, self.is_group = log, tuple(topics), not alone
-        self._all = {(t, p) for t in topics for p in range(log.num_partitions(t))}
+    def __init__(self, log: KafkaLog, topic: str, *, alone: bool) -> None:
+        self._log, self._topic, self.is_group = log, topic, not alone
+        self._all = frozenset(range(log.num_partitions(topic)))
         self._unanswered = 0  # commits
 
-    def poll(self) -> Mapping[str, frozenset[int]]:
+    def poll(self) -> frozenset[int]:
         """Partitions that are ours now. Raises: Conflict, BadInput."""
-        assigned = self._poll() if self.is_group else self._all
-        return {t: frozenset(p for topic, p in assigned if topic == t) for t in self._topics}
+        return self._poll() if self.is_group else self._all
 
     def commit(self, offsets: Mapping[str, Mapping[int, int]]) -> None:
         """Send offsets to the group, not waiting for an answer."""
@@ -319,7 +318,7 @@ class KafkaMembership(ABC):
         """Close the client."""
 
     @abstractmethod
-    def _poll(self) -> set[tuple[str, int]]:
+    def _poll(self) -> frozenset[int]:
         """Serve the group, and pause what is new."""
 
     @abstractmethod

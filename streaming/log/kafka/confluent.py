@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from confluent_kafka import Consumer as Client
@@ -90,9 +90,9 @@ class ConfluentLog(KafkaLog):
         """A consumer. Raises: NotFound."""
         return ConfluentConsumer(self, topic, offsets)
 
-    def membership(self, group: str, topics: Sequence[str], *, alone: bool = False) -> ConfluentMembership:
+    def membership(self, group: str, topic: str, *, alone: bool = False) -> ConfluentMembership:
         """Join a consumer group. Raises: NotFound."""
-        return ConfluentMembership(self, group, topics, alone=alone)
+        return ConfluentMembership(self, group, topic, alone=alone)
 
     def close(self) -> None:
         """The admin client has nothing to finish; its connections go with it."""
@@ -285,8 +285,8 @@ class ConfluentMembership(KafkaMembership):
 
     _log: ConfluentLog
 
-    def __init__(self, log: ConfluentLog, group: str, topics: Sequence[str], *, alone: bool) -> None:
-        super().__init__(log, topics, alone=alone)
+    def __init__(self, log: ConfluentLog, group: str, topic: str, *, alone: bool) -> None:
+        super().__init__(log, topic, alone=alone)
         c = log.config
         named = {"group.instance.id": c.group_instance_id} if c.group_instance_id and not alone else {}
         self._client = Client(
@@ -306,13 +306,13 @@ class ConfluentMembership(KafkaMembership):
             }
         )
         if self.is_group:
-            self._client.subscribe(list(topics))
-        self._paused: set[tuple[str, int]] = set()
+            self._client.subscribe([topic])
+        self._paused: frozenset[int] = frozenset()
 
     def _leave(self) -> None:
         self._client.close()
 
-    def _poll(self) -> set[tuple[str, int]]:
+    def _poll(self) -> frozenset[int]:
         while (message := self._client.poll(0)) is not None:
             error = message.error()
             if error is None:
@@ -321,9 +321,9 @@ class ConfluentMembership(KafkaMembership):
                 raise self._log.name_taken()
             if error.code() in _REFUSED or error.fatal():
                 raise self._log.error(error, "")
-        assigned = {(at.topic, at.partition) for at in self._client.assignment()}
+        assigned = frozenset(at.partition for at in self._client.assignment())
         if new := assigned - self._paused:
-            self._client.pause([TopicPartition(t, p) for t, p in new])
+            self._client.pause([TopicPartition(self._topic, p) for p in new])
         self._paused = assigned
         return assigned
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -77,9 +77,9 @@ class KafkaPythonLog(KafkaLog):
         """A consumer. Raises: NotFound."""
         return KafkaPythonConsumer(self, topic, offsets)
 
-    def membership(self, group: str, topics: Sequence[str], *, alone: bool = False) -> KafkaPythonMembership:
+    def membership(self, group: str, topic: str, *, alone: bool = False) -> KafkaPythonMembership:
         """Join a consumer group. Raises: NotFound."""
-        return KafkaPythonMembership(self, group, topics, alone=alone)
+        return KafkaPythonMembership(self, group, topic, alone=alone)
 
     def close(self) -> None:
         """Let go of the admin connections."""
@@ -300,8 +300,8 @@ class KafkaPythonMembership(KafkaMembership):
 
     _log: KafkaPythonLog
 
-    def __init__(self, log: KafkaPythonLog, group: str, topics: Sequence[str], *, alone: bool) -> None:
-        super().__init__(log, topics, alone=alone)
+    def __init__(self, log: KafkaPythonLog, group: str, topic: str, *, alone: bool) -> None:
+        super().__init__(log, topic, alone=alone)
         c = log.config
         self._client = log.guarded(
             lambda: Client(
@@ -321,15 +321,15 @@ class KafkaPythonMembership(KafkaMembership):
             "",
         )
         if self.is_group:
-            self._client.subscribe(list(topics))
+            self._client.subscribe([topic])
         else:  # it refuses to be polled for nothing
-            self._client.assign([TopicPartition(t, p) for t, p in self._all])
+            self._client.assign([TopicPartition(topic, p) for p in self._all])
             self._client.pause(*self._client.assignment())
 
     def _leave(self) -> None:
         self._client.close()
 
-    def _poll(self) -> set[tuple[str, int]]:
+    def _poll(self) -> frozenset[int]:
         # kafka-python 3.0 throws away what a join brought if nothing asks for a join any more at the poll after it, as
         # when it began for new metadata only, which the join marks as seen. So ask until its result is taken.
         coordinator = self._client._coordinator
@@ -348,7 +348,7 @@ class KafkaPythonMembership(KafkaMembership):
         assigned = self._client.assignment()
         if new := assigned - self._client.paused():
             self._client.pause(*new)
-        return {(at.topic, at.partition) for at in assigned}
+        return frozenset(at.partition for at in assigned)
 
     def _serve(self) -> None:
         try:
