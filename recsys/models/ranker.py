@@ -1,22 +1,27 @@
-"""The ranker: features of a user, an item and both, to the chance that the user acts on the item.
+"""The ranker: features of a user, an item and both, to the chances of what the user may do with the item.
 
 A linear and a deep part over the scaled features; beside them the candidate's embedding meets the mean embedding of the
-user's history (both TorchRec bags) in one inner product. The output is a logit, calibrated (Platt) on the validation
-window: sigmoid(score) is a probability.
+user's history (both TorchRec bags) in one inner product. One head, the target's, gives the order; every other behaviour
+has a head of its own over the same inputs and hidden layer (shared bottom), which says how its logit differs from the
+target's and costs nothing where nobody asks for it. Each output is a logit, calibrated (Platt) on the validation
+window: its sigmoid is a probability.
 
-Shape legend: Q users (queries), N candidates of all queries, F features, X network inputs.
-Source: Cheng et al. 2016 (Wide & Deep); Zhou et al. 2018 (DIN: history meets candidate); Platt 1999.
+Shape legend: Q users (queries), N candidates of all queries, F features, X network inputs, H hidden units, B behaviours
+that have a head beside the target's.
+Source: Cheng et al. 2016 (Wide & Deep); Zhou et al. 2018 (DIN: history meets candidate); Caruana 1997 (shared bottom);
+Platt 1999.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -35,22 +40,44 @@ NEW_ONLY = "new_only"  # the feature that is 1 where new items alone were asked 
 class RankerNet(nn.Module):
     """The weights of the ranker. `scaling` is fitted before training and fixed afterwards."""
 
-    def __init__(self, num_features: int, num_rows: int, config: RankerConfig) -> None:
-        """num_rows: rows of the item table."""
+    def __init__(self, num_features: int, num_rows: int, config: RankerConfig, num_others: int = 0) -> None:
+        """num_rows: rows of the item table; num_others: heads beside the target's."""
         super().__init__()
         self.scaling = Scaling(num_features, config.quantiles, config.bins)
         self.tables = bag_tables({"item": num_rows}, config.dim, {"item": ["candidate", "history"]})
         self.first = nn.Linear(self.scaling.num_outputs, 1 + config.hidden)
         self.meeting = nn.Linear(1, config.hidden, bias=False)
-        self.last = nn.Sequential(nn.GELU(), nn.Dropout(config.dropout), nn.Linear(config.hidden, 1))
+        self.bend = nn.Sequential(nn.GELU(), nn.Dropout(config.dropout))
+        self.last = nn.Linear(config.hidden, 1)
+        # begun at 0 without a draw, so that the target's weights and dropout are the same with any number of heads
+        self.others_wide = nn.Parameter(torch.zeros(num_others, self.scaling.num_outputs))
+        self.others_deep = nn.Parameter(torch.zeros(num_others, config.hidden))
+        self.others_level = nn.Parameter(torch.zeros(num_others))
 
     def forward(self, x_NX: Tensor, ids: KeyedJaggedTensor, query_N: Tensor) -> Tensor:
-        """Logits [N]. x_NX: what `scaling` gives; ids: from `Ranker.ids`; query_N: each candidate's history."""
+        """Logits of the target [N].
+
+        x_NX: what `scaling` gives; ids: from `Ranker.ids`; query_N: each candidate's history.
+        """
+        return self._target(x_NX, ids, query_N)[0]
+
+    def every(self, x_NX: Tensor, ids: KeyedJaggedTensor, query_N: Tensor, share: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Logits of the target [N] and of the other behaviours [N, B].
+
+        share: of the other heads' gradients that reaches the hidden layer.
+        """
+        logit_N, hidden_NH = self._target(x_NX, ids, query_N)
+        common_NH = torch.lerp(hidden_NH.detach(), hidden_NH, share)
+        differs_NB = F.linear(x_NX, self.others_wide, self.others_level) + F.linear(common_NH, self.others_deep)
+        return logit_N, logit_N.detach()[:, None] + differs_NB  # rare behaviours have too little to learn all from
+
+    def _target(self, x_NX: Tensor, ids: KeyedJaggedTensor, query_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [N] and the hidden layer [N, H]."""
         bags = self.tables(ids)
         met_N1 = (bags["candidate"][: len(query_N)] * bags["history"][query_N]).sum(dim=1, keepdim=True)
         wide_N1, deep_NH = self.first(x_NX).split([1, self.meeting.out_features], dim=1)  # one product for both parts
-        logit_N1: Tensor = wide_N1 + self.last(deep_NH + self.meeting(met_N1))
-        return logit_N1.squeeze(1)
+        hidden_NH: Tensor = self.bend(deep_NH + self.meeting(met_N1))
+        return (wide_N1 + self.last(hidden_NH)).squeeze(1), hidden_NH
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +86,22 @@ class Calibration:
 
     slope: float = 1.0
     intercept: float = 0.0
+
+    def __call__(self, logit: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Calibrated logits, of any shape."""
+        calibrated: npt.NDArray[np.float32] = self.slope * logit + self.intercept
+        return calibrated
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What an output of the network foresees, an event type's label or a word for several, and its calibration."""
+
+    foresees: str
+    calibration: Calibration = field(default_factory=Calibration)
+
+
+_TARGET_ALONE = (Head("any"),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +134,7 @@ class Prior:
 
 
 class Ranker:
-    """A trained ranker, as serving uses it."""
+    """A trained ranker, as serving uses it. heads: the target's, whose logits are the score, then the others'."""
 
     def __init__(
         self,
@@ -100,13 +143,13 @@ class Ranker:
         vocabulary: Vocabulary,
         config: RankerConfig,
         priors: Sequence[Prior] = (),
-        calibration: Calibration | None = None,
+        heads: Sequence[Head] = _TARGET_ALONE,
         version: str = "unsaved",
     ) -> None:
-        """Use `load`, or training."""
+        """Use `load`, or training. heads: as many as the network has."""
         self.net, self.vocabulary, self.config, self.version = net, vocabulary, config, version
         self.feature_names = tuple(feature_names)
-        self.priors, self.calibration = tuple(priors), calibration or Calibration()
+        self.priors, self.heads = tuple(priors), tuple(heads)
 
     @classmethod
     def load(cls, run: RunDirectory) -> Ranker:
@@ -115,11 +158,11 @@ class Ranker:
         with run.settings_of("model ranker"):
             names, config = tuple(stored.settings["feature_names"]), RankerConfig(**stored.settings["config"])
             priors = [Prior(**prior) for prior in stored.settings["priors"]]
-            calibration = Calibration(**stored.settings["calibration"])
+            heads = [Head(h["foresees"], Calibration(**h["calibration"])) for h in stored.settings["heads"]]
             vocabulary = Vocabulary(stored.tensors["items.key"].numpy())
-        net = RankerNet(len(names), vocabulary.num_rows, config)
+        net = RankerNet(len(names), vocabulary.num_rows, config, len(heads) - 1)
         storage.restore(net, stored.section("net"), f"run {run.run_id}, models/ranker.safetensors")
-        return cls(net, names, vocabulary, config, priors, calibration, stored.version)
+        return cls(net, names, vocabulary, config, priors, heads, stored.version)
 
     def save(self, folder: Path) -> None:
         """Write ranker.safetensors and ranker.json into `folder`."""
@@ -130,7 +173,7 @@ class Ranker:
             "feature_names": list(self.feature_names),
             "defaults": dict.fromkeys(self.feature_names),  # null: a missing value is an input of its own
             "priors": [asdict(prior) for prior in self.priors],
-            "calibration": asdict(self.calibration),
+            "heads": [asdict(head) for head in self.heads],
         }
         self.version = storage.save(folder, "ranker", settings, tensors)
 
@@ -155,27 +198,45 @@ class Ranker:
         history_times_us: npt.NDArray[np.int64],
         as_of_us: int,
     ) -> npt.NDArray[np.float32]:
-        """Calibrated logits [N] of one user's candidates; sigmoid of them is a probability.
+        """Calibrated logits [N] of one user's candidates, the target's; sigmoid of them is a probability.
 
         values: [N, F'] with columns `names`, NaN = missing. A feature the model knows and `names` lacks counts as
         missing, and in double11_missing_features_total.
         Raises: BadInput for values of another shape; VersionMismatch when no name is the model's.
         """
-        if values.shape != (len(item_key), len(names)):
-            raise BadInput(
-                "ranker features",
-                came=f"shape {values.shape}",
-                expected=f"({len(item_key)}, {len(names)}): one row per candidate, one column per name",
-                fix="Pass the matrix with its own names.",
-            )
+        _check_shape(values, names, item_key)
         one = Histories.from_lists([history_keys], [history_types], [history_times_us], [as_of_us])
         if not len(item_key):
             return np.empty(0, np.float32)
         values = self._in_order(values, names)
         query = np.zeros(len(item_key), np.int64)
-        logit = self.logits(values, item_key, one, query) + self.leaning(values, query)
-        scores: npt.NDArray[np.float32] = self.calibration.slope * logit + self.calibration.intercept
-        return scores
+        return self.heads[0].calibration(self.logits(values, item_key, one, query) + self.leaning(values, query))
+
+    def probabilities(
+        self,
+        values: npt.NDArray[np.float32],
+        names: Sequence[str],
+        item_key: npt.NDArray[np.int64],
+        history_keys: npt.NDArray[np.int64],
+        history_types: npt.NDArray[np.int8],
+        history_times_us: npt.NDArray[np.int64],
+        as_of_us: int,
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """What each head foresees to its chances [N] for one user's candidates, the target's first.
+
+        A chance is that of a shopper who comes back within a training window's length from `as_of_us` on, for items
+        such as the sources find. Arguments, counters and errors as for `score`, whose sigmoid the target's chance is.
+        """
+        _check_shape(values, names, item_key)
+        one = Histories.from_lists([history_keys], [history_types], [history_times_us], [as_of_us])
+        if not len(item_key):
+            return {head.foresees: np.empty(0, np.float32) for head in self.heads}
+        values = self._in_order(values, names)
+        query = np.zeros(len(item_key), np.int64)
+        logit = self.every_logit(values, item_key, one, query)
+        logit[:, 0] += self.leaning(values, query)
+        chances = {h.foresees: h.calibration(column) for h, column in zip(self.heads, logit.T, strict=True)}
+        return {name: torch.from_numpy(chance).sigmoid().numpy() for name, chance in chances.items()}
 
     def leaning(self, values: npt.NDArray[np.float32], query: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """What the priors add to the logits [N]; query: each candidate's user, ascending."""
@@ -195,12 +256,26 @@ class Ranker:
         histories: Histories,
         query: npt.NDArray[np.int64],
     ) -> npt.NDArray[np.float32]:
-        """What the network alone says of N candidates of Q users [N]; query: each candidate's user.
+        """What the target's head alone says of N candidates of Q users [N]; query: each candidate's user.
 
         values: [N, F] in the order of `feature_names`.
         """
         x_NX = self.net.scaling(torch.from_numpy(values))
         logit: npt.NDArray[np.float32] = self.net(x_NX, self.ids(item_key, histories), torch.from_numpy(query)).numpy()
+        return logit
+
+    @torch.inference_mode()
+    def every_logit(
+        self,
+        values: npt.NDArray[np.float32],
+        item_key: npt.NDArray[np.int64],
+        histories: Histories,
+        query: npt.NDArray[np.int64],
+    ) -> npt.NDArray[np.float32]:
+        """What every head alone says [N, 1 + B], in the order of `heads`; arguments as for `logits`."""
+        x_NX = self.net.scaling(torch.from_numpy(values))
+        target_N, others_NB = self.net.every(x_NX, self.ids(item_key, histories), torch.from_numpy(query))
+        logit: npt.NDArray[np.float32] = torch.cat([target_N[:, None], others_NB], dim=1).numpy()
         return logit
 
     def _in_order(self, values: npt.NDArray[np.float32], names: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -222,3 +297,13 @@ class Ranker:
             if name in place:
                 ordered[:, i] = values[:, place[name]]
         return ordered
+
+
+def _check_shape(values: npt.NDArray[np.float32], names: Sequence[str], item_key: npt.NDArray[np.int64]) -> None:
+    if values.shape != (len(item_key), len(names)):
+        raise BadInput(
+            "ranker features",
+            came=f"shape {values.shape}",
+            expected=f"({len(item_key)}, {len(names)}): one row per candidate, one column per name",
+            fix="Pass the matrix with its own names.",
+        )

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +22,12 @@ from recsys.core import BadInput, RunDirectory, RunWriter
 from recsys.core.items import ItemTable
 from recsys.core.logging import get_logger
 from recsys.data import Dataset
-from recsys.models.ranker import Calibration, Prior, Ranker
+from recsys.models.ranker import Head, Prior, Ranker
 from recsys.training.base_run import iso, join_base, manifest_fields, write_base
 from recsys.training.launch import launch
 from recsys.training.lists import foreseen, window_lists, window_starts
-from recsys.training.rank_lists import RankLists
-from recsys.training.ranker_trainer import calibrate, choose_priors, score_lists, train_ranker
+from recsys.training.rank_lists import RankLists, heads_of
+from recsys.training.ranker_trainer import calibrate, choose_priors, other_logits, score_lists, train_ranker
 from recsys.training.ranks import Ranks, joined, launched
 from recsys.training.settings import Settings
 from recsys.training.tower_trainer import CHECKPOINTS
@@ -97,13 +99,15 @@ def _lead(
         lists = window_lists(dataset, windows, positives, seed=seed, settings=settings, work=work)
         write_base(run, dataset, until_us, seed=seed, settings=settings, work=work, ranks=ranks)
         items = ItemTable.read(run.path("items.parquet"))
-        judged, priors, calibration = _judge(lists, items, seed=seed, settings=settings, work=work)
-        ranker = _fit(lists, items, seed=seed, settings=settings, work=work)
-        ranker.priors, ranker.calibration = priors, calibration
+        names = heads_of(lists, positives)
+        judged, priors, heads = _judge(lists, items, names, seed=seed, settings=settings, work=work)
+        ranker = _fit(lists, items, names, seed=seed, settings=settings, work=work)
+        ranker.priors, ranker.heads = priors, heads
         ranker.save(run.path("models/ranker.json").parent)
         run.fields["measures"] = {
             "validation": judged,
             "foresees": list(positives),
+            "heads": list(names),
             "windows": [{"from": iso(w.from_us), "to": iso(w.to_us)} for w in windows],
         }
     for checkpoints in work.glob(f"{CHECKPOINTS}*"):
@@ -120,24 +124,25 @@ def out_of_fold_scores(
     """
     *earlier, last = lists
     half = (len(earlier) + 1) // 2
+    names = [head.foresees for head in like.heads]
     folds = [(earlier[half:], earlier[:half]), (earlier[:half], earlier[half:]), (earlier, [last])]
     scores = []
     for fitted, scored in folds:
         if scored:
-            ranker = _fit(fitted or [last], items, seed=seed, settings=settings, work=work)
-            ranker.priors, ranker.calibration = like.priors, like.calibration
+            ranker = _fit(fitted or [last], items, names, seed=seed, settings=settings, work=work)
+            ranker.priors, ranker.heads = like.priors, like.heads
             scores += [score_lists(ranker, part) for part in scored]
     return scores
 
 
 def _judge(
-    lists: list[RankLists], items: ItemTable, *, seed: int, settings: Settings, work: Path
-) -> tuple[dict[str, float], tuple[Prior, ...], Calibration]:
-    """Measures by task, priors and calibration of a ranker trained without the last window, on the last window."""
+    lists: list[RankLists], items: ItemTable, names: Sequence[str], *, seed: int, settings: Settings, work: Path
+) -> tuple[dict[str, float], tuple[Prior, ...], tuple[Head, ...]]:
+    """Measures by task, priors and calibrated heads of a ranker trained without the last window, on the last window."""
     *earlier, last = lists
     if not earlier:
-        return {}, (), Calibration()
-    ranker = _fit(earlier, items, seed=seed, settings=settings, work=work)
+        return {}, (), tuple(map(Head, names))
+    ranker = _fit(earlier, items, names, seed=seed, settings=settings, work=work)
     ranker.priors = choose_priors(ranker, last)
     every, new = (last.of_task(new_only=new_only) for new_only in (False, True))
     scores = score_lists(ranker, every)
@@ -148,13 +153,28 @@ def _judge(
     if len(new):
         measures |= {f"new_only_{k}": v for k, v in list_measures(new, score_lists(ranker, new)).items()}
         measures |= {f"new_only_prior_{prior.source}": prior.fresh_weight for prior in ranker.priors}
+    heads = [Head(names[0], calibrate(scores, every.label))]
+    for behaviour, logit in zip(names[1:], other_logits(ranker, every).T, strict=True):
+        did = every.did(behaviour)
+        heads.append(Head(behaviour, calibrate(logit, did)))
+        measures[f"{behaviour}_share"] = float(did.mean())
+        if len(every) > 1:
+            measures[f"{behaviour}_ece"] = calibration_error(replace(every, label=did), logit, calibrate)
     _log.info("ranker_validated", **{k: round(v, 4) for k, v in measures.items()})
-    return measures, ranker.priors, calibrate(scores, every.label)
+    return measures, ranker.priors, tuple(heads)
 
 
-def _fit(lists: list[RankLists], items: ItemTable, *, seed: int, settings: Settings, work: Path) -> Ranker:
+def _fit(
+    lists: list[RankLists], items: ItemTable, heads: Sequence[str], *, seed: int, settings: Settings, work: Path
+) -> Ranker:
     return train_ranker(
-        RankLists.concat(lists), items, config=settings.training, model=settings.ranker, seed=seed, work=work
+        RankLists.concat(lists),
+        items,
+        heads=heads,
+        config=settings.training,
+        model=settings.ranker,
+        seed=seed,
+        work=work,
     )
 
 

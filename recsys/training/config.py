@@ -23,6 +23,8 @@ class TrainingConfig:
     make one, on average, else any action.
     queries_per_window_max, candidates_max: bounds of the ranker's training lists.
     ranker_steps_min, ranker_steps_max: small data gets more epochs, large data fewer (one at least).
+    ranker_heads_share: how much of the gradients of heads that foresee other behaviours than the target reaches what
+    they have in common with it; 0 = they learn from the target's hidden layer and teach it nothing.
     tower_examples_max: (user, time) pairs per epoch, newest kept.
     tower_batch: examples of all processes together.
     device, sharding: of the tower's tables; auto = TorchRec's planner chooses among the three.
@@ -47,6 +49,7 @@ class TrainingConfig:
     ranker_learning_rate: float = 0.003
     ranker_weight_decay: float = 0.01
     ranker_table_learning_rate: float = 0.01
+    ranker_heads_share: float = 0.0
     threads: int = 1
     device: Literal["cpu", "cuda"] = "cpu"
     sharding: Literal["auto", "row_wise", "table_wise", "column_wise"] = "auto"
@@ -63,6 +66,7 @@ class TrainingConfig:
         in_range("training.tower_learning_rate", self.tower_learning_rate, 1e-7, 10)
         in_range("training.tower_table_learning_rate", self.tower_table_learning_rate, 1e-7, 10)
         in_range("training.ranker_table_learning_rate", self.ranker_table_learning_rate, 1e-7, 10)
+        in_range("training.ranker_heads_share", self.ranker_heads_share, 0, 1)
         in_range("training.ranker_epochs", self.ranker_epochs, 1, 1_000)
         in_range("training.ranker_steps_min", self.ranker_steps_min, 1, 1_000_000)
         in_range("training.ranker_steps_max", self.ranker_steps_max, self.ranker_steps_min, 10_000_000)

@@ -12,16 +12,17 @@ from recsys.core import BadInput
 from recsys.core.logging import get_logger
 from recsys.data import Dataset
 from recsys.evaluation import make_queries, parse_positives
-from recsys.evaluation.queries import TASKS
+from recsys.evaluation.queries import ANY_POSITIVE, TASKS
 from recsys.ranking.features import FEATURE_NAMES
 from recsys.training.base_run import iso, known_events, window_run
 from recsys.training.config import AUTO, TrainingConfig
-from recsys.training.rank_lists import RankLists, collect
+from recsys.training.rank_lists import COLUMNS, RankLists, bit_of, collect
 from recsys.training.settings import Settings
 from recsys.training.windows import Window, stacked
 
 _log = get_logger(__name__)
-_FEATURES = hashlib.sha256(",".join(FEATURE_NAMES).encode()).hexdigest()[:8]  # lists of other features are made anew
+# lists of other features or columns are made anew
+_FORM = hashlib.sha256(",".join((*FEATURE_NAMES, *COLUMNS)).encode()).hexdigest()[:8]
 _PURCHASERS_MIN = 100  # of a window, on average: with fewer there is nothing to learn from, and nothing to judge it by
 
 
@@ -50,7 +51,7 @@ def window_lists(
     lists = []
     for window in windows:
         run, _ = window_run(dataset, window.from_us, seed=seed, settings=settings, work=work)
-        kept = work / f"lists-{run.run_id}-{window.to_us}-{'+'.join(positives)}-{_FEATURES}.safetensors"
+        kept = work / f"lists-{run.run_id}-{window.to_us}-{'+'.join(positives)}-{_FORM}.safetensors"
         if kept.is_file():
             lists.append(RankLists.load(kept))
             continue
@@ -90,7 +91,7 @@ def foreseen(dataset: Dataset, windows: list[Window], config: TrainingConfig) ->
 def window_queries(
     dataset: Dataset, window: Window, positives: tuple[str, ...], config: TrainingConfig, seed: int
 ) -> pl.DataFrame:
-    """The users asked about in a window and what they acted on, for either task (column `new_only`)."""
+    """The users asked about in a window and what they acted on, for either task: columns as for `collect`."""
     events = known_events(dataset, window.to_us)
     tasks = [
         make_queries(
@@ -104,4 +105,16 @@ def window_queries(
         ).with_columns(new_only=pl.lit(task == "new-only"))
         for task in TASKS
     ]
-    return pl.concat(tasks)
+    return pl.concat(tasks).join(_acted(events, window), on="user_id", how="left", maintain_order="left")
+
+
+def _acted(events: pl.DataFrame, window: Window) -> pl.DataFrame:
+    """All that each user did in a window, whatever is to be foreseen: user_id, and lists `acted_id`, `acted_bits`."""
+    at = pl.col("event_time").dt.epoch("us")
+    done = events.filter(
+        at.is_between(window.from_us, window.to_us, closed="left"), pl.col("event_type").is_in(ANY_POSITIVE)
+    )
+    bit = pl.col("event_type").replace_strict({b: bit_of(b) for b in ANY_POSITIVE}, return_dtype=pl.UInt8)
+    pairs = done.select("user_id", "item_id", bit=bit).drop_nulls().unique()
+    items = pairs.group_by("user_id", "item_id").agg(pl.col("bit").sum()).sort("user_id", "item_id")
+    return items.group_by("user_id", maintain_order=True).agg(acted_id="item_id", acted_bits="bit")

@@ -26,32 +26,38 @@ from safetensors.numpy import save_file
 from feature_store import FeatureReader
 from recsys.core import Candidates, Deadline, Query, RunDirectory, keys
 from recsys.core.clock import ManualClock
+from recsys.core.events import EVENT_TYPE_BY_LABEL
+from recsys.core.ids import find_rows
 from recsys.core.progress import bar
+from recsys.evaluation.queries import ANY_POSITIVE
 from recsys.models.history import Histories
 from recsys.pipeline import Collected, Ports, build
 
 ARM = "retrieval"
 _CONCURRENT = 4
-_ROWS = ("values", "label", "item_key", "source", "retrieval_score")
+_ROWS = ("values", "label", "acted", "item_key", "source", "retrieval_score")
 _QUERIES = ("num_relevant", "new_only")
 _NUMBERS = (*_ROWS, *_QUERIES, "offsets")
 _ACTIONS = ("item_key", "event_type", "time_us", "lengths", "as_of_us")
 _WORDS = ("names", "source_names", "user_id")
+COLUMNS = (*_NUMBERS, *_ACTIONS, *_WORDS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankLists:
     """Q lists. Rows offsets[q] to offsets[q + 1] are query q's candidates.
 
-    names: of the F features. values: float32 [N, F]; label: bool [N], acted on in the window; new_only: bool [Q], the
-    task that was asked; num_relevant: int64 [Q], also what was not found; source: int64 [N], place in `source_names` of
-    the first source that gave the row; histories: Q histories as of the query's time.
+    names: of the F features. values: float32 [N, F]; label: bool [N], acted on in the window as is to be foreseen;
+    acted: uint8 [N], all that the user did with the item in the window, the sum of `bit_of` its behaviours; new_only:
+    bool [Q], the task that was asked; num_relevant: int64 [Q], also what was not found; source: int64 [N], place in
+    `source_names` of the first source that gave the row; histories: Q histories as of the query's time.
     """
 
     names: tuple[str, ...]
     source_names: tuple[str, ...]
     values: npt.NDArray[np.float32]
     label: npt.NDArray[np.bool_]
+    acted: npt.NDArray[np.uint8]
     item_key: npt.NDArray[np.int64]
     source: npt.NDArray[np.int64]
     retrieval_score: npt.NDArray[np.float32]
@@ -67,6 +73,10 @@ class RankLists:
     def query_of_row(self) -> npt.NDArray[np.int64]:
         """Query number of each row [N]."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    def did(self, behaviour: str) -> npt.NDArray[np.bool_]:
+        """Whether the user did this with the item in the window [N]; of all candidates, touched before or not."""
+        return self.acted & bit_of(behaviour) > 0
 
     def of_task(self, *, new_only: bool) -> RankLists:
         """The lists of one task, in order."""
@@ -120,7 +130,8 @@ def collect(
 ) -> RankLists:
     """The lists of `queries`, from a run and a store made strictly before them.
 
-    queries: as recsys.evaluation.make_queries makes them, with a column `new_only` that says of which task each is.
+    queries: as recsys.evaluation.make_queries makes them, with columns `new_only`, of which task each is, `acted_id`
+    and `acted_bits`, what the user did in the window: item ids, and for each the sum of `bit_of` its behaviours.
     Of a list longer than `candidates_max` all relevant rows and a random part of the others stay.
     """
     return asyncio.run(_collect(queries, run, features, candidates_max, seed))
@@ -156,6 +167,8 @@ def _lists(
     relevant = [keys(ids) for ids in queries["relevant"].to_list()]
     label = [np.isin(c.candidates.item_key, r) for c, r in zip(found, relevant, strict=True)]
     rows = [_keep(hit, candidates_max, rng) for hit in label]
+    done = zip(queries["acted_id"].to_list(), queries["acted_bits"].to_list(), strict=True)
+    acted = [_acted(c.candidates.item_key, *one) for c, one in zip(found, done, strict=True)]
     parts = list(zip(found, rows, strict=True))
     users = [c.user for c in found]
     return RankLists(
@@ -163,6 +176,7 @@ def _lists(
         source_names=found[0].candidates.source_names,
         values=np.concatenate([c.features.values[r] for c, r in parts]),
         label=np.concatenate([hit[r] for hit, r in zip(label, rows, strict=True)]),
+        acted=np.concatenate([bits[r] for bits, r in zip(acted, rows, strict=True)]),
         item_key=np.concatenate([c.candidates.item_key[r] for c, r in parts]),
         source=np.concatenate([_first_source(c.candidates)[r] for c, r in parts]),
         retrieval_score=np.concatenate([c.candidates.score("retrieval")[r] for c, r in parts]),
@@ -177,6 +191,34 @@ def _lists(
             [u.as_of_us for u in users],
         ),
     )
+
+
+def heads_of(parts: Sequence[RankLists], positives: Sequence[str]) -> tuple[str, ...]:
+    """What a ranker of these windows' lists foresees: the target's name, then other behaviours that have a head.
+
+    Those are behaviours that somebody did with a candidate both in the last window, where they are calibrated, and
+    before it, where they are learnt. A target of one behaviour has its name and needs no head beside it.
+    """
+    target = "any" if set(positives) == set(ANY_POSITIVE) else "+".join(positives)
+    *earlier, last = parts
+    judged = last.of_task(new_only=False)
+    others = [b for b in ANY_POSITIVE if judged.did(b).any() and any(part.did(b).any() for part in earlier)]
+    return (target, *(b for b in others if b != target))
+
+
+def bit_of(behaviour: str) -> int:
+    """The bit of a behaviour (an event type's label) in `RankLists.acted`."""
+    return 1 << EVENT_TYPE_BY_LABEL[behaviour]
+
+
+def _acted(
+    item_key: npt.NDArray[np.int64], acted_id: Sequence[str], acted_bits: Sequence[int]
+) -> npt.NDArray[np.uint8]:
+    """Of each candidate what the user did with it [N], 0 for nothing."""
+    key = keys(acted_id)
+    order = np.argsort(key, kind="stable")
+    place = find_rows(key[order], item_key, order)
+    return np.append(np.array(acted_bits, np.uint8), np.uint8(0))[place]  # place -1 is the last
 
 
 def _keep(label: npt.NDArray[np.bool_], rows_max: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Trains the ranker on lists: which of these candidates did the user act on.
+"""Trains the ranker on lists: which of these candidates did the user act on, and how.
 
 Loss per list: softmax cross-entropy over all relevant candidates (order), plus every relevant row against every other
 one by what swapping them would change in NDCG (the first places), plus binary cross-entropy (level). Lists of both
@@ -6,13 +6,18 @@ tasks, all and new-only, are learnt from: beside what the user bought before, ne
 former, and a shelf of new things has nothing else. Every epoch sees all relevant rows of a list and another sample of
 the others.
 
-Shape legend: Q lists of a batch, C rows kept of each, N = Q x C, R relevant ones of them, X network inputs.
+The heads beside the target's learn from the same rows by a loss of the same kind, each with labels of its own;
+`training.ranker_heads_share` of their gradients reaches the hidden layer, which is the target's.
+
+Shape legend: Q lists of a batch, C rows kept of each, N = Q x C, R relevant ones of them, X network inputs, B
+behaviours with a head beside the target's.
 Source: Cao et al. 2007 (ListNet, top-one softmax); Burges et al. 2006 (LambdaRank); Wang et al. 2018 (LambdaLoss,
 section 3.2, the bound that makes it a loss); Platt 1999.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +30,7 @@ from recsys.core.items import ItemTable
 from recsys.core.progress import bar
 from recsys.models.config import RankerConfig
 from recsys.models.embeddings import Vocabulary, dense_parameters, fuse_optimizer
-from recsys.models.ranker import Calibration, Prior, Ranker, RankerNet
+from recsys.models.ranker import Calibration, Head, Prior, Ranker, RankerNet
 from recsys.training.config import TrainingConfig
 from recsys.training.loop import LossGuard, seed_torch
 from recsys.training.rank_lists import RankLists
@@ -43,14 +48,25 @@ _ENCODED_ROWS, _SCORED_LISTS = 16_384, 32  # at a time: bounds of memory
 
 
 def train_ranker(
-    lists: RankLists, items: ItemTable, *, config: TrainingConfig, model: RankerConfig, seed: int, work: Path
+    lists: RankLists,
+    items: ItemTable,
+    *,
+    heads: Sequence[str],
+    config: TrainingConfig,
+    model: RankerConfig,
+    seed: int,
+    work: Path,
 ) -> Ranker:
-    """A ranker trained on `lists`; its logits are not calibrated yet. work: where a bad batch is left."""
+    """A ranker trained on `lists`; its logits are not calibrated yet.
+
+    heads: what the labels are called, then the behaviours to foresee beside them; see `heads_of`. work: where a bad
+    batch is left.
+    """
     seed_torch(seed, config.threads)
     rng = np.random.default_rng(seed)
     vocabulary = Vocabulary(items.item_key)
-    net = RankerNet(len(lists.names), vocabulary.num_rows, model)
-    ranker = Ranker(net, lists.names, vocabulary, model)
+    net = RankerNet(len(lists.names), vocabulary.num_rows, model, len(heads) - 1)
+    ranker = Ranker(net, lists.names, vocabulary, model, heads=[Head(name) for name in heads])
     net.scaling.fit(lists.values)
     useful = np.unique(lists.query_of_row()[lists.label])
     if not len(useful):
@@ -67,12 +83,13 @@ def train_ranker(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.ranker_learning_rate, total_steps=steps)
     guard = LossGuard("ranker", work)
     encoded = _encode(net, lists)
+    did = np.stack([lists.label, *(lists.did(behaviour) for behaviour in heads[1:])], axis=1)
     net.train()
     with bar(total=steps, what="ranker", unit="batch") as progress:
         for _ in range(epochs):
             rows = _sample(lists, config.ranker_rows_per_query, rng)
             for batch in np.array_split(rng.permutation(useful), num_batches):
-                loss, saved = _loss(ranker, lists, encoded, batch, rows[batch])
+                loss, saved = _loss(ranker, lists, encoded, did, batch, rows[batch], config.ranker_heads_share)
                 value = guard.check(loss, int(progress.n), saved)
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
@@ -87,7 +104,12 @@ def train_ranker(
 def score_lists(ranker: Ranker, lists: RankLists) -> npt.NDArray[np.float32]:
     """Scores [N] of every row, as serving gives them."""
     scores = _logits(ranker, lists) + ranker.leaning(lists.values, lists.query_of_row())
-    return (ranker.calibration.slope * scores + ranker.calibration.intercept).astype(np.float32)
+    return ranker.heads[0].calibration(scores)
+
+
+def other_logits(ranker: Ranker, lists: RankLists) -> npt.NDArray[np.float32]:
+    """Logits [N, B] of every row, of the heads beside the target's, not calibrated."""
+    return _logits(ranker, lists, every=True)[:, 1:]
 
 
 def choose_priors(ranker: Ranker, lists: RankLists) -> tuple[Prior, ...]:
@@ -127,13 +149,15 @@ def _weight(lists: RankLists, score: npt.NDArray[np.float32], worth: npt.NDArray
     return _PRIOR_WEIGHTS[-1] if lasts and equal[-1] else _PRIOR_WEIGHTS[int(equal.argmax())]
 
 
-def _logits(ranker: Ranker, lists: RankLists) -> npt.NDArray[np.float32]:
-    logits = np.empty(len(lists.label), np.float32)
+def _logits(ranker: Ranker, lists: RankLists, *, every: bool = False) -> npt.NDArray[np.float32]:
+    """Of the target's head [N], or of every head [N, 1 + B]."""
+    of = ranker.every_logit if every else ranker.logits
+    logits = np.empty((len(lists.label), len(ranker.heads)) if every else len(lists.label), np.float32)
     for start in range(0, len(lists), _SCORED_LISTS):
         chosen = np.arange(start, min(start + _SCORED_LISTS, len(lists)))
         rows = slice(lists.offsets[start], lists.offsets[chosen[-1] + 1])
         query = np.repeat(chosen - start, np.diff(lists.offsets)[chosen])
-        logits[rows] = ranker.logits(lists.values[rows], lists.item_key[rows], lists.histories.take(chosen), query)
+        logits[rows] = of(lists.values[rows], lists.item_key[rows], lists.histories.take(chosen), query)
     return logits
 
 
@@ -181,30 +205,45 @@ def _encode(net: RankerNet, lists: RankLists) -> Tensor:
 
 
 def _loss(
-    ranker: Ranker, lists: RankLists, encoded: Tensor, batch: npt.NDArray[np.int64], rows_QC: npt.NDArray[np.int64]
+    ranker: Ranker,
+    lists: RankLists,
+    encoded: Tensor,
+    did: npt.NDArray[np.bool_],
+    batch: npt.NDArray[np.int64],
+    rows_QC: npt.NDArray[np.int64],
+    share: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     filled = rows_QC >= 0
     rows = rows_QC[filled]
     query = torch.from_numpy(np.nonzero(filled)[0])
     ids = ranker.ids(lists.item_key[rows], lists.histories.take(batch))
     x_NX = ranker.net.scaling.spread(encoded[torch.from_numpy(rows)].float())
-    logit_N = ranker.net(x_NX, ids, query)
-    label_N = torch.from_numpy(lists.label[rows].astype(np.float32))
+    logit_N, others_NB = ranker.net.every(x_NX, ids, query, share)
+    did_NB = torch.from_numpy(did[rows].astype(np.float32))
     mask_QC = torch.from_numpy(filled)
+    weight_Q = torch.from_numpy(np.where(lists.new_only[batch], _NEW_ONLY_WEIGHT, 1.0).astype(np.float32))
+    loss = _head_loss(logit_N, did_NB[:, 0], query, mask_QC, weight_Q)
+    for other_N, label_N in zip(others_NB.unbind(dim=1), did_NB[:, 1:].unbind(dim=1), strict=True):
+        loss = loss + _head_loss(other_N, label_N, query, mask_QC, weight_Q)
+    saved = {
+        "values": torch.from_numpy(lists.values[rows]),
+        "label": did_NB[:, 0],
+        "logit": logit_N.detach(),
+        "item_key": torch.from_numpy(lists.item_key[rows]),
+    }
+    return loss, saved
+
+
+def _head_loss(logit_N: Tensor, label_N: Tensor, query_N: Tensor, mask_QC: Tensor, weight_Q: Tensor) -> Tensor:
+    """Order, of the lists in which somebody did it, and level; mask_QC: where there is a row, N in all."""
     logit_QC = logit_N.new_full(mask_QC.shape, -1e9)
     logit_QC[mask_QC] = logit_N
     label_QC = torch.zeros_like(logit_QC)
     label_QC[mask_QC] = label_N
-    weight_Q = torch.from_numpy(np.where(lists.new_only[batch], _NEW_ONLY_WEIGHT, 1.0).astype(np.float32))
-    order = (weight_Q * _order(logit_QC, label_QC, mask_QC)).mean()
-    level = F.binary_cross_entropy_with_logits(logit_N, label_N, weight_Q[query])
-    saved = {
-        "values": torch.from_numpy(lists.values[rows]),
-        "label": label_N,
-        "logit": logit_N.detach(),
-        "item_key": torch.from_numpy(lists.item_key[rows]),
-    }
-    return order + _LEVEL_WEIGHT * level, saved
+    some_Q = label_QC.any(dim=1)
+    order = weight_Q[some_Q] * _order(logit_QC[some_Q], label_QC[some_Q], mask_QC[some_Q])
+    level = F.binary_cross_entropy_with_logits(logit_N, label_N, weight_Q[query_N])
+    return order.sum() / len(weight_Q) + _LEVEL_WEIGHT * level
 
 
 def _order(logit_QC: Tensor, label_QC: Tensor, mask_QC: Tensor) -> Tensor:

@@ -21,15 +21,18 @@ from recsys.core import (
     Query,
     RunDirectory,
     VersionMismatch,
+    keys,
 )
 from recsys.core.items import ItemTable
 from recsys.data import Dataset, simulate
+from recsys.evaluation.queries import ANY_POSITIVE
 from recsys.models.config import RankerConfig, TowerConfig
 from recsys.models.ranker import Ranker
 from recsys.models.tower import Tower
 from recsys.pipeline import Ports, build
 from recsys.training import Settings, TrainingConfig, rerank_lists, train
 from recsys.training.promote import current_link, current_run, promote
+from recsys.training.rank_lists import RankLists
 
 SETTINGS = Settings(
     training=TrainingConfig(
@@ -84,8 +87,35 @@ def test_a_run_holds_everything_a_request_needs(run, until_us):
     assert 0 < measures["validation"]["ndcg@10"] <= 1
     assert 0 < measures["validation"]["new_only_queries"] <= measures["validation"]["queries"]
     assert 0 <= measures["validation"]["new_only_ndcg@10"] <= 1
-    assert Ranker.load(run).calibration.slope > 0
+    heads = Ranker.load(run).heads
+    assert [head.foresees for head in heads] == measures["heads"]
+    assert all(head.calibration.slope > 0 for head in heads)
+    others = measures["heads"][1:]
+    assert {"view", "cart"} <= set(others)
+    for share, ece in ((f"{b}_share", f"{b}_ece") for b in others):
+        assert 0 <= measures["validation"][ece] < measures["validation"][share] < 1, ece
     assert Tower.load(run).dim == 16
+
+
+def test_lists_say_what_users_did_in_the_window(world, run):
+    """All of it, and the label is made of it where nothing has to be new."""
+    positives = run.manifest["measures"]["foresees"]
+    seen = 0
+    for window in run.manifest["measures"]["windows"]:
+        from_us, to_us = (int(datetime.fromisoformat(window[end]).timestamp() * 1e6) for end in ("from", "to"))
+        (path,) = run.root.with_name("run.work").glob(f"lists-window-{from_us}-{to_us}-*.safetensors")
+        lists = RankLists.load(path)
+        done = world.events(from_us=from_us, before_us=to_us).select("user_id", "item_id", "event_type").unique()
+        truth = dict.fromkeys(zip(done["user_id"], keys(done["item_id"]).tolist(), done["event_type"], strict=True))
+        rows = [(lists.user_id[q], k) for q, k in zip(lists.query_of_row(), lists.item_key.tolist(), strict=True)]
+        for behaviour in ANY_POSITIVE:
+            assert lists.did(behaviour).tolist() == [(*row, behaviour) in truth for row in rows]
+            seen += lists.did(behaviour).sum()
+        positive = np.any([lists.did(b) for b in positives], axis=0)
+        new = lists.new_only[lists.query_of_row()]
+        np.testing.assert_array_equal(lists.label[~new], positive[~new])
+        assert not (lists.label & ~positive).any()
+    assert seen
 
 
 def test_nothing_from_until_on_changes_a_bit_of_the_run(world, run, until_us, tmp_path):

@@ -10,7 +10,7 @@ from recsys.core import RunDirectory, RunWriter, keys
 from recsys.core.items import ItemTable
 from recsys.models.config import RankerConfig, TowerConfig
 from recsys.models.embeddings import Vocabulary
-from recsys.models.ranker import Ranker, RankerNet
+from recsys.models.ranker import Calibration, Head, Ranker, RankerNet
 from recsys.models.tower import ItemRows, Tower, TowerNet
 
 NAMES = ("own_history_score", "covisit_score", "item_price")
@@ -40,11 +40,12 @@ def tower(items: ItemTable) -> Tower:
 def ranker(items: ItemTable) -> Ranker:
     torch.manual_seed(0)
     config = RankerConfig(dim=4, hidden=8)
-    net = RankerNet(len(NAMES), len(items) + 1, config)
+    net = RankerNet(len(NAMES), len(items) + 1, config, num_others=1)
     net.scaling.fit(np.random.default_rng(0).normal(size=(50, len(NAMES))).astype(np.float32))
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    return Ranker(net.eval(), NAMES, Vocabulary(items.item_key), config)
+    heads = (Head("purchase", Calibration(0.5, -1.0)), Head("view", Calibration(2.0, 1.0)))
+    return Ranker(net.eval(), NAMES, Vocabulary(items.item_key), config, heads=heads)
 
 
 @pytest.fixture

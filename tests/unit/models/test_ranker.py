@@ -5,14 +5,15 @@ from recsys.core import BadInput, VersionMismatch, keys
 from recsys.core.metrics import MISSING_FEATURES
 from recsys.models.config import RankerConfig
 from recsys.models.embeddings import Vocabulary
-from recsys.models.ranker import Calibration, Prior, Ranker, RankerNet
+from recsys.models.ranker import Prior, Ranker, RankerNet
 from recsys.models.scaling import Scaling
 
 DAY_US = 86_400_000_000
 
 
-def _score(ranker, values, ids, names=None):
-    return ranker.score(
+def _score(ranker, values, ids, names=None, ask=Ranker.score):
+    return ask(
+        ranker,
         np.asarray(values, np.float32),
         names or ranker.feature_names,
         keys(ids),
@@ -56,26 +57,56 @@ def test_an_absent_feature_is_missing_and_counted(ranker):
     assert counter._value.get() == before + 3
 
 
-def test_features_of_another_model_are_refused(ranker):
+@pytest.mark.parametrize("ask", [Ranker.score, Ranker.probabilities])
+def test_features_of_another_model_are_refused(ranker, ask):
     with pytest.raises(VersionMismatch, match="Serve the run"):
-        _score(ranker, VALUES, IDS, names=("a", "b", "c"))
+        _score(ranker, VALUES, IDS, names=("a", "b", "c"), ask=ask)
 
 
-def test_a_matrix_of_another_shape_is_refused(ranker):
+@pytest.mark.parametrize("ask", [Ranker.score, Ranker.probabilities])
+def test_a_matrix_of_another_shape_is_refused(ranker, ask):
     with pytest.raises(BadInput, match="shape"):
-        _score(ranker, VALUES[:2], IDS)
+        _score(ranker, VALUES[:2], IDS, ask=ask)
 
 
 def test_saved_and_loaded_it_answers_the_same_bits(ranker, written):
-    ranker.priors, ranker.calibration = (Prior("covisit", 2.0, 0.5),), Calibration(0.5, -1.0)
+    ranker.priors = (Prior("covisit", 2.0, 0.5),)
     again = Ranker.load(written(ranker))
-    assert (again.version, again.feature_names, again.priors, again.calibration) == (
+    assert (again.version, again.feature_names, again.priors, again.heads) == (
         ranker.version,
         ranker.feature_names,
         ranker.priors,
-        ranker.calibration,
+        ranker.heads,
     )
     np.testing.assert_array_equal(_score(again, VALUES, IDS), _score(ranker, VALUES, IDS))
+    chances = [_score(model, VALUES, IDS, ask=Ranker.probabilities) for model in (ranker, again)]
+    np.testing.assert_equal(*chances)
+
+
+def test_each_behaviour_has_a_chance_and_the_targets_is_that_of_the_score(ranker):
+    ranker.priors = (Prior("covisit", 2.0, 0.5),)
+    chances = _score(ranker, VALUES, IDS, ask=Ranker.probabilities)
+    assert list(chances) == ["purchase", "view"]
+    score = _score(ranker, VALUES, IDS)
+    np.testing.assert_allclose(chances["purchase"], 1 / (1 + np.exp(-score)), rtol=1e-5)
+    ranker.net.others_wide.data.zero_()
+    ranker.net.others_deep.data.zero_()
+    ranker.net.others_level.data.fill_(-0.75)  # of the target's logit before priors and calibration
+    leaning = ranker.leaning(VALUES.astype(np.float32), np.zeros(3, np.int64))
+    viewed = 2 * ((score + 1) / 0.5 - leaning - 0.75) + 1
+    level = _score(ranker, VALUES, IDS, ask=Ranker.probabilities)
+    np.testing.assert_allclose(level["view"], 1 / (1 + np.exp(-viewed)), rtol=1e-4)
+    np.testing.assert_array_equal(level["purchase"], chances["purchase"])
+    none = _score(ranker, np.empty((0, 3)), [], ask=Ranker.probabilities)
+    assert {name: chance.shape for name, chance in none.items()} == {"purchase": (0,), "view": (0,)}
+
+
+def test_a_run_of_a_release_without_heads_is_refused_and_says_what_to_do(ranker, written):
+    run = written(ranker)
+    settings = run.root / "models/ranker.json"
+    settings.write_text(settings.read_text().replace('"heads"', '"calibration"'))
+    with pytest.raises(VersionMismatch, match=r"another release \('heads'\).*train again"):
+        Ranker.load(run)
 
 
 def test_scaling_keeps_order_bounds_surges_and_marks_missing():

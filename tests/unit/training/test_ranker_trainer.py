@@ -14,8 +14,15 @@ from recsys.models.history import Histories
 from recsys.models.ranker import Calibration
 from recsys.training import TrainingConfig
 from recsys.training.loop import LossGuard
-from recsys.training.rank_lists import RankLists
-from recsys.training.ranker_trainer import _swaps, calibrate, choose_priors, score_lists, train_ranker
+from recsys.training.rank_lists import RankLists, bit_of, heads_of
+from recsys.training.ranker_trainer import (
+    _swaps,
+    calibrate,
+    choose_priors,
+    other_logits,
+    score_lists,
+    train_ranker,
+)
 from recsys.training.validation import calibration_error, list_measures, ndcg
 
 ITEMS = ItemTable.from_table(
@@ -25,9 +32,9 @@ CONFIG = TrainingConfig(ranker_epochs=15, ranker_batch_queries=8, ranker_steps_m
 
 
 def make_lists(queries=60, seed=0):
-    """Lists of 20 whose label follows the second feature; the first is own history, the third noise.
+    """Lists of 20 whose label follows the second feature; the first is own history, the third noise to the label.
 
-    Every third list is of task new-only.
+    What is high in the third is viewed, bought or not. Every third list is of task new-only.
     """
     rng = np.random.default_rng(seed)
     rows = queries * 20
@@ -41,6 +48,9 @@ def make_lists(queries=60, seed=0):
         source_names=("own_history",),
         values=values,
         label=label.ravel(),
+        acted=(label.ravel() * bit_of("purchase") + (np.nan_to_num(values[:, 2]) > 1) * bit_of("view")).astype(
+            np.uint8
+        ),
         item_key=np.concatenate([rng.permutation(ITEMS.item_key)[:20] for _ in range(queries)]),
         source=np.zeros(rows, np.int64),
         retrieval_score=values[:, 2],
@@ -54,9 +64,9 @@ def make_lists(queries=60, seed=0):
     )
 
 
-def _train(lists, work=Path("unused"), seed=0, **changes):
-    config = dataclasses.replace(CONFIG, **changes)
-    return train_ranker(lists, ITEMS, config=config, model=RankerConfig(dropout=0.0), seed=seed, work=work)
+def _train(lists, work=Path("unused"), seed=0, heads=("purchase",), dropout=0.0, **changes):
+    config, model = dataclasses.replace(CONFIG, **changes), RankerConfig(dropout=dropout)
+    return train_ranker(lists, ITEMS, heads=heads, config=config, model=model, seed=seed, work=work)
 
 
 def test_it_learns_what_the_labels_follow():
@@ -72,6 +82,40 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_others():
     first, again, other = (score_lists(_train(lists, seed=s, ranker_epochs=1), lists) for s in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+def test_heads_learn_what_their_behaviour_follows():
+    """Views follow a feature that purchases have nothing to do with."""
+    ranker, held_out = _train(make_lists(), heads=("purchase", "view")), make_lists(seed=1)
+    assert list_measures(held_out, score_lists(ranker, held_out))["ndcg@10"] > 0.7
+    (viewed,) = other_logits(ranker, held_out).T
+    place = viewed.argsort().argsort() / len(viewed)  # mean place of those that did: .5 is chance
+    assert place[held_out.did("view")].mean() > 0.85
+    assert place[held_out.did("purchase")].mean() == pytest.approx(0.5, abs=0.1)
+    assert not held_out.did("cart").any()
+
+
+def test_heads_that_share_no_gradient_leave_the_target_bit_for_bit():
+    lists = make_lists()
+    alone, beside, sharing = (
+        score_lists(_train(lists, heads=heads, dropout=0.3, ranker_epochs=2, ranker_heads_share=share), lists)
+        for heads, share in ((("purchase",), 1.0), (("purchase", "view"), 0.0), (("purchase", "view"), 1.0))
+    )
+    np.testing.assert_array_equal(beside, alone)
+    assert not np.array_equal(sharing, alone)
+
+
+def test_what_is_done_in_the_last_window_and_before_has_a_head():
+    lists = make_lists()
+    bought = dataclasses.replace(lists, acted=lists.acted & bit_of("purchase"))
+    of_all = ~lists.new_only[lists.query_of_row()]
+    assert heads_of([lists, lists], ("purchase",)) == ("purchase", "view")
+    assert heads_of([lists, lists], ("view", "favorite", "cart", "purchase")) == ("any", "view", "purchase")
+    assert heads_of([bought, bought, lists], ("purchase",)) == ("purchase",)  # nothing to learn views from
+    assert heads_of([lists, bought], ("purchase",)) == ("purchase",)  # nothing to calibrate them on
+    only_new = dataclasses.replace(lists, acted=np.where(of_all, 0, lists.acted).astype(np.uint8))
+    assert heads_of([lists, only_new], ("cart", "purchase")) == ("cart+purchase",)
+    assert heads_of([lists], ("purchase",)) == ("purchase",)
 
 
 def test_the_prior_wins_where_the_ranker_learnt_nothing():
@@ -113,6 +157,7 @@ def test_the_lists_of_a_task_are_whole_and_those_of_both_are_all():
     rows = (at[:, None] * 20 + np.arange(20)).ravel()
     np.testing.assert_array_equal(parts[1].label, lists.label[rows])
     np.testing.assert_array_equal(parts[1].values, lists.values[rows])
+    np.testing.assert_array_equal(parts[1].acted, lists.acted[rows])
     assert (parts[1].num_relevant.tolist(), parts[1].user_id) == (at.tolist(), tuple(f"u{q}" for q in at))
     np.testing.assert_array_equal(parts[1].histories.item_key, lists.histories.take(at).item_key)
     both = RankLists.concat(parts)
@@ -136,6 +181,7 @@ def test_calibrated_probabilities_have_the_right_level_and_the_same_order():
     assert found.slope == pytest.approx(0.5 / 3, rel=0.1)
     probability = 1 / (1 + np.exp(-(found.slope * (3 * truth + 1) + found.intercept)))
     assert probability.mean() == pytest.approx(label.mean(), rel=1e-2)
+    np.testing.assert_allclose(found(3 * truth + 1), 0.5 * truth - 2, atol=0.2)
     assert calibrate(truth, np.zeros(20_000, bool)).slope == 1
 
 
@@ -148,7 +194,7 @@ def test_saved_lists_come_back_whole(tmp_path):
     lists = make_lists(3)
     lists.save(tmp_path / "lists.safetensors")
     again = RankLists.load(tmp_path / "lists.safetensors")
-    for name in ("values", "label", "item_key", "offsets", "new_only", "names", "user_id"):
+    for name in ("values", "label", "acted", "item_key", "offsets", "new_only", "names", "user_id"):
         np.testing.assert_array_equal(getattr(again, name), getattr(lists, name))
     np.testing.assert_array_equal(again.histories.item_key, lists.histories.item_key)
     both = RankLists.concat([lists, again])
