@@ -20,7 +20,7 @@ import numpy as np
 
 from recsys.candidates.nearest.base import Vectors
 from recsys.candidates.nearest.engine import INNER_PRODUCT, found, selector, view
-from recsys.candidates.nearest.exact import Found, exact_search
+from recsys.candidates.nearest.exact import Found, exact_search, products
 from recsys.candidates.nearest.rows import Rows, RowSet
 from recsys.candidates.nearest.tuning import Effort, Sample, doubling_grid, least_effort, not_reached
 from recsys.models.config import IndexConfig
@@ -104,7 +104,7 @@ class IvfEngine:
         share = num_allowed / max(len(self.vectors), 1)
         need = share * self._scan(k / share)
         held = allowed.count_between(self._list_start)
-        nearest = np.argsort(-(queries_BD @ self._centroids_LD.T), axis=1)
+        nearest = np.argsort(-products(queries_BD, self._centroids_LD), axis=1)
         behind = np.cumsum(held[nearest], axis=1)
         return int(min((behind < need).sum(axis=1).max() + 1, self._num_lists))
 

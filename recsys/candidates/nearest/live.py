@@ -320,11 +320,13 @@ class LiveIndex:
 
 def _search(state: State, queries_BD: Vectors, k: int, where: Where, *, exact: bool) -> tuple[Keys, Vectors]:
     base = state.base.exact(queries_BD, k, where) if exact else state.base.search(queries_BD, k, where)
-    delta = state.delta.search(queries_BD, k, where)  # after the base, see segments.py
+    floor_B = np.where(base[0] < 0, -np.inf, base[1]).min(axis=1, initial=np.inf).astype(np.float32)
+    delta = state.delta.search(queries_BD, k, where, None if exact else floor_B)  # after the base, see segments.py
     newer = set(delta[0].ravel().tolist()) - {-1}
     if not newer:
         return merge([base], k)
     if not newer.isdisjoint(base[0].ravel().tolist()):  # replaced while we looked: the newer row is the item's
+        delta = state.delta.search(queries_BD, k, where)  # a place is free: what did not reach the floor may take it
         base = np.where((delta[0][:, :, None] == base[0][:, None, :]).any(axis=1), -1, base[0]), base[1]
     return merge([delta, base], k)
 

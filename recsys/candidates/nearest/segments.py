@@ -15,12 +15,13 @@ from dataclasses import replace
 import numpy as np
 
 from recsys.candidates.nearest.base import Keys, Vectors
-from recsys.candidates.nearest.exact import Found, best, exact_search, padded
+from recsys.candidates.nearest.exact import Found, best, exact_search, padded, products
 from recsys.candidates.nearest.rows import Rows, RowSet
 from recsys.candidates.nearest.static import AnnIndex
 from recsys.core.attributes import Attributes, Mask, Where
 
 _QUERIES_PER_BLOCK, _LOOKS_MAX = 64, 3
+_REACHING_MAX = 2_048  # rows of a delta per query, each looked at by itself
 
 
 class BaseSegment:
@@ -157,29 +158,57 @@ class DeltaSegment:
         count = self.count
         return alive[:count], count
 
-    def search(self, queries_BD: Vectors, k: int, where: Where) -> Found:
-        """Keys and scores of the exact scan, over the rows that count now."""
-        passed, count = self._alive_now()
+    def search(self, queries_BD: Vectors, k: int, where: Where, floor_B: Vectors | None = None) -> Found:
+        """Keys and scores of the exact scan, over the rows that count now.
+
+        floor_B: the score that k items elsewhere have, -inf where there are fewer. Few rows of a delta reach it, and
+        nothing but the product has to be worked out for the others.
+        """
+        alive, count = self._alive_now()
         if not count:
             return padded((np.empty((len(queries_BD), 0), np.int64), np.empty((len(queries_BD), 0), np.float32)), k)
-        items = self.attributes.view(count)
-        if not where.sold_out:
-            passed &= items.on_sale()
-        if where.predicate is not None:
-            passed &= where.matches(items)
-        if where.allow is not None:
-            passed &= np.isin(self.item_key[:count], where.allow)
-        rows = np.flatnonzero(passed)
-        few = 4 * len(rows) < count
-        vectors = self.vectors[:count].take(rows, axis=0) if few else self.vectors[:count]
         out = np.empty((len(queries_BD), k), np.int64), np.empty((len(queries_BD), k), np.float32)
         for at in range(0, len(queries_BD), _QUERIES_PER_BLOCK):
             block = slice(at, at + _QUERIES_PER_BLOCK)
-            scores = queries_BD[block] @ vectors.T
-            if not few and len(rows) < count:
-                scores += np.where(passed, np.float32(0), np.float32(-np.inf))
-            place, score = best(scores, k)
-            row = rows[place] if few else place
-            item_key = np.where(np.isneginf(score), -1, self.item_key[row])
-            out[0][block], out[1][block] = padded((item_key, score), k)
+            found = None if floor_B is None else self._above(floor_B[block], queries_BD[block], k, where, alive)
+            out[0][block], out[1][block] = found or self._of_all(queries_BD[block], k, where, alive)
         return out
+
+    def _above(self, floor_B: Vectors, queries_BD: Vectors, k: int, where: Where, alive: Mask) -> Found | None:
+        """What reaches the floor; None where that is too much to look at one by one."""
+        if np.isneginf(floor_B).any():
+            return None
+        scores_BN = products(queries_BD, self.vectors[: len(alive)])
+        reaches = scores_BN >= floor_B[:, None]
+        if np.count_nonzero(reaches) > _REACHING_MAX * len(floor_B):
+            return None
+        query, row = np.nonzero(reaches)
+        passed = alive[row] & _passing(self.attributes.take(row), self.item_key[row], where)
+        query, row = query[passed], row[passed]
+        score = scores_BN[query, row]
+        order = np.lexsort((-score, query))
+        query, row, score = query[order], row[order], score[order]
+        place = np.arange(len(query)) - np.searchsorted(query, query)
+        first = place < k
+        item_key, scores = np.full((len(floor_B), k), -1), np.full((len(floor_B), k), -np.inf, np.float32)
+        item_key[query[first], place[first]] = self.item_key[row[first]]
+        scores[query[first], place[first]] = score[first]
+        return item_key, scores
+
+    def _of_all(self, queries_BD: Vectors, k: int, where: Where, alive: Mask) -> Found:
+        count = len(alive)
+        passed = alive & _passing(self.attributes.view(count), self.item_key[:count], where)
+        rows = np.flatnonzero(passed)
+        few = 4 * len(rows) < count
+        vectors = self.vectors[:count].take(rows, axis=0) if few else self.vectors[:count]
+        scores = products(queries_BD, vectors)
+        if not few and len(rows) < count:
+            scores += np.where(passed, np.float32(0), np.float32(-np.inf))
+        place, score = best(scores, k)
+        row = rows[place] if few else place
+        return padded((np.where(np.isneginf(score), -1, self.item_key[row]), score), k)
+
+
+def _passing(items: Attributes, item_key: Keys, where: Where) -> Mask:
+    passed = where.admits(item_key, items)
+    return passed if where.sold_out else passed & items.on_sale()
