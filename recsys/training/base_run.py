@@ -138,5 +138,4 @@ def _reusable(root: Path, fields: dict[str, Any]) -> RunDirectory | None:
         run = RunDirectory.open(root)
     except (NotFound, CorruptData, VersionMismatch):
         return None
-    # not the commit: a window is working data, and a change that matters to it changes views, settings or versions
-    return run if all(run.manifest[k] == v for k, v in fields.items() if k != "commit") else None
+    return run if all(run.manifest[k] == v for k, v in fields.items()) else None
