@@ -31,7 +31,7 @@ from recsys.replay import read_report
 from recsys.replay.compare import iso
 from recsys.serving import RecommendClient
 
-HOUSEHOLDS = 300  # the slice: whole histories of the households with the smallest id hash, so that it fits 8 minutes
+HOUSEHOLDS = 200  # the slice: whole histories of the households with the smallest id hash, so that it fits 8 minutes
 HELD_OUT_DAYS = 28
 CUSTOMERS = 3
 SLATE_ITEMS = 8
@@ -115,7 +115,7 @@ class Demo:
 def demo(home: Path, keep: bool) -> None:
     """Import, stream, train, distil, serve and replay real retail data: the whole path in minutes.
 
-    The data is Complete Journey (300 households of 2017, from a PyPI package); its last four weeks are held out.
+    The data is Complete Journey (200 households of 2017, from a PyPI package); its last four weeks are held out.
     """
     d = Demo(home=home.resolve(), keep=keep)
     d.prepare()
