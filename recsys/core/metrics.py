@@ -46,6 +46,9 @@ CATALOG_DELAY_MS = Histogram(
     "double11_catalog_delay_ms", "Append to in force, oldest of a batch, milliseconds", buckets=_MS_BUCKETS
 )
 CATALOG_RECONNECTS = Counter("double11_catalog_reconnects_total", "Times the gateway began to read the catalogue again")
+TEXTS_ENCODED = Counter(
+    "double11_texts_encoded_total", "Titles of a training, encoded or kept from before", ["outcome"]
+)
 TRAINING_SAMPLES = Counter("double11_training_samples_total", "Samples read by train-online, by outcome", ["outcome"])
 DELTAS = Counter(
     "double11_deltas_total", "Deltas by outcome: published by training, applied or refused by serving", ["outcome"]

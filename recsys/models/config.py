@@ -18,6 +18,10 @@ class TowerConfig:
     item_rows_max: item ids with a row of their own; the most frequent and recent have one, the others are "some item"
     of their category and brand. 0 = every item with training events. item_admission_count: how often an id has to come
     among 65,536 actions to be given a row.
+    text_encoder: what makes vectors of titles: lsa, fitted on the catalogue in at most text_dim directions; else a
+    folder in sentence-transformers layout; empty = titles do not count. A vector takes 2 bytes a direction and item.
+    text_cache_path: where vectors of a folder's encoder are kept, so that a title is encoded once; empty = in the
+    working folder of the run. price: whether prices count.
     """
 
     dim: int = 64
@@ -26,11 +30,16 @@ class TowerConfig:
     temperature: float = 0.1
     item_rows_max: int = 0
     item_admission_count: int = 1
+    text_encoder: str = "lsa"
+    text_dim: int = 256
+    text_cache_path: str = ""
+    price: bool = True
 
     def __post_init__(self) -> None:
         in_range("models.tower.item_rows_max", self.item_rows_max, 0, 1 << 40)
         in_range("models.tower.item_admission_count", self.item_admission_count, 1, 1 << 16)
         in_range("models.tower.dim", self.dim, 2, 4096)
+        in_range("models.tower.text_dim", self.text_dim, 2, 1024)
         in_range("models.tower.heads", self.heads, 1, 64)
         in_range("models.tower.history_items_max", self.history_items_max, 1, 512)
         in_range("models.tower.temperature", self.temperature, 1e-3, 10)

@@ -115,6 +115,12 @@ class LiveCatalogue:
         """Key of the category's name [N], 0 where there is none."""
         return self._of_each(item_key, lambda told: told.category_key)
 
+    def titles(self, item_key: Keys) -> list[str | None]:
+        """What the stream calls items [N] that the run does not know; None for others."""
+        table = self.arrivals.table()
+        rows = np.where(self._items.rows(item_key) < 0, table.rows(item_key), -1)
+        return [table.names[row].title if row >= 0 else None for row in rows.tolist()]
+
     def attributes(self, item_key: Keys) -> Attributes:
         """What is known of items [N] now: the stream's word, else the run's."""
         said, listed_at = self.price(item_key), self._list_price[self._items.rows(item_key)]

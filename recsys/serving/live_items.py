@@ -30,6 +30,7 @@ class LiveItems:
         """live: over the items of the run that the index and the encoder are of."""
         self._index, self._encoder, self._live = index, encoder, live
         self._due: Keys = np.empty(0, np.int64)  # told, and not in the index yet
+        self._title: dict[int, str | None] = {}  # of new items in the index, as they were encoded
         self._one_moment = threading.Lock()
         self.trusted = False  # whether all that is known on the log is in the index; set by whoever feeds it
 
@@ -66,6 +67,7 @@ class LiveItems:
         gone = here & (listed == 0)
         self._index.delete(item_key[gone])
         renamed = (now.category_key != held.category_key) | (now.brand_key != held.brand_key)
+        renamed |= self._retitled(item_key, gone)
         wanted = np.flatnonzero((listed != 0) & np.where(here, renamed, listed == 1))
         placed = self._encode(item_key, now, wanted)
         same = np.setdiff1d(np.flatnonzero(here & ~gone), placed)
@@ -84,10 +86,25 @@ class LiveItems:
         """Upsert the items at `wanted` whose names place them; which those were."""
         if not len(wanted):
             return wanted
-        vectors, placed = self._encoder.encode(item_key[wanted], now.category_key[wanted], now.brand_key[wanted])
+        title = self._live.titles(item_key[wanted])
+        vectors, placed = self._encoder.encode(
+            item_key[wanted], now.category_key[wanted], now.brand_key[wanted], now.price_minor[wanted], title
+        )
         at = wanted[placed]
         self._upsert(item_key[at], vectors[placed], now.take(at))
+        if self._encoder.reads_titles:
+            said = zip(item_key[wanted].tolist(), title, placed.tolist(), strict=True)
+            self._title |= {k: t for k, t, inside in said if inside and t is not None}
         return at
+
+    def _retitled(self, item_key: Keys, gone: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Which of K items have another title than they were encoded with; those of the run never have."""
+        if not self._encoder.reads_titles:
+            return np.zeros(len(item_key), np.bool_)
+        for left in item_key[gone].tolist():
+            self._title.pop(left, None)
+        said = zip(item_key.tolist(), self._live.titles(item_key), strict=True)
+        return np.array([t is not None and self._title.get(k) != t for k, t in said], np.bool_)
 
     def _upsert(self, item_key: Keys, vectors: npt.NDArray[np.float32], known: Attributes) -> None:
         """In parts, so that a batch greater than the delta has room; a full delta is waited for."""

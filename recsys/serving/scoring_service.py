@@ -29,6 +29,7 @@ from recsys.models.config import IndexConfig, LiveIndexConfig
 from recsys.models.delta import target_of
 from recsys.models.embeddings import UNKNOWN_ROW
 from recsys.models.ranker import Ranker
+from recsys.models.text.build import encoder_of
 from recsys.models.tower import Tower
 from recsys.ranking.live import NEW_ITEMS_MAX, LiveCatalogue
 from recsys.serving.compute import ComputeThread
@@ -69,7 +70,8 @@ class ScoringService(pb_grpc.ScoringServiceServicer):
                 raise other_dimension(f"a tower of dimension {self._tower.dim}", base.dim)
             restored = Restored(LiveIndex(base, attributes_of(items, base.row_key), config=index, live=live))
         self._index, self.positions = restored.index, restored.positions
-        self.items = LiveItems(self._index, ColdItems(self._tower, items), LiveCatalogue(items, new_items_max))
+        cold = ColdItems(self._tower, items, encoder_of(run))
+        self.items = LiveItems(self._index, cold, LiveCatalogue(items, new_items_max))
         self._monitor = RecallMonitor(self._index, live)
         self._moved = set[int]()  # items that a delta has given another vector than the run's
         self._stale = dict[int, None]()  # items whose row has changed since the index has their vector; oldest first

@@ -23,6 +23,7 @@ from recsys.core.items import ItemTable
 from recsys.core.logging import get_logger
 from recsys.data import Dataset
 from recsys.models.ranker import Head, Prior, Ranker
+from recsys.models.text.build import FOLDER
 from recsys.training.base_run import iso, join_base, manifest_fields, write_base
 from recsys.training.launch import launch
 from recsys.training.lists import foreseen, window_lists, window_starts
@@ -97,7 +98,9 @@ def _lead(
     with RunWriter(out, fields, replace=replace) as run:
         positives = foreseen(dataset, windows, settings.training)
         lists = window_lists(dataset, windows, positives, seed=seed, settings=settings, work=work)
-        write_base(run, dataset, until_us, seed=seed, settings=settings, work=work, ranks=ranks)
+        tower = write_base(run, dataset, until_us, seed=seed, settings=settings, work=work, ranks=ranks)
+        if tower.text_encoder is not None:  # windows need vectors only; serving encodes titles of its own
+            tower.text_encoder.save(run.path(f"{FOLDER}/x").parent)
         items = ItemTable.read(run.path("items.parquet"))
         names = heads_of(lists, positives)
         judged, priors, heads = _judge(lists, items, names, seed=seed, settings=settings, work=work)

@@ -21,6 +21,7 @@ from recsys.core import BadInput, CorruptData, NotFound, RunDirectory, RunWriter
 from recsys.core.hardware import commit, versions
 from recsys.core.items import ItemTable
 from recsys.data import Dataset
+from recsys.models.text.build import versions_of
 from recsys.models.tower import Tower
 from recsys.training.ranks import Ranks
 from recsys.training.settings import Settings
@@ -55,7 +56,7 @@ def manifest_fields(dataset: Dataset, until_us: int, seed: int, settings: Settin
         "until": until_us,
         "seed": seed,
         "config": settings.as_dict(),
-        "versions": versions(),
+        "versions": versions() | versions_of(settings.tower),
         "commit": commit(),
         "feature_views": VIEW_SET,
         "measures": {},

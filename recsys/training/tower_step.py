@@ -66,8 +66,8 @@ class TowerStep:
         hidden = self._hidden(batch.lengths, mine, num_uniform, drawn)
         targets = np.concatenate([batch.item_key[mine], uniform[drawn]])
         keys = np.concatenate([histories.item_key, targets])
-        ids = self.rows.lookup(keys, np.array([*histories.lengths, len(targets)]), hidden)
-        embedded_VD = self.net.embed(ids.to(device))
+        items = self.rows.lookup(keys, np.array([*histories.lengths, len(targets)]), hidden)
+        embedded_VD = self.net.embed(items.to(device))
         num_history = len(histories.item_key)
         user_bD = self.net.users(
             embedded_VD[:num_history],

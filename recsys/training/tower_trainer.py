@@ -25,6 +25,7 @@ from recsys.models.id_map import IdMap
 from recsys.models.tower import ItemRows, Tower, TowerNet
 from recsys.training.checkpoint import Checkpoints
 from recsys.training.config import TrainingConfig
+from recsys.training.item_text import item_text
 from recsys.training.loop import LossGuard, Schedule, seed_torch
 from recsys.training.ranks import Ranks, alone
 from recsys.training.sharded import Sharded
@@ -69,13 +70,16 @@ def _train(
     seed_torch(seed, config.threads)
     rng = np.random.default_rng(seed)
     actions = Actions.from_events(events)
-    rows, num_rows = ItemRows.build(items, np.unique(actions.item_key), _id_map(actions, model))
+    encoder, text = item_text(items, model, work, ranks)
+    rows, num_rows = ItemRows.build(
+        items, np.unique(actions.item_key), _id_map(actions, model), text=text, price=model.price
+    )
     examples = np.flatnonzero(
         (actions.history_stop > actions.history_start) & np.isin(actions.item_key, items.item_key)
     )
     examples = examples[np.argsort(actions.time_us[examples], kind="stable")][-config.tower_examples_max :]
     sharded = Sharded(
-        TowerNet(num_rows, model, "meta"),
+        TowerNet(num_rows, model, "meta", **rows.sizes),
         ranks,
         table_learning_rate=config.tower_table_learning_rate,
         seed=seed,
@@ -87,7 +91,7 @@ def _train(
     weight = actions.weights()
     # nobody came back yet: no example, no batch, vectors of categories and brands only
     schedule = Schedule(rng, examples, epochs=config.tower_epochs, batch=config.tower_batch)
-    facts = _facts(actions, items, config, model, seed)
+    facts = _facts(actions, rows, config, model, seed)
     checkpoints = Checkpoints(work / f"{CHECKPOINTS}{facts['data']}", facts, ranks)
     if config.checkpoint_steps and (place := checkpoints.load(sharded.state(optimizer))):
         schedule.go_to(place)
@@ -102,11 +106,11 @@ def _train(
             progress.update()
             if config.checkpoint_steps and (step + 1) % config.checkpoint_steps == 0:
                 checkpoints.save(sharded.state(optimizer), schedule.place())
-    net, whole = TowerNet(num_rows, model), sharded.whole()
+    net, whole = TowerNet(num_rows, model, **rows.sizes), sharded.whole()
     if whole:
         net.load_state_dict(whole)
     net.eval()
-    return Tower(net, rows, model)
+    return Tower(net, rows, model, text_encoder=encoder)
 
 
 def _id_map(actions: Actions, model: TowerConfig) -> IdMap | None:
@@ -118,11 +122,14 @@ def _id_map(actions: Actions, model: TowerConfig) -> IdMap | None:
     return ids
 
 
-def _facts(actions: Actions, items: ItemTable, config: TrainingConfig, model: TowerConfig, seed: int) -> dict[str, Any]:
+def _facts(actions: Actions, rows: ItemRows, config: TrainingConfig, model: TowerConfig, seed: int) -> dict[str, Any]:
     """What makes two trainings the same one. How they are spread and how often they are saved does not."""
     data = hashlib.sha256()
-    for column in (actions.item_key, actions.event_type, actions.time_us, actions.history_stop, items.item_key):
-        data.update(column.tobytes())
+    described = [a for a in (rows.text, rows.price) if a is not None]
+    for column in (
+        actions.item_key, actions.event_type, actions.time_us, actions.history_stop, rows.vocabulary.keys, *described
+    ):  # fmt: skip
+        data.update(np.ascontiguousarray(column).data)
     return {
         "data": data.hexdigest()[:16],
         "seed": seed,

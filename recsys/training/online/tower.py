@@ -1,7 +1,8 @@
 """The towers of a run, learning on: rows of items that somebody acts on, and the user side's dense weights.
 
-The item side's dense weights, the category and brand tables and the "unknown" row stay as the run has them. So an
-item's vector changes only with its own row, and a server has to index again only the items a delta names.
+The item side's dense weights, those of titles and prices too, the category and brand tables and the "unknown" row stay
+as the run has them. So an item's vector changes only with its own row, and a server has to index again only the items a
+delta names.
 
 Shape legend: R rows, D dimension, M items of the catalogue.
 """
@@ -18,12 +19,11 @@ import numpy.typing as npt
 import polars as pl
 import torch
 from torch import Tensor
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys.core import BadInput, RunDirectory
 from recsys.models.delta import Rows
 from recsys.models.embeddings import UNKNOWN_ROW, table_configs
-from recsys.models.tower import Tower, TowerNet
+from recsys.models.tower import ItemInput, Tower, TowerNet
 from recsys.training.config import OnlineConfig
 from recsys.training.loop import LossGuard, seed_torch
 from recsys.training.online.journal import Arrays
@@ -32,7 +32,7 @@ from recsys.training.sharded import Sharded
 from recsys.training.tower_step import Examples, TowerStep
 
 TABLE = "tower.item"
-_FIXED = ("item.", "tables.")
+_FIXED = ("item.", "tables.", "text.", "price.")
 _PRIOR_ACTIONS = 1_000.0  # what the run's popularity counts for, beside the actions seen since
 
 
@@ -41,14 +41,14 @@ class _OnlineNet(TowerNet):
 
     touched: set[int]
 
-    def embed(self, ids: KeyedJaggedTensor) -> Tensor:
-        """Item + category + brand vectors of every value, [V, D]."""
-        found = self.tables(ids)
-        row_V = ids["item"].values()
+    def embed(self, items: ItemInput) -> Tensor:
+        """The sum of all there is of every item, [V, D]."""
+        found = self.tables(items.ids)
+        row_V = items.ids["item"].values()
         self.touched.update(row_V.unique().tolist())
         item_VD = found["item"].values()
         item_VD = torch.where((row_V != UNKNOWN_ROW)[:, None], item_VD, item_VD.detach())
-        fixed: Tensor = (found["category"].values() + found["brand"].values()).detach()
+        fixed: Tensor = self.described(found["category"].values() + found["brand"].values(), items).detach()
         return item_VD + fixed
 
 
@@ -70,7 +70,8 @@ class OnlineTower:
                 expected="a run with a row for every item", fix="Train one with [models.tower] item_rows_max = 0.",
             )  # fmt: skip
         self.rows, self.tower_config = start.items, start.config
-        net = _OnlineNet({c.name: c.num_embeddings for c in table_configs(start.net.tables)}, start.config, "meta")
+        num_rows = {c.name: c.num_embeddings for c in table_configs(start.net.tables)}
+        net = _OnlineNet(num_rows, start.config, "meta", **self.rows.sizes)
         net.touched = set()
         self._sharded = Sharded(
             net,

@@ -31,8 +31,8 @@ def categories(run):
     return sorted({c for c in ItemTable.read(run.path("items.parquet")).column("category") if c})
 
 
-def tell(log, event_id, item_id, listed, category="", at_us=1_000):
-    change = event_pb2.ItemChange(item_id=item_id, listed=listed, category=category)
+def tell(log, event_id, item_id, listed, category="", at_us=1_000, title=""):
+    change = event_pb2.ItemChange(item_id=item_id, listed=listed, category=category, title=title)
     event = event_pb2.Event(event_id=event_id, event_time_us=at_us, item=change)
     producer = log.producer()
     producer.send("catalog", record_key(event), event.SerializeToString())
@@ -79,6 +79,8 @@ async def test_items_come_and_go_without_a_restart(run, log, worker, categories)
             tell(log, f"delist-{i}", "brand-new", False, at_us=2_001 + 2 * i)
             took.append(await becomes(stub, item_key, "brand-new", False))
         assert sorted(took)[len(took) // 2] < 1  # the median: a busy machine may hold one of them up
+        tell(log, "titled", "only-titled", True, title=known.column("title")[0])
+        await becomes(stub, item_key, "only-titled", True)
         tell(log, "gone", item_id, False)
         await becomes(stub, item_key, item_id, False)
 

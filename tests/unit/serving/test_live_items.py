@@ -10,6 +10,7 @@ from recsys.core import EventBatch, EventKind, key, keys
 from recsys.core.attributes import Where, attributes_of
 from recsys.models.cold import ColdItems
 from recsys.models.config import LiveIndexConfig, TowerConfig
+from recsys.models.text.lsa import Lsa
 from recsys.models.tower import ItemRows, Tower, TowerNet
 from recsys.ranking.live import LiveCatalogue
 from recsys.serving.live_items import LiveItems
@@ -23,14 +24,27 @@ def tower(shop):
     return Tower(TowerNet(num_rows, TowerConfig()), rows, TowerConfig())
 
 
-@pytest.fixture
-def live(shop, tower):
-    items = shop.items()
+def over(tower, items, encoder=None):
     base = AnnIndex.build(*tower.item_vectors())
     index = LiveIndex(
         base, attributes_of(items, base.row_key), live=LiveIndexConfig(delta_items_max=40, rebuild_items=40)
     )
-    return LiveItems(index, ColdItems(tower, items), LiveCatalogue(items)), index
+    return LiveItems(index, ColdItems(tower, items, encoder), LiveCatalogue(items)), index
+
+
+@pytest.fixture
+def live(shop, tower):
+    return over(tower, shop.items())
+
+
+@pytest.fixture
+def titled(shop):
+    """The same where titles count: "Thing number 5 in red"."""
+    items = shop.items()
+    encoder = Lsa.fit(items.column("title"), 16)
+    text = encoder.encode(items.column("title")).astype(np.float16)
+    rows, num_rows = ItemRows.build(items, items.item_key, text=text)
+    return over(Tower(TowerNet(num_rows, TowerConfig(), **rows.sizes), rows, TowerConfig()), items, encoder)
 
 
 def events(*told):
@@ -39,6 +53,7 @@ def events(*told):
         "price": pa.int64(),
         "stock": pa.int64(),
         "listed": pa.bool_(),
+        "title": pa.string(),
         "category": pa.string(),
         "brand": pa.string(),
     }
@@ -124,6 +139,22 @@ def test_an_item_that_changes_category_moves(tower, live):
     items.apply(events(("item-8", 5, {"listed": True, "category": "category-3"})))
     np.testing.assert_allclose(index.search(before, 1, Where(allow=keys(["item-8"])))[1], 1.0, atol=1e-5)
     assert len(index) == 80
+
+
+def test_a_title_alone_places_a_new_item_and_another_one_moves_it(titled):
+    items, index = titled
+    encoded = [items._encoder.encode(keys(["new"]), *np.full((3, 1), -1), [f"in {c}"])[0] for c in ("red", "blue")]
+    where = Where(allow=keys(["new"]))
+    assert items.apply(events(("new", 5, {"listed": True, "title": "nobody knows"}))).unknown == 1
+    assert items.apply(events(("new", 6, {"listed": True, "title": "in red"}))).unknown == 0
+    np.testing.assert_allclose(index.search(encoded[0], 1, where)[1], 1.0, atol=1e-5)
+    items.apply(events(("new", 7, {"price": 5})))
+    np.testing.assert_allclose(index.search(encoded[0], 1, where)[1], 1.0, atol=1e-5)
+    items.apply(events(("new", 8, {"listed": True, "title": "in blue"})))
+    np.testing.assert_allclose(index.search(encoded[1], 1, where)[1], 1.0, atol=1e-5)
+    items.apply(events(("new", 9, {"listed": False})))
+    assert items._title == {}
+    assert not index.has(keys(["new"])).any()
 
 
 def test_more_news_than_the_delta_holds(live):
