@@ -37,6 +37,7 @@ def item_text(
         encoder = encoder_for(config, texts, ranks.device.type)
         if encoder is not None:
             made = kept_vectors(encoder, texts, Path(config.text_cache_path or work / "text"))
+            made += np.float16(0)  # a sum over ranks knows no -0, and checkpoints compare bits
     if ranks.size == 1:
         return encoder, made if made.shape[1] else None
     width = int(ranks.sum(torch.tensor([made.shape[1]], device=ranks.device)))
