@@ -18,10 +18,11 @@ _lock = threading.Lock()
 _open: dict[tuple[int, Path], tuple[lmdb.Environment, int]] = {}
 
 
-def acquire(folder: Path, map_bytes_max: int) -> lmdb.Environment:
+def acquire(folder: Path, map_bytes_max: int, *, sequential: bool = False) -> lmdb.Environment:
     """Open a folder's environment, or share the one this process has; pair with `release`.
 
     map_bytes_max bounds the file; it is address space, not memory or disk, until used. Commits are fsynced.
+    sequential: read from one end to the other, so that the system does well to read ahead.
     Raises: CorruptData when the folder holds something else than a whole LMDB file.
     """
     folder = folder.resolve()
@@ -30,7 +31,7 @@ def acquire(folder: Path, map_bytes_max: int) -> lmdb.Environment:
         if env is None:
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                env = lmdb.open(str(folder), map_size=map_bytes_max, max_readers=READERS_MAX, readahead=False)
+                env = lmdb.open(str(folder), map_size=map_bytes_max, max_readers=READERS_MAX, readahead=sequential)
                 env.reader_check()
             except lmdb.Error as error:
                 raise CorruptData(

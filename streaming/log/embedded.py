@@ -57,7 +57,7 @@ class EmbeddedLog:
         """Create the topics that are missing. Raises: VersionMismatch for another number of partitions."""
         self._make_id()
         for topic, number in partitions.items():
-            env = embedded.acquire(self.path / topic, self.config.map_bytes_max)
+            env = embedded.acquire(self.path / topic, self.config.map_bytes_max, sequential=True)
             try:
                 with env.begin(write=True) as txn:
                     txn.put(_PARTITIONS, str(number).encode(), overwrite=False)
@@ -78,7 +78,7 @@ class EmbeddedLog:
             if topic not in self._topics:
                 if not (self.path / topic / "data.mdb").is_file():
                     raise self._missing(topic)
-                env = embedded.acquire(self.path / topic, self.config.map_bytes_max)
+                env = embedded.acquire(self.path / topic, self.config.map_bytes_max, sequential=True)
                 with env.begin() as txn:
                     stored = txn.get(_PARTITIONS)
                 if stored is None:
