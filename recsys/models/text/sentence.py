@@ -47,7 +47,9 @@ class SentenceEncoder:
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         """Raises: NotFound for no folder, VersionMismatch for another layout, CorruptData for broken files."""
         from transformers import AutoModel, AutoTokenizer  # 2 s and 200 MB that no other encoder needs
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # of loading: a second, and our own bars say what is long
         self._folder, self._device = folder, torch.device(device)
         self._files = _files(folder)
         self._pooling = _pooling(folder)
