@@ -120,3 +120,7 @@ def _report(document: dict[str, dict[str, str]], message: str, *, as_json: bool)
     if as_json:
         emit(document, as_json=True, text=str)
     print(f"double11: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":  # torchrun starts modules
+    main()

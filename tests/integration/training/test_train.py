@@ -1,12 +1,17 @@
 """A whole run on a small simulated world: what it holds, that it repeats, and that the future can't reach it."""
 
+import os
 import shutil
+import subprocess
+import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from kafka_broker import free_ports
 
 from feature_store.online.memory import MemoryStore
 from llm_reranker.lists import read
@@ -31,6 +36,7 @@ from recsys.models.ranker import Ranker
 from recsys.models.tower import Tower
 from recsys.pipeline import Ports, build
 from recsys.training import Settings, TrainingConfig, rerank_lists, train
+from recsys.training.base_run import iso
 from recsys.training.promote import current_link, current_run, promote
 from recsys.training.rank_lists import RankLists
 
@@ -134,6 +140,33 @@ def test_two_processes_train_the_same_run(world, run, until_us, tmp_path):
     np.testing.assert_array_equal(item_key, same_key)
     np.testing.assert_allclose(vectors, same, rtol=0, atol=1e-5)
     assert not list((tmp_path / "pair.work").glob("tower-checkpoint-*"))
+
+
+@pytest.mark.slow
+def test_two_hosts_that_share_a_folder_train_the_same_run(world, run, until_us, tmp_path):
+    """The command of docs/operations.md: each torchrun is a host with one process."""
+    (port,) = free_ports(1)
+    torchrun = [
+        "--nnodes",
+        "2",
+        "--nproc-per-node",
+        "1",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        f"127.0.0.1:{port}",
+    ]
+    training = ["train", str(world.root), "--out", str(tmp_path / "run"), "--until", iso(until_us)]
+    command = [sys.executable, "-m", "torch.distributed.run", *torchrun, "-m", "recsys.cli.main", *training]
+    sections = {"TRAINING": SETTINGS.training, "MODELS__TOWER": SETTINGS.tower, "MODELS__RANKER": SETTINGS.ranker}
+    settings = {f"DOUBLE11__{s}__{n.upper()}": str(v) for s, c in sections.items() for n, v in asdict(c).items()}
+    environ = {**os.environ, **settings, "OMP_NUM_THREADS": "1", "DOUBLE11_PROGRESS": "0"}
+    hosts = [subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [host.communicate(timeout=600)[1] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], said
+    pair = RunDirectory.open(tmp_path / "run")
+    assert pair.manifest["measures"] == run.manifest["measures"]
+    np.testing.assert_allclose(Tower.load(pair).item_vectors()[1], Tower.load(run).item_vectors()[1], rtol=0, atol=1e-5)
 
 
 async def test_the_run_answers_requests(world, run, until_us):

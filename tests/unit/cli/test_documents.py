@@ -53,7 +53,7 @@ def test_text_is_for_people_and_left_as_it_is():
 
 def test_an_error_is_the_document_too():
     done = subprocess.run(
-        [sys.executable, "-c", "from recsys.cli.main import main; main()", "bench", "nothing", "--json"],
+        [sys.executable, "-m", "recsys.cli.main", "bench", "nothing", "--json"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
