@@ -44,7 +44,7 @@ def bench(quick: bool, run: Path | None = None) -> tuple[dict[str, Any], list[Ro
     faiss.omp_set_num_threads(1)
     queries, repeats = (40, 2) if quick else (1_000, 5)
     items = 4_000 if quick else 1_000_000
-    vectors, asked = _made(items, queries) if run is None else _of_run(run, queries, 0 if quick else items)
+    vectors, asked, known = _made(items, queries) if run is None else _of_run(run, queries, 0 if quick else items)
     settings = IndexConfig(kind="ivf")
     config: dict[str, Any] = {
         "items": len(vectors), "dim": vectors.shape[1], "k": _K, "queries": len(asked), "repeats": repeats,
@@ -54,7 +54,7 @@ def bench(quick: bool, run: Path | None = None) -> tuple[dict[str, Any], list[Ro
     exact.add(vectors)
     true = exact_search(vectors, asked, _K)[0]
     started = time.process_time()
-    base = AnnIndex.build(np.arange(len(vectors), dtype=np.int64), vectors, settings)
+    base = AnnIndex.build(np.arange(len(vectors), dtype=np.int64), vectors, settings, queries=known)
     built_s = time.process_time() - started
     config["tuned"] = dict(base.engine.tuned)
     live = LiveIndex(base, config=settings)
@@ -84,18 +84,22 @@ def bench(quick: bool, run: Path | None = None) -> tuple[dict[str, Any], list[Ro
     return config, rows + written
 
 
-def _made(items: int, queries: int) -> tuple[Vectors, Vectors]:
-    return made_vectors(items, _DIM), made_vectors(queries, _DIM, part=1)
+def _made(items: int, queries: int) -> tuple[Vectors, Vectors, None]:
+    """Items, queries, and none to tune on: items stand for those."""
+    return made_vectors(items, _DIM), made_vectors(queries, _DIM, part=1), None
 
 
-def _of_run(root: Path, queries: int, items: int) -> tuple[Vectors, Vectors]:
-    """Item vectors of a run's tower, grown to so many items; a held-out sample of the tower's own asks."""
+def _of_run(root: Path, queries: int, items: int) -> tuple[Vectors, Vectors, Vectors]:
+    """Item vectors of a run's tower, grown to so many items; of a sample that is not among them one half is asked
+    with, and the other is what training gives the index: a sample of what it will be asked with.
+    """
     from recsys.models.tower import Tower
 
     vectors = Tower.load(RunDirectory.open(root)).item_vectors()[1]
     drawn = np.random.default_rng(1).permutation(len(vectors))
-    held = drawn[: min(queries, len(vectors) // 10)]
-    return _grown(np.delete(vectors, held, axis=0), items), vectors[held]
+    held = drawn[: min(2 * queries, len(vectors) // 5)]
+    asked, known = np.array_split(held, 2)
+    return _grown(np.delete(vectors, held, axis=0), items), vectors[asked], vectors[known]
 
 
 def _grown(vectors: Vectors, items: int) -> Vectors:
