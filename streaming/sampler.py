@@ -74,7 +74,7 @@ class Sampler:
             position = self._positions[p] = self._load(p)
             for path in (self._root / "samples").glob(f"day=*/{p}-*.parquet"):
                 if int(path.stem.split("-")[1]) >= position.closed_us:
-                    path.unlink()  # of a round that did not end; the next may be cut otherwise
+                    path.unlink(missing_ok=True)  # of a round that did not end; the next may be cut otherwise
             for prefix in (EVENTS, SHOWN):
                 self._watermark.observe(prefix, p, position.closed_us + self._window_us)
             self._late[p] = []

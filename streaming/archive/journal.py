@@ -74,7 +74,7 @@ class Journal:
     def clear(self) -> None:
         """Everything is elsewhere now."""
         for path in self._folder.glob(f"{self._name}-*.arrow"):
-            path.unlink()
+            path.unlink(missing_ok=True)  # who takes partitions over deletes what has been flushed, too
         self.segments.clear()
 
     def others(self) -> dict[Path, Segment]:

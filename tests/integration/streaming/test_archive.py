@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from collections import Counter
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -130,6 +131,29 @@ def test_a_flush_that_died_before_its_coverage_doubles_nothing(log, tmp_path):
     ingest(log, behind, died)
     assert rows(died) == rows(whole)
     assert Dataset.open(died).items().equals(Dataset.open(whole).items())
+
+
+def test_a_worker_that_takes_partitions_during_a_flush_does_not_disturb_it(log, tmp_path, monkeypatch):
+    """Once the coverage is there, whoever takes partitions deletes what it has passed: of a writer at work, too."""
+    root, unlink = tmp_path / "archive", Path.unlink
+    send(log, SENT)
+    archive = Archive(root, "test")
+    job = Job(log, MemoryStore(), JobConfig(batch_records_max=90), archive=archive)
+    job.step()
+    assert list(root.glob("journal/*.arrow"))
+
+    def unlink_late(path: Path, missing_ok: bool = False) -> None:
+        monkeypatch.undo()
+        Archive(root, "test").take(log.log_id(), {("", Topics().events): {0: 0}})
+        assert not list(root.glob("journal/*.arrow"))
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink_late)
+    archive.flush()
+    job.run(until_caught_up=True)
+    archive.flush()
+    ingest(log, MemoryStore(), tmp_path / "whole")
+    assert rows(root) == rows(tmp_path / "whole")
 
 
 def test_small_files_are_merged_up_to_a_size(log, tmp_path):
