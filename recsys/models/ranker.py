@@ -14,7 +14,7 @@ Platt 1999.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -204,13 +204,8 @@ class Ranker:
         missing, and in double11_missing_features_total.
         Raises: BadInput for values of another shape; VersionMismatch when no name is the model's.
         """
-        _check_shape(values, names, item_key)
-        one = Histories.from_lists([history_keys], [history_types], [history_times_us], [as_of_us])
-        if not len(item_key):
-            return np.empty(0, np.float32)
-        values = self._in_order(values, names)
-        query = np.zeros(len(item_key), np.int64)
-        return self.heads[0].calibration(self.logits(values, item_key, one, query) + self.leaning(values, query))
+        history = (history_keys, history_types, history_times_us, as_of_us)
+        return self.heads[0].calibration(self._of_user(self.logits, values, names, item_key, history))
 
     def probabilities(
         self,
@@ -227,14 +222,10 @@ class Ranker:
         A chance is that of a shopper who comes back within a training window's length from `as_of_us` on, for items
         such as the sources find. Arguments, counters and errors as for `score`, whose sigmoid the target's chance is.
         """
-        _check_shape(values, names, item_key)
-        one = Histories.from_lists([history_keys], [history_types], [history_times_us], [as_of_us])
-        if not len(item_key):
-            return {head.foresees: np.empty(0, np.float32) for head in self.heads}
-        values = self._in_order(values, names)
-        query = np.zeros(len(item_key), np.int64)
-        logit = self.every_logit(values, item_key, one, query)
-        logit[:, 0] += self.leaning(values, query)
+        history = (history_keys, history_types, history_times_us, as_of_us)
+        logit = self._of_user(self.every_logit, values, names, item_key, history)
+        if not len(logit):
+            return {head.foresees: logit for head in self.heads}
         chances = {h.foresees: h.calibration(column) for h, column in zip(self.heads, logit.T, strict=True)}
         return {name: torch.from_numpy(chance).sigmoid().numpy() for name, chance in chances.items()}
 
@@ -278,6 +269,36 @@ class Ranker:
         logit: npt.NDArray[np.float32] = torch.cat([target_N[:, None], others_NB], dim=1).numpy()
         return logit
 
+    def _of_user(
+        self,
+        logits: Callable[..., npt.NDArray[np.float32]],
+        values: npt.NDArray[np.float32],
+        names: Sequence[str],
+        item_key: npt.NDArray[np.int64],
+        history: tuple[npt.NDArray[np.int64], npt.NDArray[np.int8], npt.NDArray[np.int64], int],
+    ) -> npt.NDArray[np.float32]:
+        """What `logits` or `every_logit` says of one user's candidates, the priors added to the target's; [0] for none.
+
+        history: keys, types, times of the user's actions, and as of when.
+        """
+        if values.shape != (len(item_key), len(names)):
+            raise BadInput(
+                "ranker features",
+                came=f"shape {values.shape}",
+                expected=f"({len(item_key)}, {len(names)}): one row per candidate, one column per name",
+                fix="Pass the matrix with its own names.",
+            )
+        item, kind, time_us, as_of_us = history
+        one = Histories.from_lists([item], [kind], [time_us], [as_of_us])
+        if not len(item_key):
+            return np.empty(0, np.float32)
+        values = self._in_order(values, names)
+        query = np.zeros(len(item_key), np.int64)
+        logit = logits(values, item_key, one, query)
+        target = logit if logit.ndim == 1 else logit[:, 0]
+        target += self.leaning(values, query)
+        return logit
+
     def _in_order(self, values: npt.NDArray[np.float32], names: Sequence[str]) -> npt.NDArray[np.float32]:
         if tuple(names) == self.feature_names:
             return np.ascontiguousarray(values, np.float32)
@@ -297,13 +318,3 @@ class Ranker:
             if name in place:
                 ordered[:, i] = values[:, place[name]]
         return ordered
-
-
-def _check_shape(values: npt.NDArray[np.float32], names: Sequence[str], item_key: npt.NDArray[np.int64]) -> None:
-    if values.shape != (len(item_key), len(names)):
-        raise BadInput(
-            "ranker features",
-            came=f"shape {values.shape}",
-            expected=f"({len(item_key)}, {len(names)}): one row per candidate, one column per name",
-            fix="Pass the matrix with its own names.",
-        )
