@@ -81,7 +81,7 @@ class Tidy:
             whole, merged = split(p for p in found(self._root, folder) if Span.of(p).source in mine)
             for path in merged:
                 if time.time() - path.stat().st_mtime >= self._config.merged_keep_s:
-                    path.unlink(missing_ok=True)
+                    path.unlink()
             for (day, _), group in groupby(whole, key=lambda p: (p.parent, Span.of(p).source)):
                 enough = self._config.merge_files_min if day.name in (newest, ITEMS) else 2
                 if len(run := self._run(list(group), enough)):
