@@ -132,7 +132,7 @@ class Cascade:
             )
 
     async def _retrieve(self, query: Query, user: UserFeatures, deadline: Deadline, trace: Trace) -> Candidates:
-        """Ask every source at once; what fails is left out. Then drop what must not be shown, and fuse.
+        """Ask every source at once; what fails or is late is left out. Then drop what must not be shown, and fuse.
 
         Nothing here depends on the limit, so that a longer slate begins with the shorter one.
         """
@@ -142,10 +142,11 @@ class Cascade:
         # What the request does not ask for is no reason to give less: who cannot look for the rest lists everything.
         everything = _ALL_ITEMS if query.where.restricts else ask
         asks = [ask if isinstance(s, SearchesWhere) else everything for s in self.sources]
+        until = [self.budget.source(s.name, stage) for s in self.sources]
         lists = await asyncio.gather(
             *(
-                trace.attempt(s.name, stage, s.retrieve(query, user, most, stage))
-                for s, most in zip(self.sources, asks, strict=True)
+                trace.attempt(s.name, own, s.retrieve(query, user, most, own))
+                for s, most, own in zip(self.sources, asks, until, strict=True)
             )
         )
         start_s = time.monotonic()

@@ -86,11 +86,11 @@ class Reranker(Port):
 def make(shop, store, run):
     """A cascade of arm full, with the given ports in place of the healthy ones."""
 
-    def made(arm="full", features=None, **replaced):
+    def made(arm="full", features=None, budget=None, **replaced):
         ann = Source(result=shop.candidates([], name="ann"))
         healthy = {"ann": ann, "scorer": Scorer(), "reranker": Reranker()}
         ports = shop.ports(features or store, **{**healthy, **replaced})
-        return build(arm, run, ports, budget=Budget(reserve_ms=100.0))
+        return build(arm, run, ports, budget=budget or Budget(reserve_ms=100.0))
 
     return made
 
@@ -173,6 +173,16 @@ async def test_a_source_may_take_its_share_of_the_time_and_no_more(shop, make):
     assert slate.tier == Tier.FULL
     assert set(slate.fallbacks) == {f"{n}:timeout" for n in names}
     assert {s for i in slate.items for s in i.sources} == {"covisit"}
+
+
+async def test_a_source_is_given_up_at_the_end_of_its_own_budget(shop, make):
+    """Nothing but that budget ends the wait: the request has minutes. The other sources' items are there."""
+    cut, before = FALLBACKS.labels("ann", "timeout"), FALLBACKS.labels("ann", "timeout")._value.get()
+    cascade = make(ann=Source("hang"), budget=Budget(source_ms_max={"ann": 5}))
+    slate = await cascade.recommend(shop.query(), within(600_000))
+    assert (slate.tier, slate.fallbacks) == (Tier.FULL, ("ann:timeout",))
+    assert whole(slate, shop)
+    assert cut._value.get() == before + 1
 
 
 @pytest.mark.parametrize("name", ["covisit", "swing", "trending"])

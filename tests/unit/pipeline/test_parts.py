@@ -49,6 +49,20 @@ def test_what_is_over_stays_over_and_never_stays_never():
     assert Budget().stage("rank", Deadline.never()) == Deadline.never()
 
 
+def test_a_source_has_a_budget_of_its_own_within_the_stages():
+    budget, stage = Budget(source_ms_max={"ann": 20, "swing": 9_000.0}), Deadline.after_ms(1_000)
+    assert 0 < budget.source("ann", stage).remaining_ms() <= 20
+    assert budget.source("swing", stage) == stage, "never later than the stage"
+    assert budget.source("covisit", stage) == stage, "by default it has the stage's time"
+    assert budget.source("ann", Deadline.never()) == Deadline.never(), "replay and training wait for everything"
+
+
+@pytest.mark.parametrize(("wrong", "said"), [({"anns": 20}, "anns"), ({"ann": "20"}, "number"), ({"ann": 0}, "0.1")])
+def test_a_sources_budget_that_cannot_be_is_refused(wrong, said):
+    with pytest.raises(BadInput, match=rf"source_ms_max.*{said}"):
+        Budget(source_ms_max=wrong)
+
+
 async def test_a_trace_notes_what_happened():
     async def fine():
         return [1, 2]
