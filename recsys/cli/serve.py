@@ -27,7 +27,12 @@ _CELL_CHARACTERS_MAX = 48
 @click.option("--log", help="Log URL for events and impressions (default: as --store).")
 @click.option("--listen", default="127.0.0.1:50051", show_default=True, help="HOST:PORT; port 0 = any free one.")
 @click.option("--arm", default="full", show_default=True, help="Best arm to serve.")
-@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Scoring processes.")
+@click.option(
+    "--shards", type=click.IntRange(1, 64), default=1, show_default=True, help="Parts that the item index is cut into."
+)
+@click.option(
+    "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Scoring processes, of each shard."
+)
 @click.option(
     "--clock",
     type=click.Choice(["wall", "data"]),
@@ -43,6 +48,7 @@ def serve(
     log: str | None,
     listen: str,
     arm: str,
+    shards: int,
     workers: int,
     clock: str | None,
     no_reranker: bool,
@@ -65,6 +71,7 @@ def serve(
         log=log or store,
         listen=listen,
         arm=arm,
+        shards=shards,
         workers=workers,
         reranker=not no_reranker,
         writer=not no_writer,

@@ -65,6 +65,10 @@ class ItemTable:
     def __len__(self) -> int:
         return len(self.item_key)
 
+    def where(self, mask: npt.NDArray[np.bool_]) -> ItemTable:
+        """The items at which mask [M] is true."""
+        return ItemTable(self.item_key[mask], self.table.filter(pa.array(mask)).combine_chunks())
+
     def rows(self, item_key: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Row of each key [N]; -1 for a key the run does not know."""
         return find_rows(self.item_key, item_key)

@@ -79,6 +79,11 @@ INDEX_ITEMS = Gauge("double11_index_items", "Items of the live index: base and d
 INDEX_REBUILDS = Counter("double11_index_rebuilds_total", "Rebuilds of the live index by outcome", ["outcome"])
 INDEX_SNAPSHOTS = Counter("double11_index_snapshots_total", "Snapshots of the live index by outcome", ["outcome"])
 INDEX_UPDATES = Counter("double11_index_updates_total", "Catalogue events by what the live index did", ["outcome"])
+INDEX_SHARDS_MISSING = Counter(
+    "double11_index_shards_missing_total",
+    "Searches that went without a shard of the index, by reason",
+    ["shard", "reason"],
+)
 INDEX_RECALL = Histogram(
     "double11_index_recall",
     "Share of the exact neighbours that a sampled query found",

@@ -22,6 +22,8 @@ class ServingConfig:
     plain_text_beyond_loopback: let a gateway without [serving.tls] listen where other hosts reach it.
     health_listen: HOST:PORT of one more listener, in plain text, that answers health checks only; "" = none.
     scoring_target, rerank_target: gRPC addresses of workers that run elsewhere; empty = supervised on this host.
+    scoring_shards: instead of scoring_target where the index is sharded: the address of the workers of shard 0, of
+    shard 1, ... (`--shard`).
     rerank_workers: supervised rerank processes; requests take turns, and each keeps caches of its own.
     metrics_port: Prometheus text over HTTP on metrics_host, 0 = off.
     start_s_max: how long workers may take to load before the gateway serves without them.
@@ -38,6 +40,7 @@ class ServingConfig:
     plain_text_beyond_loopback: bool = False
     health_listen: str = ""
     scoring_target: str = ""
+    scoring_shards: tuple[str, ...] = ()
     rerank_target: str = ""
     rerank_workers: int = 1
     metrics_host: str = "127.0.0.1"
@@ -52,6 +55,13 @@ class ServingConfig:
     def __post_init__(self) -> None:
         in_range("serving.deadline_ms_max", self.deadline_ms_max, 1, 60_000)
         in_range("serving.deadline_ms_default", self.deadline_ms_default, 1, self.deadline_ms_max)
+        if self.scoring_target and self.scoring_shards:
+            raise BadInput(
+                "configuration [serving]",
+                came="scoring_target and scoring_shards",
+                expected="scoring_target for workers that have all items each, scoring_shards for shards",
+                fix="Leave one of them out.",
+            )
         in_range("serving.rerank_workers", self.rerank_workers, 1, 64)
         in_range("serving.metrics_port", self.metrics_port, 0, 65_535)
         in_range("serving.start_s_max", self.start_s_max, 0.1, 3_600)

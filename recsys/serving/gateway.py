@@ -33,6 +33,7 @@ from prometheus_client import start_http_server
 
 from feature_store.online import feature_clock, open_reader
 from llm_reranker.client import RemoteReranker
+from recsys.candidates.nearest.sharded import Shard
 from recsys.core import RunDirectory, WallClock, logging
 from recsys.core.config import Config
 from recsys.core.items import ItemTable
@@ -56,7 +57,7 @@ from recsys.serving.impressions import Impressions
 from recsys.serving.log_writer import LogWriter
 from recsys.serving.peak import NO_PLAN, Peak
 from recsys.serving.recommend_service import InForce, RecommendService
-from recsys.serving.remote import RemoteAnnSource, RemoteScorer, open_channel
+from recsys.serving.remote import AnnShard, RemoteAnnSource, RemoteScorer, open_channel
 from recsys.serving.server import Server, on_loopback
 from recsys.serving.supervisor import Backoff, ChildSpec, Supervisor
 from recsys.serving.tls import credentials_for
@@ -71,8 +72,9 @@ _log = logging.get_logger(__name__)
 class ServeOptions:
     """What `double11 serve` was told.
 
-    store, log: URLs. workers: scoring processes. reranker: offer tier full. writer: run the streaming job beside an
-    embedded store. config_path: the double11.toml that the workers read too. log_level: theirs.
+    store, log: URLs. shards: of the item index. workers: scoring processes, of each shard. reranker: offer tier full.
+    writer: run the streaming job beside an embedded store.
+    config_path: the double11.toml that the workers read too. log_level: theirs.
     """
 
     run: Path
@@ -81,6 +83,7 @@ class ServeOptions:
     listen: str = "127.0.0.1:50051"
     arm: str = "full"
     workers: int = 1
+    shards: int = 1
     reranker: bool = True
     writer: bool = True
     config_path: Path | None = None
@@ -126,7 +129,7 @@ class Gateway:
         await asyncio.to_thread(log.create_topics, partitions)
         self._stack.callback(log.close)
         self._stack.push_async_callback(self._supervisor.stop, serving.drain_s_max)
-        ann, scorer = self._scoring()
+        self._ann, scorer = self._scoring()
         reranker = self._reranker()
         if options.writer and options.store.startswith("embedded:"):
             self._supervisor.start(_writer(options))
@@ -137,7 +140,7 @@ class Gateway:
             features=reader,
             clock=clock,
             rng=np.random.default_rng(),
-            ann=ann,
+            ann=self._ann,
             scorer=scorer,
             reranker=reranker,
             live=self._follow(log, topics.catalog, items),
@@ -158,13 +161,16 @@ class Gateway:
         """Wait for workers and catalogue, each up to its bound, then say SERVING.
 
         Without a worker its tier is missing; without the whole catalogue, slates say catalog:behind.
-        Raises: Unavailable for a worker that cannot load, with its reason.
+        Raises: Unavailable for a worker that cannot load, with its reason; BadInput for workers elsewhere that have
+        other shards than the configuration says.
         """
         late, _ = await asyncio.gather(
             self._supervisor.wait_ready(self._serving.start_s_max), self._catalog.wait_caught_up()
         )
         if late:
             _log.error("serving_without_workers", missing=",".join(late), waited_s=self._serving.start_s_max)
+        if self._ann is not None:
+            await self._ann.check()
         gc.collect()
         gc.freeze()  # items, indexes and stubs stay: scanning them again and again would stall requests
         for server in self._servers:
@@ -190,6 +196,7 @@ class Gateway:
                 admin_pb2.PartStatus(name=c.spec.name, state="ok" if c.ready.is_set() else "down", detail=c.detail)
                 for c in self._supervisor.children
             ]
+            + (self._ann.status() if self._ann is not None else [])
             + [self._catalog.status()],
             peak_plan=self._peak.active.name,
         )
@@ -219,14 +226,32 @@ class Gateway:
     def _scoring(self) -> tuple[RemoteAnnSource | None, RemoteScorer | None]:
         if self.arm.order == "source" and "ann" not in {f.source for f in self.arm.feeds}:
             return None, None
-        target = self._serving.scoring_target or "ipv4:" + ",".join(
-            self._start_worker(name, "recsys.serving.worker", "--log", self._options.log, "--name", name)
-            for name in (f"scoring-{i}" for i in range(self._options.workers))
+        channels = [open_channel(target) for target in self._scoring_targets()]
+        for channel in channels:
+            self._stack.push_async_callback(channel.close)
+        count, files = len(channels), self.run.manifest["files"]
+        tower, ranker = (
+            files.get(f"models/{m}.safetensors", {"sha256": ""})["sha256"][:12] for m in ("tower", "ranker")
         )
-        channel = open_channel(target)
-        self._stack.push_async_callback(channel.close)
-        ranker = self.run.manifest["files"].get("models/ranker.safetensors", {"sha256": ""})["sha256"][:12]
-        return RemoteAnnSource(channel), RemoteScorer(channel, ranker)
+        tower = tower if count > 1 else ""  # one worker's answer stands for itself, whatever its run
+        shards = [AnnShard(channel, Shard(number, count), tower) for number, channel in enumerate(channels)]
+        return RemoteAnnSource(shards), RemoteScorer(channels, ranker)
+
+    def _scoring_targets(self) -> list[str]:
+        """Of the workers of each shard: elsewhere, or started here."""
+        serving = self._serving
+        if serving.scoring_target or serving.scoring_shards:
+            return list(serving.scoring_shards) or [serving.scoring_target]
+        shards, workers = self._options.shards, range(self._options.workers)
+        return [
+            "ipv4:" + ",".join(self._start_scoring(Shard(number, shards), worker) for worker in workers)
+            for number in range(shards)
+        ]
+
+    def _start_scoring(self, shard: Shard, worker: int) -> str:
+        name = f"scoring-{worker}" if shard.whole else f"scoring-{shard.number}of{shard.count}-{worker}"
+        more = ("--log", self._options.log, "--name", name, "--shard", str(shard))
+        return self._start_worker(name, "recsys.serving.worker", *more)
 
     def _reranker(self) -> RemoteReranker | None:
         if self.arm.order != "rerank":

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 from recsys.candidates.nearest import snapshot
+from recsys.candidates.nearest.sharded import Shard
 from recsys.candidates.nearest.snapshot import Restored
 from recsys.core import CorruptData, NotFound, VersionMismatch, metrics
 from recsys.core.logging import get_logger
@@ -20,10 +21,15 @@ _log = get_logger(__name__)
 _CLOSE_S = 5.0
 
 
+def source_of(run_id: str, log_id: str, shard: Shard) -> str:
+    """What a snapshot is of: run, log, and which items."""
+    return f"{run_id}@{log_id}" + ("" if shard.whole else f"#{shard}")
+
+
 def newest(root: Path, of: str, dim: int, config: IndexConfig, live: LiveIndexConfig) -> Restored | None:
     """The newest snapshot below `root`; None where there is none, or none that can be used: that is said and counted.
 
-    of: run and log that it must be of.
+    of: what it must be of, see `source_of`.
     """
     try:
         restored = snapshot.read(root, run_id=of, dim=dim, config=config, live=live)
@@ -42,7 +48,7 @@ class Snapshots:
     """Writes a worker's snapshots. `start`, `close`."""
 
     def __init__(self, root: Path, of: str, service: ScoringService, follower: CatalogFollower, every_s: float) -> None:
-        """of: run and log. every_s: pause between two."""
+        """of: see `source_of`. every_s: pause between two."""
         self._root, self._of, self._service, self._follower, self._every_s = root, of, service, follower, every_s
         self._written = service.positions
         self._stop = threading.Event()

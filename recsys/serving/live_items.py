@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from recsys.candidates.nearest.live import LiveIndex
-from recsys.core import EventBatch, Overloaded, metrics
+from recsys.candidates.nearest.sharded import WHOLE, Shard
+from recsys.core import EventBatch, Overloaded, keys, metrics
 from recsys.core.attributes import Attributes
 from recsys.models.cold import ColdItems
 from recsys.ranking.live import Applied, LiveCatalogue
@@ -26,9 +27,9 @@ Keys = npt.NDArray[np.int64]
 class LiveItems:
     """Feeds a LiveIndex with what a LiveCatalogue, this worker's own, has been told."""
 
-    def __init__(self, index: LiveIndex, encoder: ColdItems, live: LiveCatalogue) -> None:
-        """live: over the items of the run that the index and the encoder are of."""
-        self._index, self._encoder, self._live = index, encoder, live
+    def __init__(self, index: LiveIndex, encoder: ColdItems, live: LiveCatalogue, shard: Shard = WHOLE) -> None:
+        """live: over the items of the run that the index has. shard: what is told of items of others is left out."""
+        self._index, self._encoder, self._live, self._shard = index, encoder, live, shard
         self._due: Keys = np.empty(0, np.int64)  # told, and not in the index yet
         self._title: dict[int, str | None] = {}  # of new items in the index, as they were encoded
         self._one_moment = threading.Lock()
@@ -39,6 +40,8 @@ class LiveItems:
 
         Raises: Overloaded when the delta stays full for a minute; the batch can be applied again.
         """
+        if not self._shard.whole:
+            batch = batch.filter(self._shard.holds(keys(batch.table.column("item_id").fill_null("").to_pylist())))
         with self._one_moment:
             told, changed = self._live.take(batch)
             self._due = np.union1d(self._due, changed)

@@ -2,24 +2,30 @@
 
 The remaining time of the request travels as the gRPC timeout; the worker drops what is over. Several workers are one
 target, "ipv4:127.0.0.1:7001,127.0.0.1:7002" or "dns:///scoring:50051", and gRPC's round_robin goes round those that
-are connected. No retries: the pipeline falls through to the next tier instead.
+are connected. No retries: the pipeline falls through to the next tier instead. Where the index is sharded each shard
+has a target: a search asks all of them at once and does without those that are missing.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Awaitable
+import time
+from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
 import grpc
 import numpy as np
 import numpy.typing as npt
+from double11.v1 import admin_pb2
 from double11.v1 import scoring_pb2 as pb
 from double11.v1 import scoring_pb2_grpc as pb_grpc
 
 from feature_store import UserFeatures
 from recsys.candidates.behaviour import touched
+from recsys.candidates.nearest.sharded import WHOLE, Shard, merge
 from recsys.core import (
+    BadInput,
     Candidates,
     Deadline,
     DeadlineExceeded,
@@ -28,6 +34,8 @@ from recsys.core import (
     Query,
     Unavailable,
     VersionMismatch,
+    logging,
+    metrics,
 )
 from recsys.core.attributes import Where
 from recsys.ranking import FeatureMatrix
@@ -39,6 +47,9 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1_000),  # a restarted worker is found within a second
     ("grpc.max_receive_message_length", 16 << 20),
 )
+_SHARDS_SHARE = 0.9  # of a search's time is the shards'; the rest is for what came of those in time
+_PROBE_S, _LOG_EVERY_S = 5.0, 10.0
+_log = logging.get_logger(__name__)
 _MISFITS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
 T = TypeVar("T")
 
@@ -48,19 +59,80 @@ def open_channel(target: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(target, options=_OPTIONS)
 
 
+class AnnShard:
+    """One shard of the index, behind a channel to the workers that have it."""
+
+    def __init__(self, channel: grpc.aio.Channel, shard: Shard = WHOLE, version: str = "") -> None:
+        """version: of the tower that its answers must come from; "" = any."""
+        self._stub, self._shard, self._version = pb_grpc.ScoringServiceStub(channel), shard, version
+        self._missing, self._since_s = "not asked yet", time.monotonic()  # why its last answer was not used
+        self._log_not_before_s = 0.0
+
+    async def ask(
+        self, request: pb.RetrieveRequest, timeout_s: float | None, *, wait_for_ready: bool = False
+    ) -> pb.RetrieveResponse | Double11Error:
+        """Its nearest items, or why there are none of use: that is counted."""
+        try:
+            call = self._stub.Retrieve(request, timeout=timeout_s, wait_for_ready=wait_for_ready)
+            response: pb.RetrieveResponse = await _called("Retrieve", call)
+            self._check(response)
+        except Double11Error as error:
+            reason = "timeout" if isinstance(error, DeadlineExceeded) else error.code.lower().replace("_", "-")
+            metrics.INDEX_SHARDS_MISSING.labels(str(self._shard), reason).inc()
+            self._note_missing(error)
+            return error
+        self._missing = ""
+        return response
+
+    def status(self) -> admin_pb2.PartStatus:
+        """For AdminService: as its last answer was."""
+        name, now_s = f"index-shard-{self._shard}", time.monotonic()
+        if not self._missing:
+            return admin_pb2.PartStatus(name=name, state="ok")
+        return admin_pb2.PartStatus(
+            name=name, state="down", detail=f"for {now_s - self._since_s:.0f} s: {self._missing}"
+        )
+
+    def _check(self, response: pb.RetrieveResponse) -> None:
+        came = f"{response.shard}/{response.num_shards}"
+        if came != str(self._shard):
+            raise BadInput(
+                "scoring worker, Retrieve",
+                came=f"shard {came} of the items",
+                expected=f"shard {self._shard}",
+                fix="Correct [serving] scoring_shards, one target for each shard in order, or the workers' --shard.",
+            )
+        version = response.version.partition("+")[0]
+        if self._version and version != self._version:
+            raise VersionMismatch(
+                f"scoring worker, Retrieve, shard {came}",
+                came=f"tower {version}",
+                expected=f"tower {self._version}, that of the gateway's run: scores of two towers do not compare",
+                fix="Restart the shards' workers and the gateways with one run.",
+            )
+
+    def _note_missing(self, error: Double11Error) -> None:
+        now_s = time.monotonic()
+        self._missing, self._since_s = str(error), self._since_s if self._missing else now_s
+        if now_s >= self._log_not_before_s:  # an overloaded shard may answer every other time
+            self._log_not_before_s = now_s + _LOG_EVERY_S
+            _log.warning("index_shard_missing", shard=str(self._shard), error=self._missing)
+
+
 class RemoteAnnSource:
-    """`ann`: the user tower and FAISS, in a worker."""
+    """`ann`: the user tower and FAISS, in workers; all items, or a shard of them, in each."""
 
     name = "ann"
     searches_where = True
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._stub = pb_grpc.ScoringServiceStub(channel)
+    def __init__(self, shards: Sequence[AnnShard]) -> None:
+        """shards: all of them, in any order."""
+        self._shards = tuple(shards)
 
     async def retrieve(self, query: Query, user: UserFeatures, limit: int, deadline: Deadline) -> Candidates:
-        """The nearest items to the user's vector; none for a user without history.
+        """The nearest items to the user's vector among the shards that answer; none for a user without history.
 
-        Raises: DeadlineExceeded, Unavailable, Overloaded.
+        Raises: DeadlineExceeded, Unavailable, Overloaded, BadInput, VersionMismatch when no shard answers.
         """
         if not len(user.recent_item_key):
             return Candidates.from_source(self.name, np.empty(0, np.int64), np.empty(0, np.float32))
@@ -76,19 +148,45 @@ class RemoteAnnSource:
             exclude_keys=touched(user).tolist() if query.new_only else (),
             filter=remote_filter(query.where) if query.where.restricts else None,
         )
-        response = await _called("Retrieve", self._stub.Retrieve(request, timeout=deadline.timeout_s()))
-        return Candidates.from_source(
-            self.name, np.array(response.item_keys, np.int64), np.array(response.scores, np.float32)
-        )
+        found, score = merge(await self._answers(request, deadline.timeout_s()), limit)
+        return Candidates.from_source(self.name, found[0], score[0])
+
+    async def check(self) -> None:
+        """Ask every shard once, where there are several, for a few seconds at most; what does not answer is logged.
+
+        Raises: BadInput for a shard that has other items than it should.
+        """
+        if len(self._shards) == 1:
+            return
+        probe = pb.RetrieveRequest(history_keys=[0], history_types=[1], history_times_us=[0], as_of_us=1, limit=1)
+        for answer in await asyncio.gather(*(s.ask(probe, _PROBE_S, wait_for_ready=True) for s in self._shards)):
+            if isinstance(answer, BadInput):
+                raise answer
+
+    def status(self) -> list[admin_pb2.PartStatus]:
+        """Of every shard, where there are several."""
+        return [s.status() for s in self._shards] if len(self._shards) > 1 else []
+
+    async def _answers(
+        self, request: pb.RetrieveRequest, timeout_s: float | None
+    ) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+        """Keys [1, K] and scores [1, K] of each shard that answers. Raises: the first one's error when none does."""
+        if timeout_s is not None and len(self._shards) > 1:
+            timeout_s *= _SHARDS_SHARE
+        answers = await asyncio.gather(*(s.ask(request, timeout_s) for s in self._shards))
+        used = [a for a in answers if not isinstance(a, Double11Error)]
+        if not used:
+            raise next(a for a in answers if isinstance(a, Double11Error))
+        return [(np.array([a.item_keys], np.int64), np.array([a.scores], np.float32)) for a in used]
 
 
 class RemoteScorer:
-    """The ranker, in a worker."""
+    """The ranker, in a worker; whichever shard of the index it has beside it."""
 
-    def __init__(self, channel: grpc.aio.Channel, version: str) -> None:
-        """version: of the run's ranker, until a worker has said which one it runs."""
-        self._stub = pb_grpc.ScoringServiceStub(channel)
-        self._version = version
+    def __init__(self, channels: Sequence[grpc.aio.Channel], version: str) -> None:
+        """channels: of the shards. version: of the run's ranker, until a worker has said which one it runs."""
+        self._workers = tuple((channel, pb_grpc.ScoringServiceStub(channel)) for channel in channels)
+        self._version, self._turn = version, 0
 
     @property
     def version(self) -> str:
@@ -113,7 +211,7 @@ class RemoteScorer:
             history_times_us=time_us,
             as_of_us=query.as_of_us,
         )
-        response = await _called("Rank", self._stub.Rank(request, timeout=deadline.timeout_s()))
+        response = await _called("Rank", self._next().Rank(request, timeout=deadline.timeout_s()))
         scores = np.array(response.scores, np.float32)
         if len(scores) != len(found) or not np.isfinite(scores).all():
             raise Unavailable(
@@ -124,6 +222,13 @@ class RemoteScorer:
             )
         self._version = response.version
         return scores
+
+    def _next(self) -> pb_grpc.ScoringServiceAsyncStub:
+        """In turn among those that are connected; any where none is."""
+        self._turn = (self._turn + 1) % len(self._workers)
+        in_turn = self._workers[self._turn :] + self._workers[: self._turn]
+        ready = grpc.ChannelConnectivity.READY
+        return next((s for channel, s in in_turn if channel.get_state(try_to_connect=True) is ready), in_turn[0][1])
 
 
 def remote_filter(where: Where) -> pb.RetrieveFilter:

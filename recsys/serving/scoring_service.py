@@ -1,4 +1,4 @@
-"""ScoringService [heavy]: user tower + FAISS and the ranker of one run."""
+"""ScoringService [heavy]: user tower + FAISS and the ranker of one run; of FAISS perhaps one shard."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from double11.v1 import scoring_pb2_grpc as pb_grpc
 from recsys.candidates.nearest import snapshot
 from recsys.candidates.nearest.live import DEFAULT, DEFAULT_LIVE, LiveIndex
 from recsys.candidates.nearest.monitor import RecallMonitor
+from recsys.candidates.nearest.sharded import WHOLE, Shard
 from recsys.candidates.nearest.snapshot import Restored
 from recsys.candidates.nearest.static import AnnIndex, other_dimension
 from recsys.core import BadInput, Deadline, Overloaded, RunDirectory
@@ -54,24 +55,29 @@ class ScoringService(pb_grpc.ScoringServiceServicer):
         index: IndexConfig = DEFAULT,
         live: LiveIndexConfig = DEFAULT_LIVE,
         *,
+        shard: Shard = WHOLE,
         new_items_max: int = NEW_ITEMS_MAX,
         restore: Callable[[int], Restored | None] = lambda _: None,
     ) -> None:
-        """Load the models. restore: gives a snapshot of the index, by dimension, or None to take the run's.
+        """Load the models, and the shard's items into the index.
+
+        restore: gives a snapshot of the index, by dimension, or None to take the run's.
 
         Raises: NotFound, CorruptData, VersionMismatch, Unavailable (a device that is not there).
         """
         torch.set_num_threads(config.threads)
         self._tower, self._ranker = Tower.load(run), Ranker.load(run)
         items, restored = ItemTable.read(run.path("items.parquet")), restore(self._tower.dim)
+        cold = ColdItems(self._tower, items, encoder_of(run))
+        if not shard.whole:
+            items = items.where(shard.holds(items.item_key))
         if restored is None:
-            base = AnnIndex.load(run, index)
+            base = AnnIndex.load(run, index, shard)
             if base.dim != self._tower.dim:
                 raise other_dimension(f"a tower of dimension {self._tower.dim}", base.dim)
             restored = Restored(LiveIndex(base, attributes_of(items, base.row_key), config=index, live=live))
-        self._index, self.positions = restored.index, restored.positions
-        cold = ColdItems(self._tower, items, encoder_of(run))
-        self.items = LiveItems(self._index, cold, LiveCatalogue(items, new_items_max))
+        self._shard, self._index, self.positions = shard, restored.index, restored.positions
+        self.items = LiveItems(self._index, cold, LiveCatalogue(items, new_items_max), shard)
         self._monitor = RecallMonitor(self._index, live)
         self._moved = set[int]()  # items that a delta has given another vector than the run's
         self._stale = dict[int, None]()  # items whose row has changed since the index has their vector; oldest first
@@ -100,7 +106,11 @@ class ScoringService(pb_grpc.ScoringServiceServicer):
 
         item_key, score = await self.compute.run("Retrieve", search, self._deadline(context))
         return pb.RetrieveResponse(
-            item_keys=item_key.tolist(), scores=score.tolist(), version=self._version(self._tower.version)
+            item_keys=item_key.tolist(),
+            scores=score.tolist(),
+            version=self._version(self._tower.version),
+            shard=self._shard.number,
+            num_shards=self._shard.count,
         )
 
     async def Rank(self, request: pb.RankRequest, context: Context) -> pb.RankResponse:  # noqa: N802
@@ -151,9 +161,10 @@ class ScoringService(pb_grpc.ScoringServiceServicer):
         if table == "tower.item":
             known = rows[rows != UNKNOWN_ROW]
             self._tower.items.own(known)
-            changed = self._tower.items.vocabulary.keys[known - 1].tolist()
-            self._moved.update(changed)
-            self._stale |= dict.fromkeys(changed)
+            changed = self._tower.items.vocabulary.keys[known - 1]
+            ours = changed[self._shard.holds(changed)].tolist()
+            self._moved.update(ours)
+            self._stale |= dict.fromkeys(ours)
 
     def write_snapshot(self, root: Path, of: str, positions: Mapping[int, int]) -> None:
         """Write the index and what was told, as far as `positions`, taken before. Raises: OSError."""

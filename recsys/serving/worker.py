@@ -3,7 +3,8 @@
     python -m recsys.serving.worker --run RUN --listen 127.0.0.1:0 --log URL
 
 With a log it follows the catalogue topic: new items become retrievable, delisted and sold-out ones leave; and the
-deltas topic: what online training learns is served within seconds.
+deltas topic: what online training learns is served within seconds. With --shard I/N its index has the items of that
+shard alone, in about an Nth of the memory; other workers have the others.
 Prints one JSON line {"ready": true, "port": N} on stdout once it serves. SIGTERM drains: health goes NOT_SERVING,
 calls in flight are finished. Compute runs on one thread, never on the event loop.
 """
@@ -22,6 +23,7 @@ from double11.v1 import scoring_pb2 as pb
 from double11.v1 import scoring_pb2_grpc as pb_grpc
 from prometheus_client import start_http_server
 
+from recsys.candidates.nearest.sharded import WHOLE, Shard
 from recsys.core import Double11Error, RunDirectory, WallClock, logging
 from recsys.core.config import Config
 from recsys.core.urls import embedded_path, scheme
@@ -37,12 +39,15 @@ if TYPE_CHECKING:
     from recsys.serving.scoring_service import ScoringService
 
 
-async def serve(run_path: Path, listen: str, log_url: str, name: str, config: Config) -> None:
+async def serve(run_path: Path, listen: str, log_url: str, name: str, shard: Shard, config: Config) -> None:
     """Load, serve, say so on stdout, drain on SIGTERM or SIGINT."""
     stop, worker = stop_signal(), config.get(WorkerConfig)
     run = RunDirectory.open(run_path, verify=False)  # the gateway has checked the hashes
     with ExitStack() as stack:
-        service = await _following(stack, run, log_url, name, config) if log_url else _service(run, config)
+        if log_url:
+            service = await _following(stack, run, log_url, name, shard, config)
+        else:
+            service = _service(run, config, shard=shard)
         if worker.metrics_port:
             start_http_server(worker.metrics_port, config.get(ServingConfig).metrics_host)
         await _until_stopped(service, stop, listen, worker)
@@ -55,19 +60,21 @@ def _service(run: RunDirectory, config: Config, **more: Any) -> ScoringService:
     return ScoringService(run, worker, index, live, new_items_max=config.get(CatalogConfig).new_items_max, **more)
 
 
-async def _following(stack: ExitStack, run: RunDirectory, log_url: str, name: str, config: Config) -> ScoringService:
+async def _following(
+    stack: ExitStack, run: RunDirectory, log_url: str, name: str, shard: Shard, config: Config
+) -> ScoringService:
     """A service that reads the catalogue topic into the index and the deltas topic into the models.
 
     Comes back when all of the catalogue that was there is in the index, or its time is over; deltas catch up while the
     worker serves what it has.
     """
-    from recsys.serving.index_snapshots import Snapshots, newest
+    from recsys.serving.index_snapshots import Snapshots, newest, source_of
 
     log, worker = stack.enter_context(open_log(log_url, config)), config.get(WorkerConfig)
     topics, root = topics_at(log_url, config), _snapshots_at(log_url, name, worker)
-    of = f"{run.run_id}@{log.log_id()}"
+    of = source_of(run.run_id, log.log_id(), shard)
     models = config.get(IndexConfig), config.get(LiveIndexConfig)
-    service = _service(run, config, restore=lambda dim: newest(root, of, dim, *models) if root else None)
+    service = _service(run, config, shard=shard, restore=lambda dim: newest(root, of, dim, *models) if root else None)
     deltas = asyncio.create_task(DeltaFollower(log, topics.deltas, service, WallClock(), _tell).run())
     stack.callback(deltas.cancel)
     follower = CatalogFollower(
@@ -112,13 +119,16 @@ async def _until_stopped(service: ScoringService, stop: asyncio.Event, listen: s
 @click.option("--listen", default="127.0.0.1:0", show_default=True, help="HOST:PORT; port 0 = any free one.")
 @click.option("--log", "log_url", default="", help="Log URL; follow its catalogue topic.")
 @click.option("--name", default="scoring", show_default=True, help="Of this worker among those that share a folder.")
+@click.option("--shard", default=str(WHOLE), show_default=True, help="NUMBER/COUNT: the items this worker's index has.")
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="double11.toml.")
 @click.option("--log-level", type=click.Choice(logging.LEVELS), default="info", show_default=True)
-def main(run_path: Path, listen: str, log_url: str, name: str, config_path: Path | None, log_level: str) -> None:
+def main(
+    run_path: Path, listen: str, log_url: str, name: str, shard: str, config_path: Path | None, log_level: str
+) -> None:
     """Serve the towers, the index and the ranker of one run to gateways."""
     logging.configure(log_level)
     try:
-        asyncio.run(serve(run_path, listen, log_url, name, Config.load(config_path)))
+        asyncio.run(serve(run_path, listen, log_url, name, Shard.parse(shard), Config.load(config_path)))
     except Double11Error as error:
         print(json.dumps(error.as_json()), flush=True)  # for whoever supervises
         print(f"scoring worker: {error}", file=sys.stderr)

@@ -141,7 +141,12 @@ class RetrieveResponse(_message.Message):
     ITEM_KEYS_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    NUM_SHARDS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
+    shard: _builtins.int
+    """Which part of the items was looked at: the keys k with k % num_shards == shard. 0 of 1 = all."""
+    num_shards: _builtins.int
     @_builtins.property
     def item_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -154,10 +159,12 @@ class RetrieveResponse(_message.Message):
         item_keys: _abc.Iterable[_builtins.int] | None = ...,
         scores: _abc.Iterable[_builtins.float] | None = ...,
         version: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        num_shards: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_keys", b"item_keys", "scores", b"scores", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_keys", b"item_keys", "num_shards", b"num_shards", "scores", b"scores", "shard", b"shard", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

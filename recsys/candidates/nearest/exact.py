@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from recsys.candidates.nearest.base import Vectors
 from recsys.candidates.nearest.rows import Rows
+from recsys.candidates.nearest.sharded import merge
 
 _ROWS_PER_BLOCK, _QUERIES_PER_BLOCK = 65_536, 64
 _FEW_QUERIES = 4
@@ -48,14 +49,6 @@ def exact_search(vectors_MD: Vectors, queries_BD: Vectors, k: int, rows: Rows | 
     if not blocks:
         return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
     return np.concatenate([b[0] for b in blocks]), np.concatenate([b[1] for b in blocks])
-
-
-def merge(parts: list[Found], k: int) -> Found:
-    """The best k [B, K] of several answers to the same queries, ids -1 last; ties keep the order of the parts."""
-    ids = np.concatenate([p[0] for p in parts], axis=1)
-    scores = np.where(ids < 0, -np.inf, np.concatenate([p[1] for p in parts], axis=1)).astype(np.float32)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
 
 def best(scores_BR: Vectors, k: int) -> Found:

@@ -55,11 +55,12 @@ class IvfEngine:
 
     @classmethod
     def build(
-        cls, vectors_MD: Vectors, sample: Sample, config: IndexConfig, like: IvfEngine | None = None
+        cls, vectors_MD: Vectors, sample: Sample, config: IndexConfig, like: IvfEngine | None = None, share: float = 1.0
     ) -> tuple[IvfEngine, Rows]:
         """Over the vectors; also gives for each row of the engine its place in `vectors_MD`.
 
-        like: an engine whose quantizers and tuning are used again: seconds instead of a training.
+        like: an engine whose quantizers and tuning are used again: seconds instead of a training. share: these rows are
+        that share of its own, drawn by chance: the best k of them are among the best k / share of all.
         """
         ivf = _empty(vectors_MD) if like is None else faiss.clone_index(like._ivf)
         if like is not None:
@@ -72,7 +73,7 @@ class IvfEngine:
             refine.add(block)
         index: Any = faiss.IndexRefine(ivf, refine)
         index.referenced_objects = [ivf, refine]  # FAISS holds bare pointers to both
-        tuned = like.tuned if like is not None else _tune(index, order, sample, config)
+        tuned = _tune(index, order, sample, config) if like is None else _of_share(like.tuned, share)
         return cls(index, tuned), order
 
     def search(self, queries_BD: Vectors, k: int, allowed: RowSet | None, num_allowed: int) -> Found:
@@ -166,6 +167,10 @@ def _tune(index: Any, order: Rows, sample: Sample, config: IndexConfig) -> dict[
         deep = least(deep_k, factor, [g for g in grid if g * average >= scan[-1][1]])
         scan.append([deep_k, average * (deep.value if deep is not None else lists)])
     return {"k_factor": factor, "recall_k": k, "scan": scan, "recall": round(effort.recall, 4)}
+
+
+def _of_share(tuned: Mapping[str, Any], share: float) -> Mapping[str, Any]:
+    return {**tuned, "scan": [[k * share, rows * share] for k, rows in tuned["scan"]]}
 
 
 def _exact_without_themselves(index: Any, order: Rows, sample: Sample, k: int) -> Rows:

@@ -21,9 +21,9 @@ import numpy.typing as npt
 
 from recsys.candidates.nearest.base import Keys, Vectors
 from recsys.candidates.nearest.engine import yield_cores
-from recsys.candidates.nearest.exact import merge
 from recsys.candidates.nearest.rows import Rows, RowSet
 from recsys.candidates.nearest.segments import BaseSegment, DeltaSegment
+from recsys.candidates.nearest.sharded import merge
 from recsys.candidates.nearest.static import AnnIndex, checked, other_dimension
 from recsys.core import BadInput, Overloaded, metrics
 from recsys.core.attributes import EVERYTHING, Attributes, Where

@@ -6,6 +6,7 @@ Shape legend: M items, D dimension, B queries, Q sample queries, K neighbours.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from recsys.candidates.nearest.hnsw import HnswEngine
 from recsys.candidates.nearest.ivf import KIND as IVF
 from recsys.candidates.nearest.ivf import IvfEngine
 from recsys.candidates.nearest.rows import Rows, RowSet
+from recsys.candidates.nearest.sharded import WHOLE, Shard
 from recsys.candidates.nearest.tuning import Sample
 from recsys.core import BadInput, CorruptData, RunDirectory, VersionMismatch
 from recsys.core.ids import find_rows
@@ -60,11 +62,13 @@ class AnnIndex:
         *,
         queries: Vectors | None = None,
         like: AnnIndex | None = None,
+        share: float = 1.0,
     ) -> AnnIndex:
         """From keys [M], distinct, and vectors [M, D].
 
         queries: [Q, D] what will be asked, held out of training; None = some of the items' own vectors. like: an index
         whose trained quantizers and tuning are used again where its kind allows it; the caller then vouches for keys.
+        share: of like's items that these are, drawn by chance.
         Raises: BadInput for shapes that do not fit, repeated keys or vectors that are not finite.
         """
         _check(item_key, vectors, distinct=like is not None)
@@ -80,7 +84,7 @@ class AnnIndex:
             engine, order = HnswEngine.build(vectors, sample, config)
         else:
             base = like._host if like is not None and isinstance(like._host, IvfEngine) else None
-            engine, order = IvfEngine.build(vectors, sample, config, base)
+            engine, order = IvfEngine.build(vectors, sample, config, base, share)
         return cls(engine, item_key[order], config)
 
     def save(self, folder: Path, run_id: str) -> None:
@@ -99,20 +103,23 @@ class AnnIndex:
         }  # fmt: skip
 
     @classmethod
-    def load(cls, run: RunDirectory, config: IndexConfig = DEFAULT) -> AnnIndex:
-        """The index of a run.
+    def load(cls, run: RunDirectory, config: IndexConfig = DEFAULT, shard: Shard = WHOLE) -> AnnIndex:
+        """The index of a run, or one shard of it.
 
         Raises: NotFound when the run has none; CorruptData when FAISS cannot read it or it is not what ann.json says;
         VersionMismatch when another release wrote it.
         """
-        return cls.read(run.path(INDEX_FILE), run.path(FACTS_FILE), config)
+        return cls.read(run.path(INDEX_FILE), run.path(FACTS_FILE), config, shard)
 
     @classmethod
-    def read(cls, path: Path, facts_path: Path, config: IndexConfig = DEFAULT) -> AnnIndex:
-        """The index of two files that `save` wrote. Raises: CorruptData, VersionMismatch."""
+    def read(cls, path: Path, facts_path: Path, config: IndexConfig = DEFAULT, shard: Shard = WHOLE) -> AnnIndex:
+        """The index of two files that `save` wrote, or one shard of it: memory then holds that one's items alone.
+
+        Raises: CorruptData, VersionMismatch.
+        """
         try:
             facts = json.loads(facts_path.read_text("utf-8"))
-            with_keys: Any = faiss.read_index(str(path))
+            with_keys: Any = faiss.read_index(str(path), 0 if shard.whole else faiss.IO_FLAG_MMAP_IFC)
         except (RuntimeError, ValueError) as error:
             raise _corrupt(path, str(error).splitlines()[0]) from error
         if (with_keys.d, with_keys.ntotal) != (facts["dim"], facts["num_items"]):
@@ -126,7 +133,12 @@ class AnnIndex:
             )
         index: Any = faiss.downcast_index(with_keys.index)
         index.referenced_objects = [with_keys]
-        return cls(_engine(facts, index, path), faiss.vector_to_array(with_keys.id_map), config)
+        engine, row_key = _engine(facts, index, path), faiss.vector_to_array(with_keys.id_map)
+        if shard.whole:
+            return cls(engine, row_key, config)
+        rows = np.flatnonzero(shard.holds(row_key))
+        like, share = cls(engine, row_key, replace(config, device="cpu")), len(rows) / max(len(row_key), 1)
+        return cls.build(row_key[rows], engine.vectors[rows], config, like=like, share=share)
 
     def search(self, vectors: Vectors, k: int, allowed: RowSet | None = None) -> tuple[Keys, npt.NDArray[np.float32]]:
         """Keys [B, K] and inner products [B, K] of the nearest items, K = min(k, M), best first; key -1 = none found.

@@ -6,12 +6,13 @@ from contextlib import asynccontextmanager
 import pytest
 from double11.v1 import event_pb2
 
+from recsys.candidates.nearest.sharded import WHOLE, Shard
 from recsys.core import WallClock, keys, metrics
 from recsys.core.items import ItemTable
 from recsys.models.config import IndexConfig, LiveIndexConfig
 from recsys.serving.catalog import CatalogFollower
 from recsys.serving.config import CatalogConfig, WorkerConfig
-from recsys.serving.index_snapshots import Snapshots, newest
+from recsys.serving.index_snapshots import Snapshots, newest, source_of
 from recsys.serving.scoring_service import ScoringService
 from streaming.codec import record_key
 from streaming.config import JobConfig
@@ -37,13 +38,17 @@ class World:
     """One log, one folder for snapshots; `start` is a worker's start."""
 
     def __init__(self, run, log, root):
-        self.run, self.log, self.root, self.of = run, log, root, f"{run.run_id}@{log.log_id()}"
+        self.run, self.log, self.root, self.shard = run, log, root, WHOLE
         self.category = next(c for c in ItemTable.read(run.path("items.parquet")).column("category") if c)
+
+    @property
+    def of(self):
+        return source_of(self.run.run_id, self.log.log_id(), self.shard)
 
     @asynccontextmanager
     async def start(self, *, follow=True, write=False):
         service = ScoringService(
-            self.run, WorkerConfig(), restore=lambda dim: newest(self.root, self.of, dim, *CONFIGS)
+            self.run, WorkerConfig(), shard=self.shard, restore=lambda dim: newest(self.root, self.of, dim, *CONFIGS)
         )
         config = CatalogConfig(poll_ms=5, watch_s=0.02)
         follower = CatalogFollower(self.log, "catalog", service.items, WallClock(), config, JobConfig())
@@ -108,6 +113,26 @@ async def test_what_cannot_be_used_is_refused_and_the_whole_log_is_read(world):
         assert service.positions == {}
         assert world.has(service, "new") == [True]
     assert refused() == before + 3
+
+
+async def test_a_snapshot_of_one_shard_is_that_shards(world):
+    names = [f"new-{i}" for i in range(8)]
+    for i, name in enumerate(names):
+        tell(world.log, name, 10 + i, category=world.category)
+    world.shard, before = Shard(1, 2), refused()
+    ours = world.shard.holds(keys(names)).tolist()
+    assert True in ours
+    assert False in ours
+    async with world.start(write=True) as service:
+        assert world.has(service, *names) == ours
+        items = len(service._index)
+    async with world.start(follow=False) as service:
+        assert (world.has(service, *names), len(service._index)) == (ours, items)
+    for other in (Shard(0, 2), WHOLE):
+        world.shard = other
+        async with world.start() as service:
+            assert world.has(service, *names) == other.holds(keys(names)).tolist()
+    assert refused() == before + 2
 
 
 async def test_items_that_deltas_have_moved_start_as_the_run_has_them(world):

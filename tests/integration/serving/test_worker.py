@@ -21,7 +21,7 @@ from recsys.models.ranker import Ranker
 from recsys.models.tower import Tower
 from recsys.pipeline import Ports, build
 from recsys.ranking.score import LocalScorer
-from recsys.serving.remote import RemoteAnnSource, RemoteScorer, open_channel
+from recsys.serving.remote import AnnShard, RemoteAnnSource, RemoteScorer, open_channel
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ async def test_remote_ann_is_local_ann(run, dataset, store, channel, new_only):
     local = await LocalAnnSource(Tower.load(run), LiveIndex(AnnIndex.load(run))).retrieve(
         asked, user, 50, Deadline.never()
     )
-    remote = await RemoteAnnSource(channel).retrieve(asked, user, 50, Deadline.after_ms(10_000))
+    remote = await RemoteAnnSource([AnnShard(channel)]).retrieve(asked, user, 50, Deadline.after_ms(10_000))
     assert remote.item_key.tolist() == local.item_key.tolist()
     np.testing.assert_allclose(remote.scores, local.scores, rtol=1e-5)
 
@@ -70,7 +70,7 @@ async def test_remote_ann_is_local_ann(run, dataset, store, channel, new_only):
 async def test_user_without_history_gets_nothing_without_a_call(dataset, store):
     user = await store.user("nobody", dataset.last_event_us, Deadline.never())
     async with open_channel("127.0.0.1:9") as nowhere:
-        found = await RemoteAnnSource(nowhere).retrieve(query(dataset), user, 5, Deadline.never())
+        found = await RemoteAnnSource([AnnShard(nowhere)]).retrieve(query(dataset), user, 5, Deadline.never())
     assert len(found) == 0
 
 
@@ -80,7 +80,7 @@ async def test_remote_ranker_is_local_ranker(run, dataset, store, channel):
     ports = Ports(features=store, clock=clock, rng=np.random.default_rng(0), scorer=LocalScorer(ranker))
     collected = await build("rank", run, ports).collect(asked, Deadline.never())
     args = asked, collected.user, collected.candidates, collected.features
-    scorer = RemoteScorer(channel, "unknown yet")
+    scorer = RemoteScorer([channel], "unknown yet")
     remote = await scorer.score(*args, Deadline.after_ms(10_000))
     np.testing.assert_allclose(remote, await LocalScorer(ranker).score(*args, Deadline.never()), rtol=1e-5)
     assert scorer.version == ranker.version == run.manifest["files"]["models/ranker.safetensors"]["sha256"][:12]
@@ -90,10 +90,10 @@ async def test_no_time_left_and_no_worker(run, dataset, store, channel):
     asked = query(dataset)
     user = await store.user(asked.user_id, asked.as_of_us, Deadline.never())
     with pytest.raises(DeadlineExceeded):
-        await RemoteAnnSource(channel).retrieve(asked, user, 5, Deadline.after_ms(0))
+        await RemoteAnnSource([AnnShard(channel)]).retrieve(asked, user, 5, Deadline.after_ms(0))
     async with open_channel("127.0.0.1:9") as nowhere:
         with pytest.raises(Unavailable):
-            await RemoteAnnSource(nowhere).retrieve(asked, user, 5, Deadline.after_ms(2_000))
+            await RemoteAnnSource([AnnShard(nowhere)]).retrieve(asked, user, 5, Deadline.after_ms(2_000))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ async def test_worker_is_healthy(channel):
 async def test_many_calls_at_once_are_all_answered(dataset, store, channel):
     asked = query(dataset)
     user = await store.user(asked.user_id, asked.as_of_us, Deadline.never())
-    source = RemoteAnnSource(channel)
+    source = RemoteAnnSource([AnnShard(channel)])
     found = await asyncio.gather(*(source.retrieve(asked, user, 20, Deadline.after_ms(20_000)) for _ in range(50)))
     assert {tuple(f.item_key.tolist()) for f in found} == {tuple(found[0].item_key.tolist())}
 

@@ -8,6 +8,8 @@ import pytest
 from recsys.candidates.ann import LocalAnnSource
 from recsys.candidates.nearest import static as ann
 from recsys.candidates.nearest.gpu import num_devices
+from recsys.candidates.nearest.live import LiveIndex
+from recsys.candidates.nearest.sharded import Shard, ShardedIndex
 from recsys.candidates.nearest.static import AnnIndex
 from recsys.core import BadInput, CorruptData, RunDirectory, RunWriter, Unavailable, VersionMismatch
 from recsys.models.config import IndexConfig
@@ -36,6 +38,40 @@ def test_round_trip_finds_the_same(tmp_path):
         np.testing.assert_array_equal(found[:, 0], keys[:5])
         np.testing.assert_allclose(score[:, 0], 1.0, rtol=1e-5)
     assert (len(loaded), loaded.dim) == (200, 16)
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
+def test_shards_of_a_run_have_each_item_once(tmp_path, kind):
+    keys, x = vectors(2_000)
+    config = IndexConfig(kind=kind, recall_k=10, tuning_queries=64)
+    built = AnnIndex.build(keys, x, config)
+    run, asked = run_with(tmp_path, built), vectors(50, seed=1)[1]
+    parts = [AnnIndex.load(run, config, Shard(i, 3)) for i in range(3)]
+    assert np.sort(np.concatenate([p.row_key for p in parts])).tolist() == keys.tolist()
+    assert all(Shard(i, 3).holds(p.row_key).all() and p.engine.kind == kind for i, p in enumerate(parts))
+    merged, whole = (
+        ShardedIndex([LiveIndex(p, config=config) for p in parts]).search(asked, 10),
+        built.search(asked, 10),
+    )
+    if kind == "flat":
+        np.testing.assert_array_equal(merged[0], whole[0])
+        np.testing.assert_array_equal(merged[1], whole[1])
+    if kind == "ivf":  # three shards scan what one index scans for three times as many, together
+        scan = np.array(built.engine.tuned["scan"])
+        np.testing.assert_allclose(np.sum([p.engine.tuned["scan"] for p in parts], axis=0), scan)
+    exact = AnnIndex.build(keys, x, IndexConfig(kind="flat")).search(asked, 10)[0]
+    assert np.mean([np.isin(e, m).mean() for e, m in zip(exact, merged[0], strict=True)]) >= config.recall_target - 0.02
+
+
+@pytest.mark.parametrize("text", ["2/2", "-1/2", "0/0", "0/1025", "1", "a/b", "0/2/3", ""])
+def test_what_is_no_shard_is_refused(text):
+    with pytest.raises(BadInput, match="0/2 and 1/2"):
+        Shard.parse(text)
+
+
+def test_a_shard_is_written_as_it_is_read():
+    assert Shard.parse("3/16") == Shard(3, 16)
+    assert str(Shard(3, 16)) == "3/16"
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
@@ -95,8 +131,9 @@ def test_an_index_that_is_not_what_its_facts_say_is_refused(tmp_path):
 def test_an_index_that_faiss_cannot_read_is_refused(tmp_path):
     run = run_with(tmp_path, AnnIndex.build(*vectors(10)))
     run.path(ann.INDEX_FILE).write_bytes(b"not an index")
-    with pytest.raises(CorruptData, match=r"ann\.faiss"):
-        AnnIndex.load(run)
+    for shard in (Shard(), Shard(0, 2)):
+        with pytest.raises(CorruptData, match=r"ann\.faiss"):
+            AnnIndex.load(run, shard=shard)
 
 
 @pytest.mark.parametrize("bad", [np.full((3, 4), np.nan, np.float32), np.zeros((2, 4), np.float32)])

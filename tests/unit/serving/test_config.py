@@ -28,6 +28,12 @@ def test_out_of_range_is_refused(owner, values):
         owner(**values)
 
 
+def test_workers_of_shards_or_of_everything_not_both():
+    assert ServingConfig(scoring_shards=("dns:///a:1", "dns:///b:1")).scoring_target == ""
+    with pytest.raises(BadInput, match="scoring_target and scoring_shards"):
+        ServingConfig(scoring_shards=("dns:///a:1",), scoring_target="dns:///a:1")
+
+
 def test_peak_plans_from_toml_tables():
     file = {"serving": {"peak": {"plans": {"midnight-11": {"tier_best": "retrieval", "in_flight_limit": 64}}}}}
     plans = Config(file).get(PeakConfig).prepared()

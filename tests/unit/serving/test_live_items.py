@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 
 from recsys.candidates.nearest.live import LiveIndex
+from recsys.candidates.nearest.sharded import Shard
 from recsys.candidates.nearest.static import AnnIndex
 from recsys.core import EventBatch, EventKind, key, keys
 from recsys.core.attributes import Where, attributes_of
@@ -72,6 +73,22 @@ def events(*told):
 def everything(index, where=None):
     item_key = index.search(np.ones((1, index.dim), np.float32), 500, where or Where())[0][0]
     return set(item_key[item_key >= 0].tolist())
+
+
+def test_a_shard_takes_what_is_told_of_its_own_items(shop, tower):
+    told = events(*((str(i), 5, {"listed": True, "category": "category-2"}) for i in range(20)))
+    held = []
+    for number in range(2):
+        shard, items = Shard(number, 2), shop.items()
+        items = items.where(shard.holds(items.item_key))
+        base = AnnIndex.build(items.item_key, tower.encode_items(items.item_key))
+        index = LiveIndex(base, attributes_of(items, base.row_key))
+        fed = LiveItems(index, ColdItems(tower, shop.items()), LiveCatalogue(items), shard)
+        done = fed.apply(told)
+        held.append(everything(index))
+        assert (done.applied, done.unknown) == (len(held[-1]) - len(items), 0)
+        assert shard.holds(np.array(sorted(held[-1]))).all()
+    assert held[0] | held[1] == {*shop.items().item_key.tolist(), *keys(map(str, range(20))).tolist()}
 
 
 def test_a_new_item_lies_where_its_category_puts_it(shop, tower, live):
