@@ -15,7 +15,8 @@ import yaml
 from recsys.cli.main import cli
 
 ROOT = Path(__file__).resolve().parents[3]
-KUSTOMIZATIONS = ("base", "overlays/laptop")
+KUSTOMIZATIONS = ("base", "overlays/laptop", "overlays/sharded")
+PARTS = ("base/scoring", "overlays/sharded/shard-0", "overlays/sharded/shard-1")  # of those
 Manifest = dict[str, Any]
 
 
@@ -39,9 +40,18 @@ def workloads(manifests: list[Manifest]) -> Iterator[tuple[Manifest, Manifest]]:
             yield m, container
 
 
+def role_of(workload: Manifest) -> str:
+    return str(workload["metadata"]["labels"]["app.kubernetes.io/name"])
+
+
+def environment_of(manifests: list[Manifest]) -> dict[str, str]:
+    (data,) = (m["data"] for m in manifests if m["kind"] == "ConfigMap" and "STORE_URL" in m["data"])
+    return dict(data)
+
+
 def test_every_kustomization_of_the_repository_is_tested() -> None:
     found = {str(p.parent.relative_to(ROOT / "k8s")) for p in (ROOT / "k8s").rglob("kustomization.yaml")}
-    assert found == set(KUSTOMIZATIONS)
+    assert found == {*KUSTOMIZATIONS, *PARTS}
 
 
 def test_strict_schemas(manifests: list[Manifest]) -> None:
@@ -53,10 +63,13 @@ def test_roles_and_their_company(manifests: list[Manifest]) -> None:
     named = {
         kind: {m["metadata"]["name"] for m in manifests if m["kind"] == kind} for kind in {m["kind"] for m in manifests}
     }
-    roles = {"gateway", "scoring", "reranker", "consumer"}
-    assert named["Deployment"] | named["StatefulSet"] == roles
-    for kind in ("Service", "ServiceAccount", "PodDisruptionBudget"):
-        assert named[kind] == roles
+    roles, work = (
+        {"gateway", "scoring", "reranker", "consumer"},
+        {w["metadata"]["name"] for w, _ in workloads(manifests)},
+    )
+    assert work in (roles, roles - {"scoring"} | {"scoring-0", "scoring-1"})
+    assert {role_of(w) for w, _ in workloads(manifests)} == named["ServiceAccount"] == roles
+    assert named["Service"] == named["PodDisruptionBudget"] == work
     assert {"default-deny", "gateway", "workers"} <= named["NetworkPolicy"]
     (namespace,) = (m for m in manifests if m["kind"] == "Namespace")
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
@@ -66,7 +79,7 @@ def test_pods_are_restricted(manifests: list[Manifest]) -> None:
     for workload, container in workloads(manifests):
         pod, name = workload["spec"]["template"]["spec"], workload["metadata"]["name"]
         assert pod["automountServiceAccountToken"] is False, name
-        assert pod["serviceAccountName"] == name
+        assert pod["serviceAccountName"] == role_of(workload)
         assert pod["securityContext"]["runAsNonRoot"] is True, name
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
         assert container["securityContext"] == {
@@ -100,22 +113,30 @@ def test_services_select_pods_and_their_ports(manifests: list[Manifest]) -> None
         assert {p["targetPort"] for p in service["spec"]["ports"]} <= {p["name"] for p in container["ports"]}
 
 
-def test_configuration_is_read_by_this_release(manifests: list[Manifest], tmp_path: Path) -> None:
+def test_configuration_is_read_by_this_release(
+    manifests: list[Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from recsys.core.config import Config
     from recsys.serving.config import ServingConfig
 
     (text,) = (m["data"]["double11.toml"] for m in manifests if "double11.toml" in m.get("data", {}))
     path = tmp_path / "double11.toml"
     path.write_text(text)
+    for name, value in environment_of(manifests).items():
+        monkeypatch.setenv(name, value)
     serving = Config.load(path).get(ServingConfig)
     services = {
         f"dns:///{m['metadata']['name']}:{m['spec']['ports'][0]['port']}" for m in manifests if m["kind"] == "Service"
     }
-    assert {serving.scoring_target, serving.rerank_target} <= services
+    scoring = serving.scoring_shards or (serving.scoring_target,)
+    assert {*scoring, serving.rerank_target} <= services
+    shards = [f"{i}/{len(scoring)}" for i in range(len(scoring))]
+    said = [a.removeprefix("--shard=") for _, c in workloads(manifests) for a in c["args"] if a.startswith("--shard=")]
+    assert (said or ["0/1"]) == shards
 
 
 def test_commands_parse_with_the_values_of_the_environment(manifests: list[Manifest]) -> None:
-    (environment,) = (m["data"] for m in manifests if m["kind"] == "ConfigMap" and "STORE_URL" in m["data"])
+    environment = environment_of(manifests)
     for workload, container in workloads(manifests):
         words = [*container["command"], *container["args"]]
         words = [re.sub(r"\$\((\w+)\)", lambda found: environment[found[1]], word) for word in words]
