@@ -5,10 +5,9 @@ Shape legend: N merged items, S score columns, Q sources.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from recsys.core import Candidates
 from recsys.core.ids import find_rows
@@ -55,22 +54,3 @@ def append(found: Candidates, more: Candidates) -> Candidates:
         source_names=sources,
         score_names=columns,
     )
-
-
-def fuse(found: Candidates, weights: Mapping[str, float], absolute: Collection[str] = ()) -> npt.NDArray[np.float32]:
-    """One score from the sources' own: sum of weight x score, 0 where a source is silent. Shape [N].
-
-    A score counts by its place between the lowest and the highest of that source among these candidates, except for
-    the `absolute` sources, whose scores have a unit of their own (own history: days with a purchase): a shopper who
-    bought a thing ten times says more than one who bought it once, though for both it is their first.
-    Source: CombSUM with min-max normalisation (Fox & Shaw, TREC-2 1994; Lee, SIGIR 1997).
-    """
-    total = np.zeros(len(found), np.float64)
-    for name, weight in weights.items():
-        score = found.score(name).astype(np.float64)
-        said = np.isfinite(score)
-        if name not in absolute and said.any():
-            low, high = score[said].min(), score[said].max()
-            score = (score - low) / (high - low) if high > low else np.ones(len(score))
-        total += weight * np.where(said, score, 0.0)
-    return total.astype(np.float32)

@@ -22,6 +22,8 @@ from recsys.candidates import (
 )
 from recsys.candidates.buy_again import BuyAgain
 from recsys.candidates.covisit import Covisit, CovisitConfig
+from recsys.candidates.fusion import FILE as FUSION_FILE
+from recsys.candidates.fusion import Fusion
 from recsys.candidates.just_listed import JustListed
 from recsys.candidates.linked import Linked
 from recsys.candidates.own_history import OwnHistory
@@ -56,10 +58,12 @@ def build(
     *,
     config: PipelineConfig = DEFAULT_PIPELINE,
     budget: Budget = DEFAULT_BUDGET,
+    fusion: Fusion | None = None,
 ) -> Cascade:
     """The cascade of an arm over a run.
 
     A source whose index the run does not have is left out, with a log line: windows of the stacked rule have no ann.
+    fusion: how its sources count; None = as the run learnt it, or by the arm's own weights where it did not.
     Raises: BadInput for an unknown arm; VersionMismatch when the run was trained on other feature views or ranker
     features than this process reads; NotFound, CorruptData for files of the run.
     """
@@ -95,6 +99,7 @@ def build(
         catalogue=catalogue,
         features=ports.features,
         sources=[s for s in sources if s is not None],
+        fusion=fusion or _fusion(arm, run),
         hydrator=FeatureHydrator(ports.features, catalogue),
         filters=(Unlisted(catalogue), Excluded(), Touched()),
         stock_filters=(SoldOut(ports.live), Delisted(ports.live)),
@@ -110,6 +115,13 @@ def build(
         config=config,
         owned=owned,
     )
+
+
+def _fusion(arm: Arm, run: RunDirectory) -> Fusion:
+    """An arm's own weights, those of the run instead where several sources are to be fused."""
+    own = {f.source: f.weight for f in arm.feeds}
+    learnt = Fusion.load(run) if len(own) > 1 and run.has(FUSION_FILE) else Fusion(own, own)
+    return Fusion(*({**own, **{n: w for n, w in of.items() if n in own}} for of in (learnt.all, learnt.new_only)))
 
 
 def _named(name: str) -> Arm:

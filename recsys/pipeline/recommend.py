@@ -14,7 +14,8 @@ from feature_store import FeatureReader, UserFeatures
 from llm_reranker import Reranker
 from llm_reranker.blend import blend
 from recsys.candidates import CandidateSource, SearchesWhere, popular
-from recsys.candidates.merge import append, fuse, merge
+from recsys.candidates.fusion import Fusion, fuse
+from recsys.candidates.merge import append, merge
 from recsys.candidates.ranked_list import RankedList
 from recsys.core import BadInput, Candidates, Deadline, Query, Slate, Tier, Unavailable, keys
 from recsys.pipeline.arms import Arm
@@ -52,6 +53,7 @@ class Cascade:
     catalogue: Catalogue
     features: FeatureReader
     sources: Sequence[CandidateSource]
+    fusion: Fusion
     hydrator: Hydrator
     filters: Sequence[Filter]
     stock_filters: Sequence[Filter]
@@ -155,7 +157,7 @@ class Cascade:
         given = [self._filtered(self.live_filters, query, user, c, None) for c in given]
         union = merge(given, {f.source: f.quota for f in self.arm.feeds})
         found = self._filtered(self.filters, query, user, union, None)
-        weights = {f.source: f.weight for f in self.arm.feeds}
+        weights = self.fusion.of(new_only=query.new_only)
         found = found.with_score(RETRIEVAL, fuse(found, weights, [f.source for f in self.arm.feeds if f.absolute]))
         trace.done("merge", start_s, "ok", sum(map(len, given)), len(found))
         return found

@@ -18,16 +18,19 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from recsys.candidates.fusion import FILE as FUSION_FILE
 from recsys.core import BadInput, RunDirectory, RunWriter
 from recsys.core.items import ItemTable
 from recsys.core.logging import get_logger
 from recsys.data import Dataset
 from recsys.models.ranker import Head, Prior, Ranker
 from recsys.models.text.build import FOLDER
-from recsys.training.base_run import iso, join_base, manifest_fields, write_base
+from recsys.pipeline import ARMS
+from recsys.training.base_run import iso, join_base, manifest_fields, window_run, write_base
+from recsys.training.fusion import learn_fusion
 from recsys.training.launch import launch
 from recsys.training.lists import foreseen, window_lists, window_starts
-from recsys.training.rank_lists import RankLists, heads_of
+from recsys.training.rank_lists import ARM, RankLists, heads_of
 from recsys.training.ranker_trainer import calibrate, choose_priors, other_logits, score_lists, train_ranker
 from recsys.training.ranks import Ranks, joined, launched
 from recsys.training.settings import Settings
@@ -52,7 +55,7 @@ def train(
 
     Working files are under `OUT.work/`; window runs and checkpoints there that fit are used again, so that a training
     that was killed goes on. nproc: processes on this host; under torchrun this process is one of those it started. Each
-    makes some of the windows, and all train the final towers together.
+    makes some of the windows' runs, and all train the final towers together.
     Raises: Conflict when `out` exists; BadInput for a time without events before it, after the data, or with too few
     days before it for windows; CorruptData for a loss that is not finite.
     """
@@ -68,8 +71,8 @@ def train(
         return RunDirectory.open(out)
     if here is not None:
         rank, size = here
-        positives = foreseen(dataset, windows, settings.training)
-        window_lists(dataset, windows[rank::size], positives, seed=seed, settings=settings, work=work, needed=False)
+        for window in windows[rank::size]:
+            window_run(dataset, window.from_us, seed=seed, settings=settings, work=work)
     with joined(settings.training.device) as ranks:
         ranks.wait_for_all()
         if not ranks.leads:
@@ -101,6 +104,7 @@ def _lead(
         tower = write_base(run, dataset, until_us, seed=seed, settings=settings, work=work, ranks=ranks)
         if tower.text_encoder is not None:  # windows need vectors only; serving encodes titles of its own
             tower.text_encoder.save(run.path(f"{FOLDER}/x").parent)
+        learn_fusion(lists, ARMS[ARM].feeds).save(run.path(FUSION_FILE))
         items = ItemTable.read(run.path("items.parquet"))
         names = heads_of(lists, positives)
         judged, priors, heads = _judge(lists, items, names, seed=seed, settings=settings, work=work)

@@ -13,10 +13,12 @@ from recsys.core.logging import get_logger
 from recsys.data import Dataset
 from recsys.evaluation import make_queries, parse_positives
 from recsys.evaluation.queries import ANY_POSITIVE, TASKS
+from recsys.pipeline import ARMS
 from recsys.ranking.features import FEATURE_NAMES
 from recsys.training.base_run import iso, known_events, window_run
 from recsys.training.config import AUTO, TrainingConfig
-from recsys.training.rank_lists import COLUMNS, RankLists, bit_of, collect
+from recsys.training.fusion import learn_fusion
+from recsys.training.rank_lists import ARM, COLUMNS, RankLists, bit_of, collect
 from recsys.training.settings import Settings
 from recsys.training.windows import Window, stacked
 
@@ -40,11 +42,11 @@ def window_lists(
     seed: int,
     settings: Settings,
     work: Path,
-    needed: bool = True,
 ) -> list[RankLists]:
     """The candidate lists of every window, oldest first; one feature store is folded forward from start to start.
 
-    positives: from `foreseen`. They are left in `work` for whoever asks next. needed: refuse to return none.
+    Each window's sources are fused as the windows before it teach. positives: from `foreseen`. They are left in `work`
+    for whoever asks next.
     Raises: BadInput when no window has a query.
     """
     store, folded_us = MemoryStore(), None
@@ -62,9 +64,11 @@ def window_lists(
         if queries.is_empty():
             _log.warning("window_without_queries", start=iso(window.from_us), end=iso(window.to_us))
             continue
-        lists.append(collect(queries, run, store, candidates_max=settings.training.candidates_max, seed=seed))
+        fusion = learn_fusion(lists, ARMS[ARM].feeds) if lists else None
+        most = settings.training.candidates_max
+        lists.append(collect(queries, run, store, candidates_max=most, seed=seed, fusion=fusion))
         lists[-1].save(kept)
-    if needed and not lists:
+    if not lists:
         raise BadInput(
             "training windows",
             came=f"nobody who acted both before and in one of {len(windows)} windows",

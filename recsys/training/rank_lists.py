@@ -24,6 +24,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from feature_store import FeatureReader
+from recsys.candidates.fusion import Fusion
 from recsys.core import Candidates, Deadline, Query, RunDirectory, keys
 from recsys.core.clock import ManualClock
 from recsys.core.events import EVENT_TYPE_BY_LABEL
@@ -126,22 +127,34 @@ class RankLists:
 
 
 def collect(
-    queries: pl.DataFrame, run: RunDirectory, features: FeatureReader, *, candidates_max: int, seed: int
+    queries: pl.DataFrame,
+    run: RunDirectory,
+    features: FeatureReader,
+    *,
+    candidates_max: int,
+    seed: int,
+    fusion: Fusion | None = None,
 ) -> RankLists:
     """The lists of `queries`, from a run and a store made strictly before them.
 
     queries: as recsys.evaluation.make_queries makes them, with columns `new_only`, of which task each is, `acted_id`
     and `acted_bits`, what the user did in the window: item ids, and for each the sum of `bit_of` its behaviours.
     Of a list longer than `candidates_max` all relevant rows and a random part of the others stay.
+    fusion: how the sources count in the retrieval order, learnt before these queries; None = the arm's own weights.
     """
-    return asyncio.run(_collect(queries, run, features, candidates_max, seed))
+    return asyncio.run(_collect(queries, run, features, candidates_max, seed, fusion))
 
 
 async def _collect(
-    queries: pl.DataFrame, run: RunDirectory, features: FeatureReader, candidates_max: int, seed: int
+    queries: pl.DataFrame,
+    run: RunDirectory,
+    features: FeatureReader,
+    candidates_max: int,
+    seed: int,
+    fusion: Fusion | None,
 ) -> RankLists:
     clock = ManualClock(int(queries["query_time"].max()) if len(queries) else 0)  # type: ignore[arg-type]
-    cascade = build(ARM, run, Ports(features=features, clock=clock, rng=np.random.default_rng(seed)))
+    cascade = build(ARM, run, Ports(features=features, clock=clock, rng=np.random.default_rng(seed)), fusion=fusion)
     gate = asyncio.Semaphore(_CONCURRENT)
     rng = np.random.default_rng(seed)
     try:

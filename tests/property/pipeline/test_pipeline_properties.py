@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recsys.candidates.merge import fuse, merge
+from recsys.candidates.fusion import fuse
+from recsys.candidates.merge import merge
 from recsys.core import Candidates, EventBatch, EventKind, Unavailable, key, keys
 from recsys.core.attributes import Where
 from recsys.pipeline import build

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from recsys.candidates.merge import fuse, merge
+from recsys.candidates.fusion import fuse
+from recsys.candidates.merge import merge
 
 
 def test_union_with_bits_and_every_sources_score(shop):

@@ -1,0 +1,143 @@
+"""Learns how much each source counts in the retrieval tier's order, from what users of past windows acted on.
+
+A linear model with weights of at least 0: softmax cross-entropy of each list's relevant candidates, by task. Around the
+weights of the arm's feeds there is a prior, so that few lists change little. The problem is convex and small; Newton's
+steps solve it.
+
+Shape legend: Q lists with a relevant candidate, N candidates of all of them, S sources.
+Source: Cao et al. 2007 (ListNet, top-one softmax).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from recsys.candidates.fusion import Fusion
+from recsys.pipeline import Feed
+from recsys.training.rank_lists import RankLists
+
+_SPREAD = 2.0  # of a weight in logits, in feed weights, before anything was seen
+_LEVELS = 2.0 ** np.arange(-4, 7)  # what a score may be worth in logits
+_STEPS_MAX, _SWEEPS, _HALVINGS = 30, 200, 20
+_ENOUGH = 1e-6  # of the loss: a step that gains less is the last
+Floats = npt.NDArray[np.float64]
+
+
+def learn_fusion(parts: Sequence[RankLists], feeds: Sequence[Feed]) -> Fusion:
+    """Weights of `feeds` for either task, as much in sum as theirs; those of the feeds where no list has a hit."""
+    lists = RankLists.concat(parts)
+    return Fusion(*(_weights(lists.of_task(new_only=new_only), feeds) for new_only in (False, True)))
+
+
+def _weights(lists: RankLists, feeds: Sequence[Feed]) -> dict[str, float]:
+    own = {f.source: f.weight for f in feeds}
+    asked = [f for f in feeds if f"{f.source}_score" in lists.names and f.weight > 0]
+    useful = np.bincount(lists.query_of_row()[lists.label], minlength=len(lists)) > 0
+    if not useful.any() or not asked:
+        return own
+    data = _Data.of(lists, useful, asked)
+    usual = np.array([f.weight for f in asked])
+    level = min(_LEVELS, key=lambda level: data.loss(level * usual))
+    learnt = _newton(data, level * usual, 1.0 / (_SPREAD * usual) ** 2)
+    learnt *= sum(own[f.source] for f in asked) / learnt.sum()
+    return own | {f.source: float(w) for f, w in zip(asked, learnt, strict=True)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """said: what `fuse` multiplies with the weights [N, S]; start: first row of each list [Q]; query: list of each row.
+
+    wanted: the mean of `said` over each list's relevant rows, summed over lists [S].
+    """
+
+    said: Floats
+    start: npt.NDArray[np.int64]
+    query: npt.NDArray[np.int64]
+    wanted: Floats
+
+    @classmethod
+    def of(cls, lists: RankLists, useful: npt.NDArray[np.bool_], feeds: Sequence[Feed]) -> _Data:
+        said = _said(lists, feeds)
+        hits = np.bincount(lists.query_of_row(), lists.label, len(lists))
+        relevant = lists.label
+        wanted = (said[relevant] / hits[lists.query_of_row()[relevant], None]).sum(axis=0)
+        rows = useful[lists.query_of_row()]
+        sizes = np.diff(lists.offsets)[useful]
+        return cls(said[rows], np.cumsum(sizes) - sizes, np.repeat(np.arange(len(sizes)), sizes), wanted)
+
+    def loss(self, weight: Floats) -> float:
+        """Sum over lists of the mean of -log softmax over the relevant rows."""
+        return float(self._chances(weight)[1].sum() - self.wanted @ weight)
+
+    def slopes(self, weight: Floats) -> tuple[Floats, Floats]:
+        """Gradient [S] and Hessian [S, S] of the loss."""
+        chance, _ = self._chances(weight)
+        expected = np.add.reduceat(chance[:, None] * self.said, self.start)
+        hessian = (chance[:, None] * self.said).T @ self.said - expected.T @ expected
+        return expected.sum(axis=0) - self.wanted, hessian
+
+    def _chances(self, weight: Floats) -> tuple[Floats, Floats]:
+        """Softmax of each row within its list [N], and the log of its denominator [Q]."""
+        score = self.said @ weight
+        highest = np.maximum.reduceat(score, self.start)
+        grown = np.exp(score - highest[self.query])
+        total = np.add.reduceat(grown, self.start)
+        return grown / total[self.query], np.log(total) + highest
+
+
+def _newton(data: _Data, usual: Floats, sure: Floats) -> Floats:
+    """Weights >= 0 of least loss plus surprise, half of the sum of sure * (weight - usual)^2."""
+
+    def total(weight: Floats) -> float:
+        return data.loss(weight) + float((sure * (weight - usual) ** 2).sum()) / 2
+
+    weight, before = usual, total(usual)
+    for _ in range(_STEPS_MAX):
+        gradient, hessian = data.slopes(weight)
+        step = _bounded(hessian + np.diag(sure), gradient + sure * (weight - usual), weight) - weight
+        for halving in range(_HALVINGS):
+            tried = weight + step / 2**halving
+            if (after := total(tried)) < before:
+                break
+        else:
+            return weight
+        weight, gained, before = tried, before - after, after
+        if gained < _ENOUGH * abs(before):
+            break
+    return weight
+
+
+def _bounded(hessian: Floats, gradient: Floats, at: Floats) -> Floats:
+    """Where the quadratic with these slopes at `at` is least among weights >= 0, by coordinate descent."""
+    weight, slope = at.copy(), gradient.copy()
+    for _ in range(_SWEEPS):
+        for i in range(len(weight)):
+            moved = max(weight[i] - slope[i] / hessian[i, i], 0.0) - weight[i]
+            weight[i] += moved
+            slope += moved * hessian[i]
+    return weight
+
+
+def _said(lists: RankLists, feeds: Sequence[Feed]) -> Floats:
+    """What `fuse` multiplies with the weights, of all lists [N, S]; see recsys.candidates.fusion."""
+    said = np.zeros((len(lists.label), len(feeds)))
+    query, n = lists.query_of_row(), len(lists)
+    for column, feed in enumerate(feeds):
+        score = lists.values[:, lists.names.index(f"{feed.source}_score")]
+        spoke = np.isfinite(score)
+        if feed.absolute:
+            said[:, column] = np.where(spoke, score, 0.0)
+            continue
+        low, high = np.full(n, np.inf, np.float32), np.full(n, -np.inf, np.float32)
+        np.minimum.at(low, query[spoke], score[spoke])
+        np.maximum.at(high, query[spoke], score[spoke])
+        wide = high > low
+        span = np.where(wide, high - low, 1.0)
+        with np.errstate(invalid="ignore"):
+            place = np.where(wide[query], (score - low[query]) / span[query], 1.0)
+        said[:, column] = np.where(spoke, place, 0.0)
+    return said
