@@ -37,7 +37,7 @@ class TrainingConfig:
     queries_per_window_max: int = 1_000
     candidates_max: int = 300
     tower_epochs: int = 2
-    tower_examples_max: int = 50_000
+    tower_examples_max: int = 200_000
     tower_batch: int = 512
     tower_learning_rate: float = 0.003
     tower_table_learning_rate: float = 0.3
