@@ -1,6 +1,7 @@
 """`double11 serve --shards 2`: each worker has half of the items, together they answer as one worker does."""
 
 import asyncio
+import itertools
 import os
 import signal
 from contextlib import AsyncExitStack
@@ -14,8 +15,9 @@ from double11.v1 import recommend_pb2 as pb
 from feature_store.online.memory import MemoryStore
 from recsys.candidates.ann import LocalAnnSource
 from recsys.candidates.nearest.sharded import Shard, ShardedIndex
-from recsys.core import Deadline, Query, WallClock, keys
+from recsys.core import BadInput, Deadline, Query, WallClock, keys
 from recsys.core.attributes import Where
+from recsys.core.config import Config
 from recsys.core.items import ItemTable
 from recsys.models.delta import ModelDelta, Rows, encode
 from recsys.models.tower import Tower
@@ -23,6 +25,7 @@ from recsys.serving import ClientConfig, RecommendClient
 from recsys.serving.catalog import CatalogFollower
 from recsys.serving.client import AdminClient
 from recsys.serving.config import CatalogConfig, WorkerConfig
+from recsys.serving.gateway import Gateway, ServeOptions
 from recsys.serving.remote import AnnShard, RemoteAnnSource, open_channel
 from recsys.serving.scoring_service import ScoringService
 from streaming.codec import record_key
@@ -60,13 +63,16 @@ def store(dataset):
     return made
 
 
+@pytest.fixture(scope="module")
+def listens(gateway):
+    """Where the worker of each shard listens."""
+    children = psutil.Process(gateway.process.pid).children(recursive=True)
+    found = [dict(itertools.pairwise(child.cmdline())) for child in children]
+    return {words["--shard"]: words["--listen"] for words in found}
+
+
 @pytest.fixture
-async def shards(run, gateway):
-    """A client of each shard's worker, wherever it listens."""
-    listens = {}
-    for child in psutil.Process(gateway.process.pid).children(recursive=True):
-        words = child.cmdline()
-        listens[words[words.index("--shard") + 1]] = words[words.index("--listen") + 1]
+async def shards(run, listens):
     version = run.manifest["files"]["models/tower.safetensors"]["sha256"][:12]
     async with AsyncExitStack() as stack:
         channels = [await stack.enter_async_context(open_channel(listens[f"{i}/2"])) for i in range(2)]
@@ -100,6 +106,21 @@ def questions(dataset, shoppers, items):
                 yield Query(
                     user_id=user_id, as_of_us=dataset.last_event_us + 1, request_id="r", where=where, new_only=new_only
                 )
+
+
+async def start_over(workers, run, folder):
+    """The status of a gateway that is told where the workers of each shard are."""
+    options = ServeOptions(
+        run=run.root, store=f"embedded:{folder}", log=f"embedded:{folder}", listen="127.0.0.1:0", arm="rank",
+        writer=False,
+    )  # fmt: skip
+    gateway = Gateway(options, Config({"serving": {"scoring_shards": workers}, "feature_store": {"clock": "data"}}))
+    try:
+        await gateway.start()
+        await gateway.wait_ready()
+        return {p.name: p.state for p in gateway.status().parts}
+    finally:
+        await gateway.stop()
 
 
 async def ask(source, store, query, limit=40):
@@ -143,6 +164,13 @@ async def test_two_shards_answer_as_one_worker(run, dataset, shoppers, store, lo
     tell(log, False, gone, dataset.last_event_us + 2)
     await until(lambda: holds(gone, False))
     assert await alike()
+
+
+async def test_a_gateway_is_told_where_the_shards_are(run, gateway, listens):
+    parts = await start_over([listens["0/2"], listens["1/2"]], run, gateway.folder)
+    assert parts == {"index-shard-0/2": "ok", "index-shard-1/2": "ok", "catalog": "ok"}
+    with pytest.raises(BadInput, match=r"shard 1/2 of the items; expected shard 0/2.*scoring_shards"):
+        await start_over([listens["1/2"], listens["0/2"]], run, gateway.folder)
 
 
 async def test_a_shard_killed_during_queries_costs_its_items_and_no_request(gateway, shoppers):
