@@ -12,6 +12,7 @@ from recsys.core.config import in_range, section
 from recsys.pipeline.arms import ARMS
 
 _MS_MAX = 60_000.0
+_GRACE = 0.25
 
 
 @section("pipeline.budget")
@@ -53,6 +54,15 @@ class Budget:
         """The deadline of one candidate source, never later than that of the stage. Offline callers have no limit."""
         ms = self.source_ms_max.get(name)
         return stage if ms is None or math.isinf(stage.at_s) else stage.capped(float(ms))
+
+    def given_up(self, source: Deadline, request: Deadline) -> Deadline:
+        """When a source that does not keep its deadline is given up, within the request's: a quarter of its time later.
+
+        One that keeps it comes back at its end with what it has (`recsys.serving.remote`: without the shards that are
+        late); on a busy event loop that takes some milliseconds more.
+        """
+        left_ms = source.remaining_ms()
+        return source if math.isinf(left_ms) else request.capped(max(0.0, left_ms * (1 + _GRACE)))
 
 
 def _check_source(what: str, name: str, ms: Any) -> None:

@@ -147,7 +147,7 @@ class Cascade:
         until = [self.budget.source(s.name, stage) for s in self.sources]
         lists = await asyncio.gather(
             *(
-                trace.attempt(s.name, own, s.retrieve(query, user, most, own))
+                trace.attempt(s.name, self.budget.given_up(own, deadline), s.retrieve(query, user, most, own))
                 for s, most, own in zip(self.sources, asks, until, strict=True)
             )
         )

@@ -47,7 +47,6 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1_000),  # a restarted worker is found within a second
     ("grpc.max_receive_message_length", 16 << 20),
 )
-_SHARDS_SHARE = 0.9  # of a search's time is the shards'; the rest is for what came of those in time
 _PROBE_S, _LOG_EVERY_S = 5.0, 10.0
 _log = logging.get_logger(__name__)
 _MISFITS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
@@ -171,8 +170,6 @@ class RemoteAnnSource:
         self, request: pb.RetrieveRequest, timeout_s: float | None
     ) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
         """Keys [1, K] and scores [1, K] of each shard that answers. Raises: the first one's error when none does."""
-        if timeout_s is not None and len(self._shards) > 1:
-            timeout_s *= _SHARDS_SHARE
         answers = await asyncio.gather(*(s.ask(request, timeout_s) for s in self._shards))
         used = [a for a in answers if not isinstance(a, Double11Error)]
         if not used:

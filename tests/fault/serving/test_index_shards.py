@@ -68,7 +68,7 @@ class World:
     async def ask(self, source, limit=4, within_ms=60_000):
         user = await self.store.user("u", 10, Deadline.never())
         deadline = Deadline.after_ms(within_ms)
-        async with asyncio.timeout(deadline.timeout_s() + 0.02):  # the pipeline waits no longer than the deadline
+        async with asyncio.timeout(deadline.timeout_s() * 1.25):  # `Budget.given_up`
             found = await source.retrieve(self.query, user, limit, deadline)
         return found.item_key.tolist()
 

@@ -57,6 +57,15 @@ def test_a_source_has_a_budget_of_its_own_within_the_stages():
     assert budget.source("ann", Deadline.never()) == Deadline.never(), "replay and training wait for everything"
 
 
+def test_a_source_that_does_not_come_back_is_given_up_within_the_request():
+    request = Deadline.after_ms(1_000)
+    source = request.capped(400)
+    assert 400 < Budget().given_up(source, request).remaining_ms() <= 500
+    assert Budget().given_up(request, request) == request
+    assert Budget().given_up(Deadline.never(), Deadline.never()) == Deadline.never()
+    assert Budget().given_up(Deadline.after_ms(-1), request).remaining_ms() <= 0
+
+
 @pytest.mark.parametrize(("wrong", "said"), [({"anns": 20}, "anns"), ({"ann": "20"}, "number"), ({"ann": 0}, "0.1")])
 def test_a_sources_budget_that_cannot_be_is_refused(wrong, said):
     with pytest.raises(BadInput, match=rf"source_ms_max.*{said}"):
