@@ -26,7 +26,7 @@ _COLUMNS = ("ndcg@10", "recall@10", "recall@100", "hr@10", "mrr@10", "coverage@1
 @click.option("--positives", default="purchase", show_default=True, help="Comma list of behaviours, or any.")
 @click.option("--protocol", type=click.Choice(["frozen", "online"]), default="frozen", show_default=True)
 @click.option("--k", default=100, show_default=True, help="Slate length.")
-@click.option("--queries-max", type=int, help="Ask a seeded sample of this size.")
+@click.option("--queries-max", type=int, help="Ask a seeded sample of this size (of each cut).")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--cuts", metavar="ISO,...", help="Train and replay at each of these cuts, instead of --run and --from.")
 @click.option("--seeds", default="0", show_default=True, help="Comma list, with --cuts.")
@@ -74,6 +74,7 @@ def replay(
             seeds,
             task,
             positives,
+            queries_max,
             work or out.with_name(f"{out.name}.work"),
             config_path,
             as_json,
@@ -110,6 +111,7 @@ def _rolling(
     seeds: str,
     task: Any,
     positives: str,
+    queries_max: int | None,
     work: Path,
     config_path: Path | None,
     as_json: bool,
@@ -130,6 +132,7 @@ def _rolling(
         arms=tuple(arms),
         task=task,
         positives=parse_positives(positives),
+        queries_max=queries_max,
     )
     config = Config.load(config_path, {})
     settings, distil = training.Settings.of(config), config.get(DistillConfig)

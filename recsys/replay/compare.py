@@ -46,13 +46,15 @@ def replay(
     protocol: ReplayProtocol = "frozen",
     k: int = 100,
     queries_max: int | None = None,
+    queries_seed: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Compare arms of one run on [from_us, to_us) and return report.json's content.
 
     from_us: the cut, default the run's `until`. to_us: default just after the last event. Times in microseconds UTC.
-    k: slate length asked for; measures beyond it count what is missing as misses. Writes `out` whole or not at all:
-    report.json, slates.parquet, queries.parquet, report.html. A report already there is replaced.
+    queries_max: ask a sample of this size, drawn by `queries_seed` (default: `seed`). k: slate length asked for;
+    measures beyond it count what is missing as misses. Writes `out` whole or not at all: report.json, slates.parquet,
+    queries.parquet, report.html. A report already there is replaced.
     Raises: VersionMismatch for a run that saw events at or after the cut; BadInput for an unknown arm, protocol, task
     or positive, a period without queries, k out of range; Conflict when `out` is there and is no report.
     Source: the replay protocol of docs/architecture.md.
@@ -67,7 +69,8 @@ def replay(
     make = make_queries if protocol == "frozen" else make_online_queries
     queries = make(
         dataset.events(before_us=to_us),
-        from_us=from_us, to_us=to_us, positives=positives, task=task, queries_max=queries_max, seed=seed,
+        from_us=from_us, to_us=to_us, positives=positives, task=task, queries_max=queries_max,
+        seed=seed if queries_seed is None else queries_seed,
     )  # fmt: skip
     if not len(queries):
         raise BadInput(
@@ -95,6 +98,7 @@ def replay(
         "to": iso(to_us),
         "positives": list(positives),
         "seed": seed,
+        "queries_max": queries_max,
         "k": k,
         "catalogue_items": num_items,
         **computed,

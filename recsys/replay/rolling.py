@@ -38,7 +38,10 @@ _Values = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Rolling:
-    """What is compared. cuts: ascending, microseconds UTC; each is replayed to the next one, the last to `to_us`."""
+    """What is compared. cuts: ascending, microseconds UTC; each is replayed to the next one, the last to `to_us`.
+
+    queries_max: of a cut, a sample that is the same for every seed; None = everybody.
+    """
 
     cuts: tuple[int, ...]
     to_us: int
@@ -46,6 +49,7 @@ class Rolling:
     arms: tuple[str, ...]
     task: Task = "all"
     positives: tuple[str, ...] = ("purchase",)
+    queries_max: int | None = None
 
     def __post_init__(self) -> None:
         ordered = [*self.cuts, self.to_us]
@@ -89,6 +93,7 @@ def rolling(
         "to": compare.iso(what.to_us),
         "seeds": list(what.seeds),
         "positives": list(what.positives),
+        "queries_max": what.queries_max,
         **pool(pl.concat(parts), what.arms),
         "commit": commit(),
         "hardware": describe(),
@@ -164,7 +169,7 @@ def _part(
     if not _answers(folder, run, what, to_us):
         compare.replay(
             dataset.root, run, folder, arms=what.arms, task=what.task, from_us=cut_us, to_us=to_us,
-            positives=what.positives, seed=seed,
+            positives=what.positives, queries_max=what.queries_max, queries_seed=what.seeds[0], seed=seed,
         )  # fmt: skip
     slates, queries = (pl.read_parquet(folder / f"{name}.parquet") for name in ("slates", "queries"))
     parts = []
@@ -184,8 +189,8 @@ def _answers(folder: Path, run: RunDirectory, what: Rolling, to_us: int) -> bool
         report = read_report(folder)
     except (NotFound, CorruptData):
         return False
-    said = [report.get(k) for k in ("run", "commit", "to", "task", "positives")]
-    wanted = [run.run_id, commit(), compare.iso(to_us), what.task, list(what.positives)]
+    said = [report.get(k) for k in ("run", "commit", "to", "task", "positives", "queries_max")]
+    wanted = [run.run_id, commit(), compare.iso(to_us), what.task, list(what.positives), what.queries_max]
     return said == wanted and set(what.arms) <= set(report["arms"])
 
 

@@ -71,6 +71,8 @@ def test_a_rolling_comparison_goes_on_where_it_was(tmp_path):
     assert double11(command) == 0
     assert json.loads((tmp_path / "report" / "report.json").read_text())["arms"] == report["arms"]
     assert made == {p: p.stat().st_mtime_ns for p in (tmp_path / "report.work").rglob("manifest.json")}
+    assert double11([*command, "--queries-max", "3"]) == 0
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["queries"] == 2 * 3 < report["queries"]
 
 
 def test_queries_count_once_however_many_seeds():
