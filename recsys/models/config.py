@@ -57,7 +57,7 @@ class RankerConfig:
     hidden: int = 32
     quantiles: int = 33
     bins: int = 4
-    dropout: float = 0.3
+    dropout: float = 0.5
     history_items_max: int = 50
 
     def __post_init__(self) -> None:
