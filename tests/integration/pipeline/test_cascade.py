@@ -9,9 +9,20 @@ import pytest
 import torch
 
 from recsys.candidates.ann import LocalAnnSource
+from recsys.candidates.fusion import FILE, Fusion, share
 from recsys.candidates.nearest.live import LiveIndex
 from recsys.candidates.nearest.static import AnnIndex
-from recsys.core import BadInput, Deadline, DeadlineExceeded, NotFound, RunDirectory, Tier, VersionMismatch, key
+from recsys.core import (
+    BadInput,
+    CorruptData,
+    Deadline,
+    DeadlineExceeded,
+    NotFound,
+    RunDirectory,
+    Tier,
+    VersionMismatch,
+    key,
+)
 from recsys.models.config import RankerConfig, TowerConfig
 from recsys.models.embeddings import Vocabulary
 from recsys.models.ranker import Ranker, RankerNet
@@ -80,6 +91,26 @@ async def test_the_ranker_sees_every_source(shop, store, run, models):
     assert {s for i in slate.items for s in i.sources} >= {"own_history", "covisit", "ann", "popular", "trending"}
     bought = [i for i in slate.items if i.reason == "bought-before"]
     assert {i.item_key for i in bought} <= shop.purchases("user-1")
+
+
+async def test_sources_count_as_the_run_has_learnt_for_each_task(shop, store, models, tmp_path):
+    only = {"all": "popular", "new_only": "ann"}
+    learnt = Fusion(
+        **{task: {f.source: float(f.source == name) for f in ARMS["retrieval"].feeds} for task, name in only.items()}
+    )
+    run = shop.write_run(tmp_path / "run", more=lambda run: learnt.save(run.path(FILE)))
+    cascade = build("retrieval", run, shop.ports(store, ann=models["ann"]))
+    for task, name in only.items():
+        found = (await cascade.collect(shop.query(1, new_only=task == "new_only"), Deadline.never())).candidates
+        np.testing.assert_allclose(found.score("retrieval"), share(found.score(name)), rtol=1e-6)
+    alone = build("own_history", run, shop.ports(store))
+    assert len((await alone.recommend(shop.query(1), Deadline.never())).items), "an arm of one source needs no weights"
+
+
+def test_weights_that_are_none_are_refused(shop, store, tmp_path):
+    run = shop.write_run(tmp_path / "run", more=lambda run: run.path(FILE).write_text('{"all": {"ann": "much"}}'))
+    with pytest.raises(CorruptData, match=FILE):
+        build("retrieval", run, shop.ports(store))
 
 
 async def test_same_query_same_slate(shop, store, run, models):
