@@ -63,16 +63,21 @@ def share(score: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return np.where(said, value, 0.0)
 
 
+def counted(score: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """A score that counts something, each doubling worth as much as the one before: log2(1 + score), silence 0 [N]."""
+    return np.log2(1.0 + np.where(np.isfinite(score), np.maximum(score, 0.0), 0.0).astype(np.float64))
+
+
 def fuse(found: Candidates, weights: Mapping[str, float], absolute: Collection[str] = ()) -> npt.NDArray[np.float32]:
     """One score from the sources' own: sum of weight x score, 0 where a source is silent. Shape [N].
 
     A score counts by its `share`, except for the `absolute` sources, whose scores have a unit of their own (own
-    history: days with a purchase): a shopper who bought a thing ten times says more than one who bought it once, though
-    for both it is their first.
+    history: days with a purchase) and count as `counted`: a shopper who bought a thing ten times says more than one who
+    bought it once, though for both it is their first.
     Source: CombSUM with min-max normalisation (Fox & Shaw, TREC-2 1994; Lee, SIGIR 1997).
     """
     total = np.zeros(len(found), np.float64)
     for name, weight in weights.items():
         score = found.score(name)
-        total += weight * (np.where(np.isfinite(score), score, 0.0) if name in absolute else share(score))
+        total += weight * (counted(score) if name in absolute else share(score))
     return total.astype(np.float32)

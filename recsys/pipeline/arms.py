@@ -17,8 +17,8 @@ class Feed:
     """How much one source may put into the union.
 
     source: its name. quota: items at most; where `popular` is a feed, slates are filled up with it beyond its quota.
-    weight: its say in the order of the retrieval tier (recsys.candidates.merge.fuse). absolute: its score has a unit
-    and counts as it is.
+    weight: its say in the order of the retrieval tier (recsys.candidates.fusion), until a run has learnt it. absolute:
+    its score counts something and is no place among others.
     """
 
     source: str

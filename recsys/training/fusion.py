@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from recsys.candidates.fusion import Fusion
+from recsys.candidates.fusion import Fusion, counted
 from recsys.pipeline import Feed
 from recsys.training.rank_lists import RankLists
 
@@ -130,7 +130,7 @@ def _said(lists: RankLists, feeds: Sequence[Feed]) -> Floats:
         score = lists.values[:, lists.names.index(f"{feed.source}_score")]
         spoke = np.isfinite(score)
         if feed.absolute:
-            said[:, column] = np.where(spoke, score, 0.0)
+            said[:, column] = counted(score)
             continue
         low, high = np.full(n, np.inf, np.float32), np.full(n, -np.inf, np.float32)
         np.minimum.at(low, query[spoke], score[spoke])

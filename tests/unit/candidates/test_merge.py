@@ -32,9 +32,9 @@ def test_all_silent(shop):
 
 def test_relative_scores_share_a_scale_and_absolute_ones_keep_theirs(shop):
     union = merge(
-        [shop.candidates([1, 2, 3], [1000, 500, 0], "a"), shop.candidates([3], [4], "own")], {"a": 9, "own": 9}
+        [shop.candidates([1, 2, 3], [1000, 500, 0], "a"), shop.candidates([3], [3], "own")], {"a": 9, "own": 9}
     )
-    np.testing.assert_allclose(fuse(union, {"a": 0.5, "own": 1.0}, ["own"]), [0.5, 0.25, 4.0])
+    np.testing.assert_allclose(fuse(union, {"a": 0.5, "own": 1.0}, ["own"]), [0.5, 0.25, 2.0])
 
 
 def test_a_source_that_says_one_thing_counts_as_full(shop):
