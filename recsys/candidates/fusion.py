@@ -68,6 +68,11 @@ def counted(score: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return np.log2(1.0 + np.where(np.isfinite(score), np.maximum(score, 0.0), 0.0).astype(np.float64))
 
 
+def worth(score: npt.NDArray[np.float32], absolute: bool) -> npt.NDArray[np.float64]:
+    """What a source's weight is multiplied with [N]; score: its own, of the candidates of one request."""
+    return counted(score) if absolute else share(score)
+
+
 def fuse(found: Candidates, weights: Mapping[str, float], absolute: Collection[str] = ()) -> npt.NDArray[np.float32]:
     """One score from the sources' own: sum of weight x score, 0 where a source is silent. Shape [N].
 
@@ -78,6 +83,5 @@ def fuse(found: Candidates, weights: Mapping[str, float], absolute: Collection[s
     """
     total = np.zeros(len(found), np.float64)
     for name, weight in weights.items():
-        score = found.score(name)
-        total += weight * (counted(score) if name in absolute else share(score))
+        total += weight * worth(found.score(name), name in absolute)
     return total.astype(np.float32)

@@ -10,13 +10,14 @@ Source: Cao et al. 2007 (ListNet, top-one softmax).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from recsys.candidates.fusion import Fusion, counted
+from recsys.candidates.fusion import Fusion, worth
 from recsys.pipeline import Feed
 from recsys.training.rank_lists import RankLists
 
@@ -36,10 +37,9 @@ def learn_fusion(parts: Sequence[RankLists], feeds: Sequence[Feed]) -> Fusion:
 def _weights(lists: RankLists, feeds: Sequence[Feed]) -> dict[str, float]:
     own = {f.source: f.weight for f in feeds}
     asked = [f for f in feeds if f"{f.source}_score" in lists.names and f.weight > 0]
-    useful = np.bincount(lists.query_of_row()[lists.label], minlength=len(lists)) > 0
-    if not useful.any() or not asked:
+    if not lists.label.any() or not asked:
         return own
-    data = _Data.of(lists, useful, asked)
+    data = _Data.of(lists, asked)
     usual = np.array([f.weight for f in asked])
     level = min(_LEVELS, key=lambda level: data.loss(level * usual))
     learnt = _newton(data, level * usual, 1.0 / (_SPREAD * usual) ** 2)
@@ -60,14 +60,18 @@ class _Data:
     wanted: Floats
 
     @classmethod
-    def of(cls, lists: RankLists, useful: npt.NDArray[np.bool_], feeds: Sequence[Feed]) -> _Data:
-        said = _said(lists, feeds)
-        hits = np.bincount(lists.query_of_row(), lists.label, len(lists))
-        relevant = lists.label
-        wanted = (said[relevant] / hits[lists.query_of_row()[relevant], None]).sum(axis=0)
-        rows = useful[lists.query_of_row()]
-        sizes = np.diff(lists.offsets)[useful]
-        return cls(said[rows], np.cumsum(sizes) - sizes, np.repeat(np.arange(len(sizes)), sizes), wanted)
+    def of(cls, lists: RankLists, feeds: Sequence[Feed]) -> _Data:
+        """Of the lists in which a candidate is relevant."""
+        columns = [lists.names.index(f"{feed.source}_score") for feed in feeds]
+        said, wanted = [], np.zeros(len(feeds))
+        for start, stop in itertools.pairwise(lists.offsets):
+            label = lists.label[start:stop]
+            if label.any():
+                scores = lists.values[start:stop, columns].T
+                said.append(np.stack([worth(s, f.absolute) for f, s in zip(feeds, scores, strict=True)], axis=1))
+                wanted += said[-1][label].mean(axis=0)
+        sizes = np.array([len(rows) for rows in said])
+        return cls(np.concatenate(said), np.cumsum(sizes) - sizes, np.repeat(np.arange(len(sizes)), sizes), wanted)
 
     def loss(self, weight: Floats) -> float:
         """Sum over lists of the mean of -log softmax over the relevant rows."""
@@ -120,24 +124,3 @@ def _bounded(hessian: Floats, gradient: Floats, at: Floats) -> Floats:
             weight[i] += moved
             slope += moved * hessian[i]
     return weight
-
-
-def _said(lists: RankLists, feeds: Sequence[Feed]) -> Floats:
-    """What `fuse` multiplies with the weights, of all lists [N, S]; see recsys.candidates.fusion."""
-    said = np.zeros((len(lists.label), len(feeds)))
-    query, n = lists.query_of_row(), len(lists)
-    for column, feed in enumerate(feeds):
-        score = lists.values[:, lists.names.index(f"{feed.source}_score")]
-        spoke = np.isfinite(score)
-        if feed.absolute:
-            said[:, column] = counted(score)
-            continue
-        low, high = np.full(n, np.inf, np.float32), np.full(n, -np.inf, np.float32)
-        np.minimum.at(low, query[spoke], score[spoke])
-        np.maximum.at(high, query[spoke], score[spoke])
-        wide = high > low
-        span = np.where(wide, high - low, 1.0)
-        with np.errstate(invalid="ignore"):
-            place = np.where(wide[query], (score - low[query]) / span[query], 1.0)
-        said[:, column] = np.where(spoke, place, 0.0)
-    return said
