@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from feature_store.online.memory import MemoryStore
 from recsys.core import RunDirectory
 from recsys.data import Dataset
 
@@ -98,6 +99,15 @@ def dataset(home):
     if not (home / "shop").exists():
         done("data", "simulate", "--preset", "tiny", "--seed", "7", "--out", home / "shop")
     return Dataset.open(home / "shop")
+
+
+@pytest.fixture(scope="module")
+def store(dataset):
+    """All of its events, folded."""
+    made = MemoryStore()
+    for batch in dataset.event_batches():
+        made.apply(batch)
+    return made
 
 
 @pytest.fixture(scope="session")

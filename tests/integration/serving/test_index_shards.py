@@ -12,7 +12,6 @@ import pytest
 from double11.v1 import event_pb2
 from double11.v1 import recommend_pb2 as pb
 
-from feature_store.online.memory import MemoryStore
 from recsys.candidates.ann import LocalAnnSource
 from recsys.candidates.nearest.sharded import Shard, ShardedIndex
 from recsys.core import BadInput, Deadline, Query, WallClock, keys
@@ -53,14 +52,6 @@ def whole(run, log):
     yield service
     follower.close()
     service.close()
-
-
-@pytest.fixture(scope="module")
-def store(dataset):
-    made = MemoryStore()
-    for batch in dataset.event_batches():
-        made.apply(batch)
-    return made
 
 
 @pytest.fixture(scope="module")

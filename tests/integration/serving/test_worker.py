@@ -12,7 +12,6 @@ import pytest
 from double11.v1 import scoring_pb2, scoring_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from feature_store.online.memory import MemoryStore
 from recsys.candidates.ann import LocalAnnSource
 from recsys.candidates.nearest.live import LiveIndex
 from recsys.candidates.nearest.static import AnnIndex
@@ -34,14 +33,6 @@ def worker(run):
     yield f"127.0.0.1:{ready['port']}"
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
-
-
-@pytest.fixture(scope="module")
-def store(dataset):
-    made = MemoryStore()
-    for batch in dataset.event_batches():
-        made.apply(batch)
-    return made
 
 
 @pytest.fixture
