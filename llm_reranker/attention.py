@@ -6,12 +6,21 @@ N candidates, S suffix tokens of a candidate (the most, where they differ), L to
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from llm_reranker.linear import has_packed, product
+
+_LOG2_E = math.log2(math.e)
+_MANY = 1 << 17  # scores of a head
+_SCORES = 1 << 18  # of those, at a time: a megabyte
+_PREFIX_STEP = 32
 
 # keys and values of one sequence: per layer k_GPd and v_GPd
 KeyValues = list[tuple[Tensor, Tensor]]
@@ -92,7 +101,7 @@ class SharedPrefix:
             o_prefix, lse_prefix = _to_prefix(q, *kv[layer])
             o_own, lse_own = own.of_last(q, k, v) if of_last else own.of_all(q, k, v)
             out.append(torch.lerp(o_prefix, o_own, torch.sigmoid(lse_own - lse_prefix)[..., None].to(q.dtype)))
-        return torch.cat(out)
+        return torch.cat(out) if len(out) > 1 else out[0]
 
 
 class WithPrefixes:
@@ -118,6 +127,8 @@ class WithPrefixes:
 def _to_prefix(q_THd: Tensor, k_GPd: Tensor, v_GPd: Tensor) -> tuple[Tensor, Tensor]:
     """What each token takes from the whole prefix [T, H, d], and the log sum of exponentials of its scores [T, H]."""
     (t, h, d), g = q_THd.shape, len(k_GPd)
+    if t * k_GPd.shape[1] >= _MANY and k_GPd.dtype == torch.float32 and has_packed(k_GPd.device):
+        return _by_products(q_THd, k_GPd, v_GPd)
     q_GXd = q_THd.view(t, g, -1, d).transpose(0, 1).reshape(g, -1, d)  # X = T x R: no copy of keys and values
     o_GXd, lse_GX = (x[0] for x in _attend(q_GXd[None], k_GPd[None], v_GPd[None]))
     return (
@@ -187,3 +198,27 @@ def _attend(q_BHTd: Tensor, k_BHPd: Tensor, v_BHPd: Tensor, mask: Tensor | None 
         mask = mask.expand(*q_BHTd.shape[:3], k_BHPd.shape[2])
     o_BHTd, lse_BHT = torch.ops.aten._scaled_dot_product_efficient_attention(q_BHTd, k_BHPd, v_BHPd, mask, True)[:2]
     return o_BHTd, lse_BHT[..., : q_BHTd.shape[2]]
+
+
+def _by_products(q_THd: Tensor, k_GPd: Tensor, v_GPd: Tensor) -> tuple[Tensor, Tensor]:
+    """`_to_prefix` of many tokens: as fast as plain products are, where the fused kernel is a quarter of that.
+
+    Scores are made a part at a time and stay in the processor's cache. They are logarithms to the base of 2, because
+    powers of 2 are the cheaper ones.
+    """
+    (t, h, d), (g, p, _) = q_THd.shape, k_GPd.shape
+    more = -p % _PREFIX_STEP  # a product is made ready when it first meets a size: few sizes
+    k_GPd = F.pad(k_GPd * (_LOG2_E / math.sqrt(d)), (0, 0, 0, more))
+    v_GdP = F.pad(v_GPd.transpose(1, 2), (0, more)).contiguous()
+    o_THd, lse_TH = torch.empty_like(q_THd), q_THd.new_empty(t, h)
+    rows = 1 << (max(_SCORES // (p + more), 64).bit_length() - 1)
+    for head, start in itertools.product(range(h), range(0, t, rows)):
+        part, kv = slice(start, start + rows), head * g // h
+        weight_TP = product(q_THd[part, head], k_GPd[kv])
+        if more:
+            weight_TP[:, p:] = -torch.inf
+        top_T1 = weight_TP.amax(1, keepdim=True)
+        total_T1 = weight_TP.sub_(top_T1).exp2_().sum(1, keepdim=True)
+        torch.div(product(weight_TP, v_GdP[kv]), total_T1, out=o_THd[part, head])
+        lse_TH[part, head] = total_T1.log2_().add_(top_T1).squeeze(1)
+    return o_THd, lse_TH.div_(_LOG2_E)

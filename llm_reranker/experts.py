@@ -39,14 +39,14 @@ class Mixture:
         weight_TK, expert_TK = route(x_TD, self._router_ED, self._per_token, normed=self._normed)
         row_X, place_TK, ends = _sorted_rows(expert_TK, len(self._experts))
         # Inputs are made once per token, not once per assignment: what is gathered of an int8 model is 8 bits wide.
-        x = self._experts[0].gate_up.inputs(x_TD).rows(row_X)
-        out, start = [], 0
+        x, start = self._experts[0].gate_up.inputs(x_TD), 0
+        y_XD = x_TD.new_empty(len(row_X), x_TD.shape[1])
         for expert, stop in zip(self._experts, ends, strict=True):
-            if stop > start:
-                hidden_XW = gated(expert.gate_up.product(x.part(start, stop)))
-                out.append(expert.down.product(expert.down.inputs(hidden_XW)))
+            if stop > start:  # one expert after another, so that what it makes stays in the processor's cache
+                hidden_XW = gated(expert.gate_up.product(x.rows(row_X[start:stop])))
+                y_XD[start:stop] = expert.down.product(expert.down.inputs(hidden_XW))
             start = stop
-        return F.embedding_bag(place_TK, torch.cat(out), per_sample_weights=weight_TK, mode="sum")
+        return F.embedding_bag(place_TK, y_XD, per_sample_weights=weight_TK, mode="sum")
 
 
 class GroupedMixture:

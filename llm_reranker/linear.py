@@ -170,12 +170,22 @@ def linear(weight_OI: Tensor, precision: Precision) -> Linear:
     """The product with this weight in this precision; for bf16 the weight is cast."""
     if precision == "bf16":
         return PlainLinear(weight_OI.to(torch.bfloat16))
-    onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if weight_OI.device.type != "cpu" or not onednn:
+    if not has_packed(weight_OI.device):
         return FbgemmInt8Linear(weight_OI) if precision == "int8" else PlainLinear(weight_OI)
     if precision == "int8":
         return PackedInt8Linear(weight_OI) if has_vnni() else FbgemmInt8Linear(weight_OI)
     return PackedLinear(weight_OI)
+
+
+def product(x_TI: Tensor, weight_OI: Tensor) -> Tensor:
+    """The product x W^T with a weight that is used once, float32, by oneDNN: see `has_packed`."""
+    y_TO: Tensor = torch.ops.mkldnn._linear_pointwise(_filled(x_TI), weight_OI, None, "none", [], "")
+    return y_TO[: len(x_TI)]
+
+
+def has_packed(device: torch.device) -> bool:
+    """Whether oneDNN's products are there for tensors of this device."""
+    return device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 def has_vnni() -> bool:

@@ -200,8 +200,8 @@ class Model:
             seen = attention(index, q_THd, k_TGd, v_TGd)
             if not len(x_TD):
                 break
-            x_TD = x_TD + layer.o(seen.flatten(1))
-            x_TD = x_TD + layer.mlp(rms_norm(x_TD, layer.mlp_norm_D, c.rms_norm_eps))
+            x_TD = layer.o(seen.flatten(1)).add_(x_TD)
+            x_TD = layer.mlp(rms_norm(x_TD, layer.mlp_norm_D, c.rms_norm_eps)).add_(x_TD)
         return rms_norm(x_TD, self._norm_D, c.rms_norm_eps)
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from llm_reranker.attention import PackedCausal, SharedPrefix
+from llm_reranker.attention import PackedCausal, SharedPrefix, _to_prefix
 from llm_reranker.checkpoint import read_json, read_model_tensors
 from llm_reranker.model import Model, ModelConfig
 from recsys.core import CorruptData
@@ -88,6 +88,17 @@ def test_shared_prefix_scores_each_candidate_as_if_it_were_alone(kind: str, tmp_
         last = model.hidden(model.embed(flat), at, last_only)
     assert (hidden - torch.cat(alone)).abs().max() <= 1e-4
     assert (last - torch.stack([a[-1] for a in alone])).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize(("tokens", "prefix", "loudness"), [(1100, 200, 1.0), (700, 256, 1.0), (700, 200, 60.0)])
+def test_many_tokens_take_from_a_prefix_what_few_do(tokens: int, prefix: int, loudness: float) -> None:
+    g = torch.Generator().manual_seed(4)
+    q_THd = torch.randn(tokens, 4, 12, generator=g) * loudness
+    k_GPd, v_GPd = torch.randn(2, 2, prefix, 12, generator=g)
+    many = _to_prefix(q_THd, k_GPd, v_GPd)
+    few = [_to_prefix(part, k_GPd, v_GPd) for part in q_THd.split(50)]
+    for whole, parts in zip(many, zip(*few, strict=True), strict=True):
+        assert torch.allclose(whole, torch.cat(parts), atol=1e-4, rtol=1e-5)
 
 
 def test_label_direction_is_softmax_over_no_and_yes(tmp_path: Path) -> None:
