@@ -35,6 +35,7 @@ from recsys.core.config import Config
 from recsys.core.deadline import Deadline
 from recsys.core.errors import BadInput, Double11Error, Overloaded, VersionMismatch
 from recsys.core.items import ItemTable
+from recsys.core.memory import keep_freed_memory
 from recsys.core.run_dir import RunDirectory
 
 SERVICE = pb.DESCRIPTOR.services_by_name["RerankService"].full_name
@@ -125,6 +126,7 @@ async def serve(run_path: Path, version: str | None, listen: str, config: Rerank
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    keep_freed_memory()
     torch.set_num_threads(config.threads)
     run = RunDirectory.open(run_path, verify=False)
     reranker = await _reranker(run, version, config)

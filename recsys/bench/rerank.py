@@ -30,6 +30,7 @@ from recsys.bench.rerank_cuda import LAYER, on_cuda
 from recsys.bench.rerank_peers import Contestant, Ours, Transformers, random_model, tensors
 from recsys.bench.rerank_served import served
 from recsys.core import Internal
+from recsys.core.memory import keep_freed_memory
 from recsys.core.progress import bar
 
 _HEADS = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32}
@@ -51,6 +52,7 @@ Run = Callable[[], Tensor]
 
 def bench(quick: bool, run_path: Path | None = None) -> tuple[dict[str, Any], list[Row]]:
     """Candidates per second of the forwards; milliseconds of served requests (of the run's reranker, where given)."""
+    keep_freed_memory()  # as the rerank worker does; transformers gains as we do
     shapes = dict(list(SHAPES.items())[-1:]) if quick else SHAPES
     sizes, (p, s), repeats = ((6,), (24, 4), 2) if quick else (_CANDIDATES, (_PREFIX, _SUFFIX), _REPEATS)
     sweep: dict[str, dict[str, float]] = {}
