@@ -47,8 +47,8 @@ def _round(model: Ours, batches: list[Batch], samples: int) -> dict[str, float]:
     """Seconds of wall and CPU of all steps, samples, and seconds of one step by part."""
     parts: dict[str, Any] = {}
     wall_s, cpu_s = time.perf_counter(), time.process_time()
-    for batch in batches:
-        model.step(batch)
+    for batch, following in zip(batches, [*batches[1:], None], strict=True):
+        model.step(batch, following)
         for part, seconds in model.seconds.items():
             parts[part] = parts.get(part, 0.0) + seconds / len(batches)
     return {

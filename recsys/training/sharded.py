@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook
+from torchrec import KeyedJaggedTensor
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
@@ -51,6 +54,22 @@ class _BagSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
         return [*super().sharding_types(compute_device_type), "row_wise"]
 
 
+@dataclass(slots=True)
+class _Sent:
+    """Ids on their way. how_many: what is on its way first, the numbers of ids; rows: the ids, once those are here."""
+
+    ids: KeyedJaggedTensor
+    context: Any
+    how_many: Any
+    rows: Any = None
+
+    def go_on(self) -> Any:
+        """Send the ids themselves, unless they are on their way."""
+        if self.rows is None:
+            self.rows = self.how_many.wait()
+        return self.rows
+
+
 class Sharded(Generic[N]):
     """A net in training. net: its tables are sharded TorchRec modules; call its methods as those of the plain net."""
 
@@ -77,22 +96,52 @@ class Sharded(Generic[N]):
             for local, row, column in _local(weight):
                 _fill(local, row, column, weight.size(1), seed=seed, table=name)
         self.dense = dense_parameters(self.net, [cast(nn.Module, self.net.tables)])
+        self._summing: tuple[Tensor, Any] | None = None  # dense gradients one after the other, and who sums them
+        self._sent: _Sent | None = None
+        if ranks.size > 1:
+            self._received, self.net.tables.forward = self.net.tables.forward, self._receive  # type: ignore
+            register_multi_grad_hook(self.dense, self._start_sum)
+
+    def send(self, ids: KeyedJaggedTensor) -> None:
+        """Begin to send the ids of the next batch to the ranks that hold their rows; all ranks do so at the same place.
+
+        They travel while this batch is worked on. The net's tables, called with this very object, wait for them.
+        """
+        if self.ranks.size > 1:
+            tables = cast(Any, self.net.tables)
+            context = tables.create_context()
+            self._sent = _Sent(ids, context, tables.input_dist(context, ids))
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of this rank's share of the loss; dense ones are summed over ranks, table rows are updated."""
+        if self._sent is not None:
+            self._sent.go_on()
         torch.autograd.backward(loss)
         self.reduce()
 
     def reduce(self) -> None:
-        """Sum the gradients of the dense part over ranks."""
-        if self.ranks.size == 1:
+        """Wait for the sum over ranks of the dense gradients, which began when the last of them was there."""
+        if self._summing is None:
             return
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.dense]
-        summed = self.ranks.sum(nn.utils.parameters_to_vector(grads))
+        summed, work = self._summing
+        work.wait()
         start = 0
         for parameter in self.dense:
             parameter.grad = summed[start : start + parameter.numel()].view_as(parameter)
             start += parameter.numel()
+        self._summing = None
+
+    def _start_sum(self, grads: Sequence[Tensor | None]) -> None:
+        there = [torch.zeros_like(p) if g is None else g for p, g in zip(self.dense, grads, strict=True)]
+        summed = nn.utils.parameters_to_vector(there)
+        self._summing = summed, self.ranks.start_sum(summed)
+
+    def _receive(self, ids: KeyedJaggedTensor) -> Any:
+        """The forward of the tables, as TorchRec's train pipelines replace it, too."""
+        sent, self._sent = self._sent, None
+        if sent is None or sent.ids is not ids:
+            return self._received(ids)
+        return cast(Any, self.net.tables).compute_and_output_dist(sent.context, sent.go_on().wait())
 
     def state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Everything training has made: name to tensor or sharded tensor, to be saved or loaded in place.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from recsys.models.config import TowerConfig
 from recsys.models.history import Histories
-from recsys.models.tower import ItemRows, TowerNet
+from recsys.models.tower import ItemInput, ItemRows, TowerNet
 from recsys.training.ranks import Ranks
 
 UNKNOWN_SHARE = 0.05  # of items trained as "unknown", so that row 0 stands for a newcomer
@@ -36,6 +36,19 @@ class Examples:
     weight: npt.NDArray[np.float32]
     lengths: npt.NDArray[np.int64]
     histories: Histories
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A batch before its step. items, targets: what the rank looks up, and the keys of those after the histories.
+
+    place: of the B positives and the uniform negatives, by row in the vocabulary, int64 [N].
+    """
+
+    batch: Examples
+    items: ItemInput
+    targets: npt.NDArray[np.int64]
+    place: npt.NDArray[np.int64]
 
 
 class TowerStep:
@@ -57,9 +70,9 @@ class TowerStep:
         self._negatives_min, self._unknown_share = negatives_min, unknown_share
         self.net, self.rows, self.config, self.chance, self.rng, self.ranks = net, rows, config, chance, rng, ranks
 
-    def __call__(self, batch: Examples) -> tuple[Tensor, dict[str, Tensor]]:
-        """The rank's share of the batch's mean loss, and what to save should it be no number."""
-        ranks, device, count = self.ranks, self.ranks.device, len(batch.item_key)
+    def prepare(self, batch: Examples) -> Prepared:
+        """Draw what is random of the next step, and look up what its items are."""
+        ranks, count = self.ranks, len(batch.item_key)
         num_uniform = max(count, self._negatives_min)
         mine, drawn, histories = ranks.share(count), ranks.share(num_uniform), batch.histories
         uniform = self.rng.choice(self.rows.vocabulary.keys, size=num_uniform)
@@ -67,7 +80,14 @@ class TowerStep:
         targets = np.concatenate([batch.item_key[mine], uniform[drawn]])
         keys = np.concatenate([histories.item_key, targets])
         items = self.rows.lookup(keys, np.array([*histories.lengths, len(targets)]), hidden)
-        embedded_VD = self.net.embed(items.to(device))
+        place = self.rows.vocabulary.rows(np.concatenate([batch.item_key, uniform]))
+        return Prepared(batch, items.to(ranks.device), targets, place)
+
+    def __call__(self, made: Prepared) -> tuple[Tensor, dict[str, Tensor]]:
+        """The rank's share of the batch's mean loss, and what to save should it be no number."""
+        batch, ranks, device, count = made.batch, self.ranks, self.ranks.device, len(made.batch.item_key)
+        num_uniform, mine, histories = len(made.place) - count, ranks.share(count), batch.histories
+        embedded_VD = self.net.embed(made.items)
         num_history = len(histories.item_key)
         user_bD = self.net.users(
             embedded_VD[:num_history],
@@ -78,17 +98,16 @@ class TowerStep:
         target_nD = self.net.items(embedded_VD[num_history:])
         positive_bD, uniform_uD = target_nD[: len(user_bD)], target_nD[len(user_bD) :]
         item_ND = torch.cat([ranks.gathered(positive_bD, count), ranks.gathered(uniform_uD, num_uniform)])
-        place = self.rows.vocabulary.rows(np.concatenate([batch.item_key, uniform]))
-        expected = count * self.chance[place] + num_uniform / len(self.rows.vocabulary.keys)
+        expected = count * self.chance[made.place] + num_uniform / len(self.rows.vocabulary.keys)
         logit_bN = user_bD @ item_ND.T / self.config.temperature
         logit_bN = logit_bN - torch.from_numpy(np.log(expected)).float().to(device)
-        same_bN = torch.from_numpy(place[:count][mine, None] == place[None, :])
+        same_bN = torch.from_numpy(made.place[:count][mine, None] == made.place[None, :])
         own = torch.arange(mine.start, mine.stop)
         same_bN[torch.arange(len(own)), own] = False  # an item is no negative of itself
         masked_bN = logit_bN.masked_fill(same_bN.to(device), -1e9)
         loss_b = F.cross_entropy(masked_bN, own.to(device), reduction="none")
         weight_B = torch.from_numpy(batch.weight).to(device)
-        saved = {"target": torch.from_numpy(targets), "logit": logit_bN.detach()}
+        saved = {"target": torch.from_numpy(made.targets), "logit": logit_bN.detach()}
         return (loss_b * weight_B[mine]).sum() / weight_B.sum(), saved
 
     def _hidden(

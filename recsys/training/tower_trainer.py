@@ -96,16 +96,25 @@ def _train(
     if config.checkpoint_steps and (place := checkpoints.load(sharded.state(optimizer))):
         schedule.go_to(place)
     with bar(total=schedule.steps, initial=schedule.step, what="tower", unit="batch") as progress:
-        for step, batch in schedule:
-            loss, saved = step_of(_examples(actions, batch, weight, model.history_items_max, ranks))
+        batches = (  # each drawn during the step before, whose place a checkpoint has
+            (step, step_of.prepare(_examples(actions, batch, weight, model.history_items_max, ranks)), schedule.place())
+            for step, batch in schedule
+        )
+        ahead = next(batches, None)
+        while ahead is not None:
+            step, made, place = ahead
+            loss, saved = step_of(made)
             value = guard.check(ranks.sum(loss.detach().clone()), step, saved)
+            ahead = next(batches, None)
+            if ahead is not None:
+                sharded.send(ahead[1].items.ids)
             optimizer.zero_grad()
             sharded.backward(loss)
             optimizer.step()
             progress.set_postfix(loss=f"{value:.3f}", refresh=False)
             progress.update()
             if config.checkpoint_steps and (step + 1) % config.checkpoint_steps == 0:
-                checkpoints.save(sharded.state(optimizer), schedule.place())
+                checkpoints.save(sharded.state(optimizer), place)
     net, whole = TowerNet(num_rows, model, **rows.sizes), sharded.whole()
     if whole:
         net.load_state_dict(whole)

@@ -117,7 +117,7 @@ class OnlineTower:
         np.add.at(self._counts, place, 1.0)
         self._step.chance = self._counts / self._counts.sum()
         self._net.touched.clear()
-        loss, saved = self._step(examples)
+        loss, saved = self._step(self._step.prepare(examples))
         value = self._guard.check(loss, self._steps, saved)
         self._optimizer.zero_grad()
         self._sharded.backward(loss)
