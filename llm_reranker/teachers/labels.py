@@ -8,6 +8,7 @@ teacher read: lists that were made again reuse the labels of what has not change
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -85,9 +86,14 @@ class LabelFile:
         if not self._new:
             return
         table = pa.Table.from_pylist(self._new, schema=SCHEMA)
-        path = self.folder / f"part-{len(list(self.folder.glob('part-*.parquet'))):06d}-{os.getpid()}.parquet"
+        # A random name: containers that share the folder have the same process ids.
+        number = len(list(self.folder.glob("part-*.parquet")))
+        path = self.folder / f"part-{number:06d}-{secrets.token_hex(4)}.parquet"
         temporary = path.with_suffix(".tmp")
-        pq.write_table(table, temporary, compression="zstd")
+        with temporary.open("wb") as file:
+            pq.write_table(table, file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())  # a name must not outlive a power cut that its bytes did not: they were paid for
         temporary.rename(path)
         self._new, self._lists_new = [], 0
 

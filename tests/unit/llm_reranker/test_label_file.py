@@ -68,6 +68,16 @@ def test_a_run_that_broke_off_goes_on_where_it_was(lists: Lists, tmp_path: Path)
         np.testing.assert_array_equal(said[q], whole[q])  # NaN, of no use, is remembered too
 
 
+def test_a_part_that_was_being_written_when_the_power_went_is_no_part(lists: Lists, tmp_path: Path) -> None:
+    ask(Kept(Counting(), LabelFile(tmp_path / "l", "counting")), lists, [0, 1])
+    whole = next((tmp_path / "l").glob("*.parquet"))
+    whole.with_name("part-000001-0badcafe.tmp").write_bytes(whole.read_bytes()[:50])
+    teacher = Counting()
+    ask(Kept(teacher, LabelFile(tmp_path / "l", "counting")), lists, [0, 1, 2])
+    assert teacher.asked == [2]
+    assert len(list((tmp_path / "l").glob("*.parquet"))) == 2
+
+
 def test_other_texts_are_asked_about_again(lists: Lists, tmp_path: Path) -> None:
     ask(Kept(Counting(), LabelFile(tmp_path / "l", "counting")), lists, [0, 1])
     lists.item_text[int(lists.rows(1)[2])] += " in blue"
