@@ -2,7 +2,9 @@
 
 Needs the extra `teachers`. The key comes from the environment alone. The client retries what may pass (429, 5xx, lost
 connections) with growing pauses; requests are paced and bounded in number at a time, and no more are sent once the
-budget of money or tokens is spent. What is sent: histories and item texts, no user ids.
+budget of money or tokens is spent. Who does not say what an answer took is taken at a token for three bytes. A list
+that the endpoint refuses to read (a filter, a context too small) is of no use, as long as it reads others. What is
+sent: histories and item texts, no user ids.
 
 Shape legend: n rows of one list.
 """
@@ -30,6 +32,9 @@ from recsys.core.ids import key
 _BLOCK_PER_SLOT = 4  # lists asked about before finished ones are handed out, per request at a time
 _ANSWER_TOKENS_PER_ITEM, _ANSWER_TOKENS_MIN = 8, 32
 _TOP_LOGPROBS = 20
+_BYTES_PER_TOKEN = 3  # where the endpoint does not count: rather too many tokens than too few
+_REFUSALS = (400, 403, 413, 422)  # of one request, if the endpoint answers others
+_REFUSED_MAX = 20  # one after another: then it is not the lists
 Call: TypeAlias = Callable[..., Awaitable[Any]]
 
 
@@ -44,6 +49,29 @@ class _Asked:
     @classmethod
     def of(cls, lists: Lists, query: int, rows: npt.NDArray[np.int64]) -> _Asked:
         return cls(lists.history_text[query], [lists.item_text[r] for r in rows], key(lists.query_id[query]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What came back. text: empty where the endpoint had nothing to say. top: see asking.read_yes_no."""
+
+    text: str = ""
+    top: Mapping[str, float] | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @classmethod
+    def read(cls, completion: Any, messages: asking.Messages) -> _Answer:
+        """Of a ChatCompletion, whatever an endpoint left out of it."""
+        choice = completion.choices[0] if completion.choices else None
+        message = choice.message if choice is not None else None
+        text = message.content if message is not None and isinstance(message.content, str) else ""
+        usage = completion.usage
+        said, told = (getattr(usage, f"{kind}_tokens", None) for kind in ("prompt", "completion"))
+        if not said:
+            asked = json.dumps(messages, ensure_ascii=False)
+            said, told = (-(-len(part.encode("utf-8", "replace")) // _BYTES_PER_TOKEN) for part in (asked, text))
+        return cls(text, _top(choice), said, told or 0)
 
 
 class Pace:
@@ -81,6 +109,7 @@ class EndpointTeacher:
         self._model, self._config, self._seed = model, config, seed
         self._pace = Pace(config.requests_per_minute_max)
         self._spent_usd, self._spent_tokens, self._requests, self._unusable = 0.0, 0, 0, 0
+        self._refused, self._refused_in_a_row = 0, 0
         how = f"{config.mode}:{config.permutations}" if config.mode == "listwise" else config.mode
         self.name = f"openai:{model}:{how}"
 
@@ -88,8 +117,8 @@ class EndpointTeacher:
     def facts(self) -> Mapping[str, Any]:
         """Name, and what this process spent; the endpoint does not say how large its model is."""
         return {
-            "name": self.name, "active_parameters": 0, "requests": self._requests, "unusable_answers": self._unusable,
-            "tokens": self._spent_tokens, "cost_usd": round(self._spent_usd, 6),
+            "name": self.name, "active_parameters": 0, "requests": self._requests, "refused": self._refused,
+            "unusable_answers": self._unusable, "tokens": self._spent_tokens, "cost_usd": round(self._spent_usd, 6),
         }  # fmt: skip
 
     def label(
@@ -154,7 +183,7 @@ class EndpointTeacher:
                 for part, question in zip(parts, questions, strict=True)
             )
         )
-        orders = [asking.read_order(_text(a), len(part)) for part, a in zip(parts, answers, strict=True)]
+        orders = [asking.read_order(a.text, len(part)) for part, a in zip(parts, answers, strict=True)]
         self._unusable += sum(o is None for o in orders)
         placed = [(part, order) for part, order in zip(parts, orders, strict=True) if order is not None]
         return self._judgement(asking.borda(placed, n), questions, answers)
@@ -163,11 +192,11 @@ class EndpointTeacher:
         questions = [asking.pointwise(asked.history, text, self._config.history_lines_max) for text in asked.texts]
         wanted = {"answer_tokens": 1, "logprobs": True, "top_logprobs": _TOP_LOGPROBS}
         answers = await asyncio.gather(*(call(messages=question, **wanted) for question in questions))
-        values = np.array([asking.read_yes_no(_text(a), _top(a)) for a in answers], np.float32)
+        values = np.array([asking.read_yes_no(a.text, a.top) for a in answers], np.float32)
         self._unusable += int(np.isnan(values).sum())
         return self._judgement(values, questions, answers)
 
-    async def _ask(self, create: Call, request: Mapping[str, Any], answer_tokens: int) -> Any:
+    async def _ask(self, create: Call, request: Mapping[str, Any], answer_tokens: int) -> _Answer:
         c, openai = self._config, self._openai
         if self._spent_usd >= c.cost_usd_max or self._spent_tokens >= c.tokens_max:
             raise Overloaded(
@@ -178,52 +207,67 @@ class EndpointTeacher:
         thinking = {"max_completion_tokens": c.reasoning_tokens_max + answer_tokens}
         how = thinking if c.reasoning_tokens_max else {"max_tokens": answer_tokens, "temperature": 0}
         try:
-            answer = await create(model=self._model, **how, **request)
+            completion = await create(model=self._model, **how, **request)
+            answer = _Answer.read(completion, request["messages"])
         except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
             raise Unavailable(
                 self.name, came=f"{type(error).__name__} after {c.retries_max} retries: {error}", expected="an answer",
                 fix="The labels so far are kept: run again later, or lower requests_per_minute_max.",
             ) from error  # fmt: skip
         except openai.APIError as error:
+            if getattr(error, "status_code", 0) in _REFUSALS and await self._is_of_the_text(create, request, how):
+                return _Answer()
             raise BadInput(
                 self.name, came=f"{type(error).__name__}: {error}", expected="a request the endpoint takes",
                 fix="Check key, model name, base_url and answer_format.",
             ) from error  # fmt: skip
-        self._requests += 1
-        if answer.usage is not None:
-            self._spent_tokens += answer.usage.total_tokens
-            self._spent_usd += self._cost_usd([answer])
+        except (AttributeError, TypeError, ValueError, LookupError) as error:  # the client passes on what it is given
+            raise Unavailable(
+                self.name, came=f"no chat completion ({error!r})", expected="JSON of the chat completions API",
+                fix="Check base_url: most end in /v1. The labels so far are kept.",
+            ) from error  # fmt: skip
+        self._requests, self._refused_in_a_row = self._requests + 1, 0
+        self._spent_tokens += answer.prompt_tokens + answer.completion_tokens
+        self._spent_usd += self._cost_usd([answer])
         return answer
 
+    async def _is_of_the_text(self, create: Call, request: Mapping[str, Any], how: Mapping[str, Any]) -> bool:
+        """Whether a refusal is of what was in this request: the endpoint answers, or has answered, others like it."""
+        self._refused, self._refused_in_a_row = self._refused + 1, self._refused_in_a_row + 1
+        if self._refused_in_a_row > _REFUSED_MAX:
+            return False
+        if not self._requests:
+            harmless = {**request, "messages": [{"role": "user", "content": "Answer yes."}]}
+            try:
+                await create(model=self._model, **how, **harmless)
+            except self._openai.APIError:
+                return False
+        return True
+
     def _judgement(
-        self, log_odds: npt.NDArray[np.float32], questions: Sequence[asking.Messages], answers: Sequence[Any]
+        self, log_odds: npt.NDArray[np.float32], questions: Sequence[asking.Messages], answers: Sequence[_Answer]
     ) -> Judgement:
-        usage = [a.usage for a in answers if a.usage is not None]
         return Judgement(
             log_odds=log_odds,
             prompt=json.dumps(questions[0], ensure_ascii=False) if questions else "",
-            prompt_tokens=sum(u.prompt_tokens for u in usage),
-            completion_tokens=sum(u.completion_tokens for u in usage),
+            prompt_tokens=sum(a.prompt_tokens for a in answers),
+            completion_tokens=sum(a.completion_tokens for a in answers),
             cost_usd=self._cost_usd(answers),
         )
 
-    def _cost_usd(self, answers: Sequence[Any]) -> float:
-        c, usage = self._config, [a.usage for a in answers if a.usage is not None]
-        prompt, completion = (sum(getattr(u, f"{kind}_tokens") for u in usage) for kind in ("prompt", "completion"))
-        millions = prompt * c.usd_per_million_prompt_tokens + completion * c.usd_per_million_completion_tokens
-        return float(millions / 1e6)
+    def _cost_usd(self, answers: Sequence[_Answer]) -> float:
+        c = self._config
+        prompt, completion = sum(a.prompt_tokens for a in answers), sum(a.completion_tokens for a in answers)
+        return (prompt * c.usd_per_million_prompt_tokens + completion * c.usd_per_million_completion_tokens) / 1e6
 
 
-def _text(answer: Any) -> str:
-    return (answer.choices[0].message.content or "") if answer.choices else ""
-
-
-def _top(answer: Any) -> dict[str, float] | None:
+def _top(choice: Any) -> dict[str, float] | None:
     """Log-probabilities of the likeliest first tokens; None where the endpoint gives none."""
-    if not answer.choices or answer.choices[0].logprobs is None or not answer.choices[0].logprobs.content:
+    logprobs = getattr(choice, "logprobs", None)
+    if logprobs is None or not logprobs.content:
         return None
     top: dict[str, float] = {}
-    for token in answer.choices[0].logprobs.content[0].top_logprobs:
+    for token in logprobs.content[0].top_logprobs or []:
         top[token.token] = float(np.logaddexp(top.get(token.token, -np.inf), token.logprob))
     return top
 

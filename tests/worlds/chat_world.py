@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.client
 import http.server
 import importlib.util
+import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 KEY = "open-sesame"
@@ -37,9 +40,24 @@ def chat_server() -> Iterator[str]:
         process.wait(30)
 
 
+@dataclasses.dataclass(frozen=True)
+class Said:
+    """What a front answers in the server's place."""
+
+    status: int
+    content: bytes
+    kind: str = "application/json"
+
+
+THROTTLED = Said(429, b'{"error": {"message": "slow down"}}')
+
+
 @contextlib.contextmanager
-def throttled(url: str, refusals: int) -> Iterator[tuple[str, list[int]]]:
-    """A front of a server that says 429 to the first requests; its base_url and the statuses it answered with."""
+def front(url: str, say: Callable[[int, dict[str, Any]], Said | None]) -> Iterator[tuple[str, list[int]]]:
+    """A front of a server; its base_url and the statuses it answered with.
+
+    say(requests so far, body): what it answers itself; None: the request goes on to the server.
+    """
     to, answered = urlsplit(url), []
 
     class Front(http.server.BaseHTTPRequestHandler):
@@ -47,29 +65,29 @@ def throttled(url: str, refusals: int) -> Iterator[tuple[str, list[int]]]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            status, content = 429, b'{"error": {"message": "slow down"}}'
-            if len(answered) >= refusals:
+            said = say(len(answered), json.loads(body))
+            if said is None:
                 peer = http.client.HTTPConnection(to.hostname or "", to.port, timeout=120)
                 peer.request("POST", self.path, body, {k: self.headers[k] for k in ("Authorization", "Content-Type")})
                 response = peer.getresponse()
-                status, content = response.status, response.read()
+                said = Said(response.status, response.read())
                 peer.close()
-            answered.append(status)
-            self.send_response(status)
+            answered.append(said.status)
+            self.send_response(said.status)
             self.send_header("Retry-After-Ms", "1")
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Content-Type", said.kind)
+            self.send_header("Content-Length", str(len(said.content)))
             self.end_headers()
-            self.wfile.write(content)
+            self.wfile.write(said.content)
 
         def log_message(self, *_: object) -> None:
             """Silent."""
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Front) as front:
-        front.daemon_threads = True
-        threading.Thread(target=front.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{front.server_port}{to.path}", answered
-        front.shutdown()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Front) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}{to.path}", answered
+        server.shutdown()
 
 
 def _serve() -> None:

@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 import polars as pl
 import pytest
-from chat_world import KEY, chat_server, throttled
+from chat_world import KEY, THROTTLED, Said, chat_server, front
 
 from llm_reranker.config import TeacherConfig
 from llm_reranker.lists import Lists, read
@@ -95,8 +95,8 @@ def test_a_spent_budget_keeps_what_was_said_and_a_larger_one_goes_on(
 def test_refusals_that_pass_are_retried_and_others_are_said(
     config: TeacherConfig, lists: Lists, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with throttled(server, refusals=2) as (front, answered):
-        patient = dataclasses.replace(config, base_url=front, permutations=1)
+    with front(server, lambda n, _: THROTTLED if n < 2 else None) as (url, answered):
+        patient = dataclasses.replace(config, base_url=url, permutations=1)
         assert len(ask(EndpointTeacher(MODEL, patient), lists, range(1))) == 1
         assert answered == [429, 429, 200]
         answered.clear()
@@ -114,3 +114,54 @@ def test_a_service_that_is_away_is_said_so(config: TeacherConfig, lists: Lists) 
     away = dataclasses.replace(config, base_url="http://127.0.0.1:9/v1", retries_max=0)
     with pytest.raises(Unavailable, match="APIConnectionError"):
         ask(EndpointTeacher(MODEL, away), lists, range(1))
+
+
+def test_a_list_the_endpoint_refuses_to_read_is_of_no_use_and_the_others_go_on(
+    config: TeacherConfig, lists: Lists, server: str
+) -> None:
+    """A provider's filter says 400 to a title; asked about that one first, the endpoint is seen to answer others."""
+    poison = lists.item_text[lists.rows(0)[0]] = "a forbidden title"
+
+    def filtered(_: int, body: dict[str, object]) -> Said | None:
+        found = poison in json.dumps(body, ensure_ascii=False)
+        return Said(400, b'{"error": {"code": "data_inspection_failed"}}') if found else None
+
+    with front(server, filtered) as (url, answered):
+        one = dataclasses.replace(config, base_url=url, permutations=1, concurrency=1)
+        teacher = EndpointTeacher(MODEL, one)
+        said = ask(teacher, lists, range(2))
+        assert [np.isnan(said[q].log_odds).all() for q in (0, 1)] == [True, False]
+        assert answered == [400, 200, 200]
+        assert teacher.facts["refused"] == 1
+    with (
+        front(server, lambda *_: Said(400, b'{"error": {"message": "no such parameter"}}')) as (url, _),
+        pytest.raises(BadInput, match="BadRequestError"),
+    ):
+        ask(EndpointTeacher(MODEL, dataclasses.replace(one, base_url=url)), lists, range(1))
+
+
+CHOICE = b'{"choices": [{"index": 0, "message": {"role": "assistant", "content": %s}}]}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [CHOICE % b"null", CHOICE % b'[{"type": "text"}]', CHOICE % b'"?"', b'{"choices": []}', b'{"choices": null}'],
+)
+def test_answers_that_say_nothing_are_of_no_use_and_count_against_the_budget(
+    content: bytes, config: TeacherConfig, lists: Lists, server: str
+) -> None:
+    with front(server, lambda *_: Said(200, content)) as (url, answered):
+        blind = dataclasses.replace(config, base_url=url, permutations=1, concurrency=1, tokens_max=100)
+        teacher = EndpointTeacher(MODEL, blind)
+        with pytest.raises(Overloaded, match="budget"):  # though it never says what it took
+            ask(teacher, lists, range(8))
+        assert teacher.facts["unusable_answers"] == len(answered) < 8
+        assert teacher.facts["cost_usd"] > 0
+
+
+@pytest.mark.parametrize(
+    "said", [Said(200, b"<html>Welcome</html>", "text/html"), Said(200, b"{", "application/json"), Said(200, b"[1]")]
+)
+def test_what_is_no_chat_completion_is_said_so(said: Said, config: TeacherConfig, lists: Lists, server: str) -> None:
+    with front(server, lambda *_: said) as (url, _), pytest.raises((Unavailable, BadInput)):
+        ask(EndpointTeacher(MODEL, dataclasses.replace(config, base_url=url, retries_max=0)), lists, range(1))
