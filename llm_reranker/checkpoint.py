@@ -128,13 +128,13 @@ def read(folder: Path, *, has: Callable[[str], bool] | None = None, precision: P
 
 
 def read_model_tensors(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
-    """Every tensor of `config.shapes()` as float32, from one file or from the shards that the index names.
+    """Every tensor of `config.shapes()` as float32, from one file, else from the shards that the index names.
 
     Raises: CorruptData.
     """
     index = folder / "model.safetensors.index.json"
     files = [folder / "model.safetensors"]
-    if index.is_file():
+    if index.is_file() and not files[0].is_file():  # as transformers looks for them
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
             raise CorruptData(str(index), came="no weight_map", expected="tensor names and their files", fix=_FIX)
@@ -171,9 +171,13 @@ def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
     except Exception as error:  # the Rust library raises nothing narrower
         raise CorruptData(str(path), came=error, expected="a `tokenizers` file", fix=_FIX) from error
     missing = [t for t in CONTROL_TOKENS[1:] if tokenizer.token_to_id(t) is None]
-    if missing or tokenizer.get_vocab_size() > vocab_size:
-        came = f"{tokenizer.get_vocab_size()} tokens, without {missing}"
-        raise CorruptData(str(path), came=came, expected=f"at most {vocab_size} tokens with {CONTROL_TOKENS}", fix=_FIX)
+    highest = max(tokenizer.get_vocab().values(), default=0)  # there may be gaps
+    if missing or highest >= vocab_size:
+        came = f"ids up to {highest}, without {missing}"
+        raise CorruptData(str(path), came=came, expected=f"ids below {vocab_size}, with {CONTROL_TOKENS}", fix=_FIX)
+    # What a trainer left switched on when it saved the file; the prompt has bounds of its own.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return tokenizer
 
 
@@ -229,9 +233,10 @@ def _tensors(
             came = f"{len(found)} {problem} tensors, e.g. {min(found)}"
             raise CorruptData(where, came=came, expected=f"{len(expected)} tensors as config.json says", fix=_FIX)
     for name, shape in shapes.items():
-        if tuple(tensors[name].shape) != shape:
-            raise CorruptData(f"{where}, {name}", came=tuple(tensors[name].shape), expected=str(shape), fix=_FIX)
-    return {name: tensors[name].float() for name in shapes}
+        if tuple(tensors[name].shape) != shape or not tensors[name].is_floating_point():
+            came = f"{tuple(tensors[name].shape)} of {tensors[name].dtype}"
+            raise CorruptData(f"{where}, {name}", came=came, expected=f"{shape} of floats", fix=_FIX)
+    return {name: tensors.pop(name).float() for name in shapes}  # never both whole copies in memory
 
 
 def _open(files: Sequence[Path]) -> dict[str, Tensor]:

@@ -12,7 +12,8 @@ Source: arXiv 2505.09388 (Qwen3); transformers/models/qwen3_moe/modeling_qwen3_m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,12 @@ from llm_reranker.attention import Attention
 from llm_reranker.experts import GroupedMixture, Mixture, SwiGLU
 from llm_reranker.linear import Linear, Precision, linear
 from recsys.core.errors import CorruptData
+
+_COUNTS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "max_position_embeddings",
+)  # fmt: skip
+_SPARSE_COUNTS = ("num_experts_per_tok", "moe_intermediate_size", "decoder_sparse_step")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,17 +63,21 @@ class ModelConfig:
         """
 
         def need(*names: str) -> Any:
-            for name in names:
-                if name in config:
-                    return config[name]
-            raise CorruptData(
-                what, came=f"no {' or '.join(names)}", expected="every architecture key", fix="Take the folder whole."
-            )
+            found = [config[name] for name in names if name in config]
+            if not found:
+                raise CorruptData(
+                    what,
+                    came=f"no {' or '.join(names)}",
+                    expected="every architecture key",
+                    fix="Take the folder whole.",
+                )
+            return only(" and ".join(names), found[0], *found[1:]) if len(found) > 1 else found[0]
 
-        def only(name: str, value: object, *allowed: object) -> None:
+        def only(name: str, value: Any, *allowed: object) -> Any:
             if value not in allowed:
                 expected = " or ".join(map(repr, allowed))
                 raise CorruptData(f"{what}, {name}", came=value, expected=expected, fix="Use a Qwen3 checkpoint.")
+            return value
 
         only("model_type", need("model_type"), "qwen3", "qwen3_moe")
         only("hidden_act", need("hidden_act"), "silu")
@@ -76,26 +87,41 @@ class ModelConfig:
         if rope is None:
             only("rope_scaling", config.get("rope_scaling"), None)
             rope = {"rope_theta": need("rope_theta"), "rope_type": "default"}
-        only("rope_parameters.rope_type", rope.get("rope_type"), "default")
-        if "rope_theta" not in rope:
+        if not isinstance(rope, Mapping) or "rope_theta" not in rope:
             raise CorruptData(
                 f"{what}, rope_parameters", came=rope, expected="rope_theta", fix="Take the folder whole."
             )
+        only("rope_parameters.rope_type", rope.get("rope_type"), "default")
+        only("rope_parameters.partial_rotary_factor", rope.get("partial_rotary_factor", 1.0), 1.0)
         moe = need("model_type") == "qwen3_moe"
-        plain: tuple[str, ...] = (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-        )
-        plain += ("num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings")
-        sparse = ("num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "decoder_sparse_step")
-        values = {name: need(name) for name in (plain + sparse if moe else plain)}
+        values = {name: need(name) for name in (*_COUNTS, "rms_norm_eps", "tie_word_embeddings")}
         if moe:
-            values["num_experts"] = need("num_local_experts", "num_experts")
-            values["mlp_only_layers"] = tuple(need("mlp_only_layers"))
-        return cls(rope_theta=float(rope["rope_theta"]), **values)
+            values |= {name: need(name) for name in (*_SPARSE_COUNTS, "norm_topk_prob")}
+            values["num_experts"] = need("num_experts", "num_local_experts")
+            values["mlp_only_layers"] = tuple(need("mlp_only_layers") or ())
+        made = cls(rope_theta=rope["rope_theta"], **values)
+        for name, came, expected in made._wrong():
+            raise CorruptData(f"{what}, {name}", came=came, expected=expected, fix="Take the folder as it was saved.")
+        return made
+
+    def _wrong(self) -> Iterator[tuple[str, object, str]]:
+        """What no checkpoint can mean: name, value, what it should be."""
+        sparse = (*_SPARSE_COUNTS, "num_experts") if self.num_experts else ()
+        for name in (*_COUNTS, *sparse):
+            if type(value := getattr(self, name)) is not int or value < 1:
+                yield name, value, "a whole number above 0"
+        for name in ("rms_norm_eps", "rope_theta"):
+            if type(value := getattr(self, name)) not in (int, float) or not 0 < value < math.inf:
+                yield name, value, "a number above 0"
+        for name in ("tie_word_embeddings", "norm_topk_prob"):
+            if type(value := getattr(self, name)) is not bool:
+                yield name, value, "true or false"
+        if self.num_attention_heads % self.num_key_value_heads:
+            yield "num_key_value_heads", self.num_key_value_heads, f"a divisor of {self.num_attention_heads} heads"
+        if self.head_dim % 2:
+            yield "head_dim", self.head_dim, "an even number, which RoPE turns in pairs"
+        if self.num_experts_per_tok > self.num_experts:
+            yield "num_experts_per_tok", self.num_experts_per_tok, f"at most {self.num_experts} experts"
 
     def is_sparse(self, layer: int) -> bool:
         """True when the layer's MLP is a mixture of experts."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,28 @@ def test_sharded_checkpoint_reads_the_same(tmp_path: Path) -> None:
     theirs("moe", tmp_path / "many", max_shard_size="20KB")
     assert (tmp_path / "many/model.safetensors.index.json").is_file()
     assert torch.equal(ours(tmp_path / "one").embed_VD, ours(tmp_path / "many").embed_VD)
+    shutil.copy(tmp_path / "one/model.safetensors", tmp_path / "many")  # transformers then takes this one
+    for shard in (tmp_path / "many").glob("model-*.safetensors"):
+        shard.unlink()
+    assert torch.equal(ours(tmp_path / "one").embed_VD, ours(tmp_path / "many").embed_VD)
+
+
+@pytest.mark.parametrize("damage", ["a shard is gone", "a shard is short", "the index lies", "the index is none"])
+def test_a_damaged_set_of_shards_is_a_clear_error(damage: str, tmp_path: Path) -> None:
+    theirs("moe", tmp_path, max_shard_size="20KB")
+    index, shards = tmp_path / "model.safetensors.index.json", sorted(tmp_path.glob("*.safetensors"))
+    said = read_json(index)
+    if damage == "a shard is gone":
+        shards[1].unlink()
+    elif damage == "a shard is short":
+        shards[1].write_bytes(shards[1].read_bytes()[:-5])
+    elif damage == "the index lies":
+        said["weight_map"] = dict.fromkeys(said["weight_map"], shards[0].name)
+        index.write_text(json.dumps(said))
+    else:
+        index.write_text(json.dumps({"weight_map": [1]}))
+    with pytest.raises(CorruptData, match="safetensors"):
+        ours(tmp_path)
 
 
 @pytest.mark.parametrize("key", ["head_dim", "norm_topk_prob", "num_local_experts", "rope_parameters", "rms_norm_eps"])
@@ -196,7 +219,21 @@ def test_an_architecture_we_do_not_have_is_refused(key: str, value: object, tmp_
         ModelConfig.from_json({**read_json(tmp_path / "config.json"), key: value}, "config.json")
 
 
-@pytest.mark.parametrize("damage", ["missing", "extra", "shape", "truncated", "no file"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("hidden_size", "32"), ("num_hidden_layers", 0), ("head_dim", None), ("head_dim", 11), ("num_key_value_heads", 3),
+     ("num_experts_per_tok", 7), ("rms_norm_eps", 0), ("norm_topk_prob", "yes"), ("vocab_size", True),
+     ("num_experts", 5), ("decoder_sparse_step", 0), ("rope_parameters", 1e4),
+     ("rope_parameters", {"rope_type": "default", "rope_theta": "1e4"}),
+     ("rope_parameters", {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5})],
+)  # fmt: skip
+def test_a_value_that_no_checkpoint_can_have_is_refused_by_name(key: str, value: object, tmp_path: Path) -> None:
+    theirs("moe", tmp_path)
+    with pytest.raises(CorruptData, match=key if key != "rope_parameters" else "rope_"):
+        ModelConfig.from_json({**read_json(tmp_path / "config.json"), key: value}, "config.json")
+
+
+@pytest.mark.parametrize("damage", ["missing", "extra", "shape", "integers", "truncated", "no file"])
 def test_damaged_tensors_are_a_clear_error(damage: str, tmp_path: Path) -> None:
     theirs("moe", tmp_path)
     path = tmp_path / "model.safetensors"
@@ -208,6 +245,8 @@ def test_damaged_tensors_are_a_clear_error(damage: str, tmp_path: Path) -> None:
         tensors["model.layers.9.stray"] = torch.zeros(2)
     elif damage == "shape":
         tensors[name] = tensors[name].T.contiguous()
+    elif damage == "integers":  # quantised by another tool
+        tensors[name] = tensors[name].to(torch.int8)
     save_file(tensors, path)
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-10])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, normalizers
 
 from llm_reranker.base import HistoryItem
-from llm_reranker.checkpoint import train_tokenizer
+from llm_reranker.checkpoint import read_tokenizer, train_tokenizer
 from llm_reranker.prompt import CONTROL_TOKENS, HISTORY_BYTES_MAX, Prompt, clip, history_text, item_text
+from recsys.core import CorruptData
 
 NOW_US = 1_700_000_000_000_000
 
@@ -62,6 +65,28 @@ def test_added_tokens_that_are_not_special_stay_text_too(tokenizer: Tokenizer) -
     assert "Document" in prompt.template.middle  # Qwen3-Reranker's own template
     assert qwen.token_to_id("</think>") in prompt.tail
     assert not set(prompt.item("a<think>b</think>c")) & control_ids(qwen)
+
+
+def test_a_normaliser_cannot_write_a_control_string_after_all(tokenizer: Tokenizer) -> None:
+    wide = Tokenizer.from_str(tokenizer.to_str())
+    wide.normalizer = normalizers.NFKC()
+    wide.add_tokens([AddedToken("<think>", special=False, normalized=True)])
+    fullwidth = "".join(chr(ord(c) + 0xFEE0) for c in "<think>")
+    assert wide.token_to_id("<think>") in wide.encode(f"cup {fullwidth}").ids
+    prompt = Prompt(wide, prefix_tokens_max=300, item_tokens_max=64)
+    assert not set(prompt.item(f"cup {fullwidth} yes")) & control_ids(wide)
+    assert prompt.item("cup")[0] == prompt.item(f"cup {fullwidth} yes")[0]
+
+
+def test_what_a_trainer_left_switched_on_in_a_tokenizer_file_is_off(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    saved = Tokenizer.from_str(tokenizer.to_str())
+    saved.enable_padding(length=400, pad_id=0, pad_token="<|endoftext|>")
+    saved.enable_truncation(4)
+    saved.save(str(tmp_path / "tokenizer.json"))
+    ours, text = read_tokenizer(tmp_path / "tokenizer.json", 600), "red tea cup and a large scarf"
+    assert ours.encode(text).ids == tokenizer.encode(text).ids
+    with pytest.raises(CorruptData, match="ids up to"):
+        read_tokenizer(tmp_path / "tokenizer.json", tokenizer.get_vocab_size() - 1)
 
 
 def test_a_title_cannot_forge_a_line_of_history() -> None:
