@@ -81,7 +81,10 @@ class RankLists:
 
     def of_task(self, *, new_only: bool) -> RankLists:
         """The lists of one task, in order."""
-        kept = self.new_only == new_only
+        return self.where(self.new_only == new_only)
+
+    def where(self, kept: npt.NDArray[np.bool_]) -> RankLists:
+        """The lists for which `kept` [Q] is true, in order."""
         rows, users = kept[self.query_of_row()], np.flatnonzero(kept)
         columns = {n: getattr(self, n)[rows] for n in _ROWS} | {n: getattr(self, n)[users] for n in _QUERIES}
         return replace(

@@ -34,7 +34,7 @@ from recsys.models.ranker import Calibration, Head, Prior, Ranker, RankerNet
 from recsys.training.config import TrainingConfig
 from recsys.training.loop import LossGuard, seed_torch
 from recsys.training.rank_lists import RankLists
-from recsys.training.validation import ndcg
+from recsys.training.validation import as_good, ndcg
 
 _RETRIEVAL = "retrieval"
 _PRIORS = ((_RETRIEVAL, False), ("own_history", True))  # whose orders, and which of them lasts
@@ -119,7 +119,6 @@ def choose_priors(ranker: Ranker, lists: RankLists) -> tuple[Prior, ...]:
     the user's own history in full is among them, it is chosen instead: ordinary days do not show that the network is
     better, what shoppers did before carries over to days that are unlike those trained on, and what else was learnt
     need not. Each task has weights of its own, from its own lists. Orders that the lists do not have are left out.
-    Source: Breiman et al. 1984, section 3.4.3 (the rule of one standard error).
     """
     of_all, of_new = (_weights(ranker, lists.of_task(new_only=new_only)) for new_only in (False, True))
     priors = (Prior(source, *both) for (source, _), *both in zip(_PRIORS, of_all, of_new, strict=True))
@@ -143,9 +142,7 @@ def _weight(lists: RankLists, score: npt.NDArray[np.float32], worth: npt.NDArray
     """The smallest weight that is as good as the best, or the largest where that is, too, and the order `lasts`."""
     if not worth.any():
         return 0.0
-    quality = np.stack([ndcg(lists, score + weight * worth) for weight in _PRIOR_WEIGHTS])
-    lost = quality[quality.mean(axis=1).argmax()] - quality
-    equal = lost.mean(axis=1) <= lost.std(axis=1) / np.sqrt(len(lists))
+    equal = as_good(np.stack([ndcg(lists, score + weight * worth) for weight in _PRIOR_WEIGHTS]))
     return _PRIOR_WEIGHTS[-1] if lasts and equal[-1] else _PRIOR_WEIGHTS[int(equal.argmax())]
 
 

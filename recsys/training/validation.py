@@ -50,6 +50,25 @@ def found_share(lists: RankLists) -> npt.NDArray[np.float64]:
     return share
 
 
+def recall(lists: RankLists, scores: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.float64]:
+    """Recall@k of each list [Q], ties by item key."""
+    query = lists.query_of_row()
+    order = np.lexsort((lists.item_key, -scores, query))
+    hit = lists.label[order] & (np.arange(len(query)) - lists.offsets[query] < k)
+    found: npt.NDArray[np.float64] = np.bincount(query, weights=hit, minlength=len(lists)) / lists.num_relevant
+    return found
+
+
+def as_good(quality: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Which of these ways [W] are within one standard error of the best; quality: of each way in each list [W, Q].
+
+    Source: Breiman et al. 1984, section 3.4.3 (the rule of one standard error).
+    """
+    lost = quality[quality.mean(axis=1).argmax()] - quality
+    equal: npt.NDArray[np.bool_] = lost.mean(axis=1) <= lost.std(axis=1) / np.sqrt(quality.shape[1])
+    return equal
+
+
 def calibration_error(
     lists: RankLists, scores: npt.NDArray[np.float32], fit: Callable[[Scores, Labels], Calibration]
 ) -> float:

@@ -76,3 +76,18 @@ def test_each_task_has_weights_of_its_own():
     learnt = learn_fusion([dataclasses.replace(lists, values=swapped)], FEEDS)
     assert learnt.all["good"] > 5 * learnt.all["noise"]
     assert learnt.new_only["noise"] > learnt.new_only["good"]
+
+
+def said_of_history(lists, relevant, others):
+    """`lists` whose relevant rows the user had bought on `relevant` days, and one other row of each on `others`."""
+    values = np.nan_to_num(lists.values)
+    values[:, 0] = np.where(lists.label, relevant, 0)
+    values[np.arange(len(lists)) * 20 + np.roll(lists.label.reshape(-1, 20).argmax(axis=1), 1), 0] += others
+    return dataclasses.replace(lists, values=values)
+
+
+def test_own_history_counts_for_as_much_as_does_no_harm():
+    one_in_three = np.repeat(np.arange(120) % 3 == 0, 20)
+    harmless = learn_fusion([said_of_history(sources(), one_in_three, 0)], FEEDS)
+    assert harmless.all["own_history"] == 8 > 1 > harmless.new_only["own_history"]  # where it says nothing
+    assert learn_fusion([said_of_history(sources(), 0, 1)], FEEDS).all["own_history"] < 0.5
