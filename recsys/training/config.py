@@ -17,8 +17,8 @@ class TrainingConfig:
     """How a run is trained. The same data, seed, settings, threads and number of processes give the same bytes.
 
     windows: stacked windows for ranker data, the last one is validation until the final refit.
-    window_days: 0 = a tenth of the data's span, between 1 and 30 days, less where the data is shorter; else a minute to
-    366 days.
+    window_days: 0 = a tenth of the data's span, between 1 and 30 days; of data of less than three days the tenth, or as
+    short as still has `queries_per_window_max` users, an hour at least. Else a minute to 366 days.
     positives: what the ranker is to foresee, as in `replay --positives`; auto = purchases where 100 users of a window
     make one, on average, else any action.
     queries_per_window_max, candidates_max: bounds of the ranker's training lists.

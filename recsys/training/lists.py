@@ -20,7 +20,7 @@ from recsys.training.config import AUTO, TrainingConfig
 from recsys.training.fusion import learn_fusion
 from recsys.training.rank_lists import ARM, COLUMNS, RankLists, bit_of, collect
 from recsys.training.settings import Settings
-from recsys.training.windows import Window, stacked
+from recsys.training.windows import DAY_US, HOUR_US, Window, stacked, window_length_us
 
 _log = get_logger(__name__)
 # lists of other features or columns are made anew
@@ -31,7 +31,25 @@ _PURCHASERS_MIN = 100  # of a window, on average: with fewer there is nothing to
 def window_starts(dataset: Dataset, until_us: int, settings: Settings) -> list[Window]:
     """The stacked windows of a dataset before `until_us`, oldest first."""
     config = settings.training
-    return stacked(dataset.first_event_us, until_us, windows=config.windows, days=config.window_days)
+    length_us = window_length_us(dataset.first_event_us, until_us, config.window_days)
+    if not config.window_days and HOUR_US < length_us < DAY_US:
+        length_us = _shortened(dataset, until_us, length_us, config.queries_per_window_max)
+    return stacked(dataset.first_event_us, until_us, windows=config.windows, length_us=length_us)
+
+
+def _shortened(dataset: Dataset, until_us: int, length_us: int, enough: int) -> int:
+    """The length, halved down to an hour while at least `enough` users act in the last window of it.
+
+    Where the data lasts hours, several of them take most of what anybody did away from the first window's users; more
+    users than lists are made of teach nothing.
+    """
+    acted = known_events(dataset, until_us).select("user_id", at=pl.col("event_time").dt.epoch("us"))
+    while length_us > HOUR_US:
+        half_us = max(length_us // 2, HOUR_US)
+        if acted.filter(pl.col("at") >= until_us - half_us)["user_id"].n_unique() < enough:
+            break
+        length_us = half_us
+    return length_us
 
 
 def window_lists(

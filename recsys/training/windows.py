@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from recsys.core import BadInput
 
-DAY_US, _HOUR_US = 86_400_000_000, 3_600_000_000
+DAY_US, HOUR_US = 86_400_000_000, 3_600_000_000
 _SPAN_SHARE = 10  # a window is a tenth of the data's span
 _DAYS_MIN, _DAYS_MAX = 1, 30
 _LENGTHS_MIN = 3  # of history, training and validation: one window's length each
@@ -28,18 +28,17 @@ def window_length_us(first_event_us: int, until_us: int, days: float = 0.0) -> i
     if days > 0:
         return int(days * DAY_US)
     tenth_us = (until_us - first_event_us) // _SPAN_SHARE
-    if until_us - first_event_us < _LENGTHS_MIN * _DAYS_MIN * DAY_US and tenth_us >= _HOUR_US:
+    if until_us - first_event_us < _LENGTHS_MIN * _DAYS_MIN * DAY_US and tenth_us >= HOUR_US:
         return tenth_us
     return min(max(tenth_us, _DAYS_MIN * DAY_US), _DAYS_MAX * DAY_US)
 
 
-def stacked(first_event_us: int, until_us: int, *, windows: int, days: float = 0.0) -> list[Window]:
-    """The last `windows` windows that end at `until_us` back to back, oldest first.
+def stacked(first_event_us: int, until_us: int, *, windows: int, length_us: int) -> list[Window]:
+    """The last `windows` windows of `length_us` that end at `until_us` back to back, oldest first.
 
     Each leaves at least as much history before it as the window is long, so short data gives fewer windows.
     Raises: BadInput when not even two windows fit: one to train on, one to validate.
     """
-    length_us = window_length_us(first_event_us, until_us, days)
     fitting = (until_us - first_event_us) // length_us - 1
     if fitting < _LENGTHS_MIN - 1:
         raise BadInput(

@@ -1,11 +1,15 @@
+from datetime import UTC, datetime
+
+import polars as pl
 import pytest
 
 from recsys.core import BadInput, Internal
-from recsys.data import Dataset, simulate
+from recsys.data import Dataset, import_dataset, simulate
+from recsys.data.schema import TIME
 from recsys.training import Settings, TrainingConfig
 from recsys.training.launch import launch
-from recsys.training.lists import window_lists
-from recsys.training.windows import Window
+from recsys.training.lists import window_lists, window_starts
+from recsys.training.windows import HOUR_US, Window
 
 
 def test_a_process_that_fails_stops_the_training(tmp_path, capfd):
@@ -23,3 +27,30 @@ def test_windows_nobody_came_back_in_are_refused(tmp_path):
         window_lists(
             dataset, [Window(start_us, start_us + 1)], ("purchase",), seed=0, settings=settings, work=tmp_path / "work"
         )
+
+
+def an_event_an_hour(users, source):
+    """Every user's 50 last events, one an hour, as where only their order is known."""
+    source.mkdir()
+    rows = [
+        (f"u{u}", f"i{(u + h) % 7}", datetime(2018, 1, 1 + h // 24, h % 24, tzinfo=UTC))
+        for h in range(50)
+        for u in range(users)
+    ]
+    events = pl.DataFrame(rows, schema={"user_id": pl.String, "item_id": pl.String, "event_time": TIME}, orient="row")
+    events.with_columns(event_id=pl.int_range(pl.len()).cast(pl.String), event_type=pl.lit("purchase")).write_parquet(
+        source / "events.parquet"
+    )
+    pl.DataFrame({"item_id": [f"i{n}" for n in range(7)]}).write_parquet(source / "items.parquet")
+
+
+@pytest.mark.parametrize(("users", "hours"), [(30, 1), (10, 4.9)])
+def test_windows_of_hours_are_as_short_as_have_users_enough(tmp_path, users, hours):
+    an_event_an_hour(users, tmp_path / "source")
+    import_dataset("canonical", tmp_path / "source", tmp_path / "data")
+    dataset = Dataset.open(tmp_path / "data")
+    settings = Settings(training=TrainingConfig(queries_per_window_max=20))
+    until_us = dataset.last_event_us
+    windows = window_starts(dataset, until_us, settings)
+    assert [w.to_us for w in windows] == pytest.approx([until_us - n * hours * HOUR_US for n in range(4, -1, -1)])
+    assert windows[0].to_us - windows[0].from_us == pytest.approx(hours * HOUR_US)

@@ -2,7 +2,7 @@ import pytest
 
 from recsys.core import BadInput
 from recsys.training import TrainingConfig
-from recsys.training.windows import DAY_US, Window, stacked, window_length_us
+from recsys.training.windows import DAY_US, HOUR_US, Window, stacked, window_length_us
 
 
 @pytest.mark.parametrize(("days", "length"), [(2, 0.2), (4, 1), (9, 1), (138, 13.8), (240, 24), (600, 30)])
@@ -11,15 +11,15 @@ def test_a_window_is_a_tenth_of_the_span_within_bounds(days, length):
 
 
 def test_windows_lie_back_to_back_before_until():
-    windows = stacked(0, 100 * DAY_US, windows=3)
+    windows = stacked(0, 100 * DAY_US, windows=3, length_us=10 * DAY_US)
     assert windows == [Window((70 + 10 * i) * DAY_US, (80 + 10 * i) * DAY_US) for i in range(3)]
 
 
 def test_short_data_gives_fewer_windows_and_too_short_is_refused():
-    assert len(stacked(0, 4 * DAY_US, windows=5)) == 3
-    assert stacked(0, 4 * DAY_US, windows=5, days=1.3)[0].from_us >= 1.3 * DAY_US
+    assert len(stacked(0, 4 * DAY_US, windows=5, length_us=DAY_US)) == 3
+    assert stacked(0, 4 * DAY_US, windows=5, length_us=30 * HOUR_US)[0].from_us >= 30 * HOUR_US
     with pytest.raises(BadInput, match="window-days"):
-        stacked(0, 2 * DAY_US, windows=5, days=1)
+        stacked(0, 2 * DAY_US, windows=5, length_us=DAY_US)
 
 
 @pytest.mark.parametrize("days", [1e-13, -1.0, 400.0, float("nan")])
