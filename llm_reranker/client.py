@@ -6,8 +6,6 @@ workers are one target, "ipv4:127.0.0.1:7001,127.0.0.1:7002" or "dns:///rerank:5
 
 from __future__ import annotations
 
-import json
-
 import grpc
 import numpy as np
 from double11.v1 import rerank_pb2_grpc as pb_grpc
@@ -25,13 +23,8 @@ from recsys.core.errors import (
     Unavailable,
     VersionMismatch,
 )
+from recsys.core.rpc import TO_WORKERS
 
-_OPTIONS = (
-    ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.max_receive_message_length", 16 << 20),
-)
 _ERRORS: dict[grpc.StatusCode, type[Double11Error]] = {
     grpc.StatusCode.INVALID_ARGUMENT: BadInput,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
@@ -74,7 +67,7 @@ class RemoteReranker:
             )
         deadline.require("rerank")
         if self._channel is None:  # here, because a channel belongs to the running loop
-            self._channel = grpc.aio.insecure_channel(self._target, options=_OPTIONS)
+            self._channel = grpc.aio.insecure_channel(self._target, options=TO_WORKERS)
         message = messages.to_proto(request)
         message.version = self._wanted
         try:

@@ -36,6 +36,7 @@ from recsys.core.deadline import Deadline
 from recsys.core.errors import BadInput, Double11Error, Overloaded, VersionMismatch
 from recsys.core.items import ItemTable
 from recsys.core.memory import keep_freed_memory
+from recsys.core.rpc import SERVER
 from recsys.core.run_dir import RunDirectory
 
 SERVICE = pb.DESCRIPTOR.services_by_name["RerankService"].full_name
@@ -59,7 +60,7 @@ class RerankServer:
         self._reranker, self._config = reranker, config
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
-            options=(("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX), ("grpc.so_reuseport", 1))
+            options=(*SERVER, ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX), ("grpc.so_reuseport", 1))
         )
         # Requests come as bytes, so that what does not parse is the caller's INVALID_ARGUMENT and not our INTERNAL.
         rerank: grpc.RpcMethodHandler[bytes, pb.RerankResponse] = grpc.unary_unary_rpc_method_handler(

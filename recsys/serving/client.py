@@ -29,6 +29,7 @@ from recsys.core import (
     Unavailable,
     VersionMismatch,
 )
+from recsys.core.rpc import KEEPALIVE
 from recsys.serving.config import ClientConfig
 
 _ERRORS: dict[grpc.StatusCode, type[Double11Error]] = {
@@ -197,10 +198,10 @@ class AdminClient:
 def _channel(target: str, config: ClientConfig) -> grpc.aio.Channel:
     """Over TLS where the configuration says who signs the gateway's certificate."""
     if config.ca_file is None:
-        return grpc.aio.insecure_channel(target)
+        return grpc.aio.insecure_channel(target, options=KEEPALIVE)
     files = {"root_certificates": config.ca_file, "private_key": config.key_file, "certificate_chain": config.cert_file}
     read = {name: _read(path) for name, path in files.items() if path is not None}
-    return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(**read))
+    return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(**read), options=KEEPALIVE)
 
 
 def _read(path: Path) -> bytes:

@@ -2,14 +2,13 @@
 
 The remaining time of the request travels as the gRPC timeout; the worker drops what is over. Several workers are one
 target, "ipv4:127.0.0.1:7001,127.0.0.1:7002" or "dns:///scoring:50051", and gRPC's round_robin goes round those that
-are connected. No retries: the pipeline falls through to the next tier instead. Where the index is sharded each shard
-has a target: a search asks all of them at once and does without those that are missing.
+are connected and answer pings. No retries: the pipeline falls through to the next tier instead. Where the index is
+sharded each shard has a target: a search asks all of them at once and does without those that are missing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Sequence
 from typing import TypeVar
@@ -38,15 +37,10 @@ from recsys.core import (
     metrics,
 )
 from recsys.core.attributes import Where
+from recsys.core.rpc import TO_WORKERS
 from recsys.ranking import FeatureMatrix
 
 HISTORY_ITEMS_MAX = 512  # of scoring.proto
-_OPTIONS = (
-    ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),  # a restarted worker is found within a second
-    ("grpc.max_receive_message_length", 16 << 20),
-)
 _PROBE_S, _LOG_EVERY_S = 5.0, 10.0
 _log = logging.get_logger(__name__)
 _MISFITS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
@@ -55,7 +49,7 @@ T = TypeVar("T")
 
 def open_channel(target: str) -> grpc.aio.Channel:
     """A channel to scoring workers. Plain text: workers listen on loopback or inside the cluster's network."""
-    return grpc.aio.insecure_channel(target, options=_OPTIONS)
+    return grpc.aio.insecure_channel(target, options=TO_WORKERS)
 
 
 class AnnShard:

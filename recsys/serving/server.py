@@ -16,6 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from recsys.core import BadInput, Unavailable
+from recsys.core.rpc import SERVER
 from recsys.serving.wire import WireInterceptor
 
 _RECEIVE_BYTES_MAX = 4 << 20
@@ -26,8 +27,8 @@ class Server:
 
     def __init__(self, drain_s_max: float, *, share_port: bool = False) -> None:
         """share_port: bind a port that another socket holds too; see supervisor.ReservedPort."""
-        options = (("grpc.max_receive_message_length", _RECEIVE_BYTES_MAX), ("grpc.so_reuseport", int(share_port)))
-        self.grpc = grpc.aio.server(interceptors=(WireInterceptor(),), options=options)
+        mine = (("grpc.max_receive_message_length", _RECEIVE_BYTES_MAX), ("grpc.so_reuseport", int(share_port)))
+        self.grpc = grpc.aio.server(interceptors=(WireInterceptor(),), options=(*SERVER, *mine))
         self._drain_s_max = drain_s_max
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)

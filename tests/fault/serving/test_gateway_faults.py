@@ -86,6 +86,30 @@ async def test_stalled_scoring_worker_costs_its_share_of_the_deadline_only(gatew
     await until_whole(client, shoppers[0])
 
 
+async def test_a_worker_that_hangs_is_left_alone_until_it_answers_again(serve, shoppers):
+    gateway = serve("--no-writer", "--no-reranker", "--workers", "2")
+    async with RecommendClient(gateway.target, ClientConfig(throttle_ratio=0)) as client:
+
+        async def asked():
+            slates = [await client.recommend(user, deadline_ms=1_000) for user in shoppers[:6]]
+            return [fallback for slate in slates for fallback in slate.fallbacks]
+
+        async with asyncio.timeout(60):
+            while await asked():
+                await asyncio.sleep(0.1)
+        pid = gateway.child_pid("scoring-0")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            assert "rank:timeout" in await asked()  # every other one asks it, and nobody knows yet
+            async with asyncio.timeout(60):
+                while await asked():
+                    await asyncio.sleep(0.1)
+            assert not await asked()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert not await asked()
+
+
 def test_killed_gateway_takes_its_children_along(serve):
     gateway = serve("--arm", "own_history")
     children = psutil.Process(gateway.process.pid).children(recursive=True)
