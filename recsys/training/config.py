@@ -27,7 +27,8 @@ class TrainingConfig:
     they have in common with it; 0 = they learn from the target's hidden layer and teach it nothing.
     tower_examples_max: (user, time) pairs per epoch, newest kept.
     tower_batch: examples of all processes together.
-    device, sharding: of the tower's tables; auto = TorchRec's planner chooses among the three.
+    device, sharding: of the tower's tables; auto = row-wise on CPU, on CUDA as TorchRec's planner chooses.
+    column_wise leaves tables of less than 256 columns whole, and the halves of others have accumulators of their own.
     checkpoint_steps: tower steps between checkpoints, from which a killed training goes on; 0 = none.
     """
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -66,10 +66,17 @@ class Ranks:
         assert work is not None, "this rank is of the group"
         return work
 
-    def gathered(self, x_bD: Tensor, count: int) -> Tensor:
-        """Every rank's rows [b, D] in rank order as [B, D], B = `count`; gradients find their way back."""
-        rows: Tensor = _Gathered.apply(x_bD, self.counts(count), self) if self.size > 1 else x_bD  # type: ignore[no-untyped-call]
-        return rows
+    def gathered(self, parts: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+        """Of each part every rank's rows [b, D] in rank order as [B, D], B its count; gradients find their way back.
+
+        All parts go in one exchange.
+        """
+        if self.size == 1:
+            return list(parts)
+        heights = [self.counts(count) for count in counts]  # by part, then rank
+        rows: Tensor = _Gathered.apply(torch.cat(list(parts)), [sum(h) for h in zip(*heights, strict=True)], self)  # type: ignore[no-untyped-call]
+        blocks = torch.split(rows, [h for of_rank in zip(*heights, strict=True) for h in of_rank])
+        return [torch.cat(blocks[part :: len(heights)]) for part in range(len(heights))]
 
     def wait_for_all(self) -> None:
         """Return when every rank is here."""

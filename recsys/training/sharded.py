@@ -1,8 +1,9 @@
 """A net whose embedding tables are spread over the ranks by TorchRec, with its optimizers.
 
-TorchRec's planner chooses how each table is cut (row-, table- or column-wise), DistributedModelParallel does it, and
-the fused kernel updates rows during the backward pass. The dense part is a copy on every rank whose gradients are
-summed. One rank is the same code with nothing to exchange.
+TorchRec's planner chooses who holds which rows (on CUDA also: which tables or columns), DistributedModelParallel cuts
+the tables, and the fused kernel updates rows during the backward pass. The dense part is a copy on every rank whose
+gradients are summed. One rank is the same code with nothing to exchange. Of what several exchange, two things travel
+while they compute: the next batch's ids (`send`), and the dense gradients, which are there before those of the tables.
 
 The numbers a table starts from depend on seed, table and row alone, so they are the same for any number of ranks, and
 no rank ever holds a whole table.
@@ -207,7 +208,8 @@ class Sharded(Generic[N]):
 def _plan(
     net: nn.Module, sharders: list[Any], ranks: Ranks, names: list[str], batch_size: int, sharding: Sharding
 ) -> Any:
-    kinds = [sharding] if sharding != "auto" else list(_TYPES if ranks.size > 1 else _TYPES[:1])
+    # The planner reckons with bytes. On gloo what counts is how many exchanges there are, and each kind has its own.
+    kinds = [sharding] if sharding != "auto" else list(_TYPES if ranks.device.type == "cuda" else _TYPES[:1])
     fused = [EmbeddingComputeKernel.FUSED.value]
     planner = EmbeddingShardingPlanner(
         topology=Topology(

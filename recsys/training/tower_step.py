@@ -96,8 +96,7 @@ class TowerStep:
             torch.from_numpy(histories.lengths).to(device),
         )
         target_nD = self.net.items(embedded_VD[num_history:])
-        positive_bD, uniform_uD = target_nD[: len(user_bD)], target_nD[len(user_bD) :]
-        item_ND = torch.cat([ranks.gathered(positive_bD, count), ranks.gathered(uniform_uD, num_uniform)])
+        item_ND = torch.cat(ranks.gathered(target_nD.tensor_split([len(user_bD)]), [count, num_uniform]))
         expected = count * self.chance[made.place] + num_uniform / len(self.rows.vocabulary.keys)
         logit_bN = user_bD @ item_ND.T / self.config.temperature
         logit_bN = logit_bN - torch.from_numpy(np.log(expected)).float().to(device)
