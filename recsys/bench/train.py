@@ -159,7 +159,7 @@ class Ours:
 
     def __init__(self, ranks: Ranks, sizes: Sizes) -> None:
         net = _Net(bag_tables({"item": sizes["rows"]}, _DIM, {"item": ["f"]}, "meta"))
-        self._sharded = Sharded(
+        self.sharded = Sharded(
             net,
             ranks,
             table_learning_rate=_LEARNING_RATE,
@@ -167,10 +167,10 @@ class Ours:
             batch_size=sizes["batch"],
             sharding="auto",
         )
-        self._optimizer = torch.optim.Adam(self._sharded.dense)
+        self._optimizer = torch.optim.Adam(self.sharded.dense)
         self._lengths_B = torch.full((sizes["batch"],), _IDS, dtype=torch.int32)
         self._scale = 1 / (ranks.size * sizes["batch"])
-        self.sharding = self._sharded.placement()["item"]
+        self.sharding = self.sharded.placement()["item"]
         self._ahead: KeyedJaggedTensor | None = None
         self.seconds: dict[str, float] = {}
 
@@ -179,7 +179,7 @@ class Ours:
 
         The step is cut where the tables end and where their gradient arrives, so that each part has its time.
         """
-        net, at = self._sharded.net, [time.perf_counter()]
+        net, at = self.sharded.net, [time.perf_counter()]
         ids, self._ahead = self._ahead or self._keyed(batch), None
         label_B = torch.from_numpy(batch[1])
         at.append(time.perf_counter())
@@ -187,11 +187,11 @@ class Ours:
         pooled_BD.register_hook(lambda _: at.append(time.perf_counter()))
         if following is not None:
             self._ahead = self._keyed(following)
-            self._sharded.send(self._ahead)
+            self.sharded.send(self._ahead)
         at.append(time.perf_counter())
         loss = _loss(net.dense(pooled_BD), label_B) * self._scale
         self._optimizer.zero_grad()
-        self._sharded.backward(loss)
+        self.sharded.backward(loss)
         at.append(time.perf_counter())
         self._optimizer.step()
         at.append(time.perf_counter())

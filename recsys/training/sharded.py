@@ -20,15 +20,19 @@ from typing import Any, Generic, Literal, TypeVar, cast
 import psutil
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.autograd.graph import register_multi_grad_hook
+from torch.distributed.nn.functional import all_to_all_single
 from torchrec import KeyedJaggedTensor
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embedding_sharding import BaseEmbeddingDist, EmbeddingShardingContext
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.types import PlannerError
-from torchrec.distributed.types import ShardingEnv
+from torchrec.distributed.sharding.rw_sharding import RwPooledEmbeddingDist
+from torchrec.distributed.types import Awaitable, NoWait, ShardingEnv
 
 from recsys.core import BadInput
 from recsys.core.ids import key
@@ -47,12 +51,38 @@ warnings.filterwarnings(
 )  # TorchRec's sharded tables are no DTensors
 
 
+class _PooledSum(BaseEmbeddingDist[EmbeddingShardingContext, Tensor, Tensor]):  # type: ignore[misc]
+    """Sums the bags that every rank has of its rows: an all-to-all and a sum, gloo's reduce-scatter takes longer."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        super().__init__()
+        self._group = group
+
+    def forward(self, local_embs: Tensor, sharding_ctx: EmbeddingShardingContext | None = None) -> Awaitable[Tensor]:
+        """All ranks' bags [B, D] as this rank pooled them, to its own bags [b, D] with everybody's rows in them."""
+        assert sharding_ctx is not None, "TorchRec gives it with row-wise bags"
+        bags = sharding_ctx.batch_size_per_rank
+        own, size = bags[self._group.rank()], len(bags)
+        parts = local_embs.new_empty(size * own, local_embs.shape[1])
+        parts = all_to_all_single(parts, local_embs, [own] * size, bags, self._group)  # type: ignore[no-untyped-call]
+        return NoWait(parts.view(size, own, -1).sum(dim=0))
+
+
 class _BagSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
-    """Allows row-wise bags on CPU: TorchRec leaves them out, but gloo has reduce-scatter by now."""
+    """Allows row-wise bags on CPU, which TorchRec leaves out."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         """Sharding types by device."""
         return [*super().sharding_types(compute_device_type), "row_wise"]
+
+    def shard(self, module: Any, params: Any, env: ShardingEnv, *rest: Any, **others: Any) -> Any:
+        """As TorchRec does, but for the exchange of pooled rows on CPU."""
+        made = super().shard(module, params, env, *rest, **others)
+        if env.process_group is not None and env.process_group.size() > 1 and made._device.type == "cpu":
+            made._output_dists = [
+                _PooledSum(env.process_group) if isinstance(d, RwPooledEmbeddingDist) else d for d in made._output_dists
+            ]
+        return made
 
 
 @dataclass(slots=True)

@@ -1,8 +1,12 @@
 """Towers trained by several processes: as by one, killed and gone on with, on another number of processes too."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
+import bags_world
 import numpy as np
 import pytest
 import training_world as world
@@ -62,6 +66,16 @@ def test_several_ranks_match_one(nproc, dataset, by_one, tmp_path):
     losses, vectors = world.read(tmp_path / "out.npz")
     np.testing.assert_allclose(losses, by_one[0], rtol=0, atol=1e-5)
     np.testing.assert_allclose(vectors, by_one[1], rtol=0, atol=1e-5)
+
+
+def test_two_ranks_of_bags_match_one(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*torchrun, bags_world.__file__, str(tmp_path / "out.npz")], timeout=600, check=True, env=environ)
+    with np.load(tmp_path / "out.npz") as made:
+        np.testing.assert_allclose(made["losses_all"], made["losses_alone"], rtol=0, atol=1e-5)
+        for name in (n for n in made.files if n.startswith("all.")):
+            np.testing.assert_allclose(made[name], made[f"alone{name[3:]}"], rtol=0, atol=1e-5)
 
 
 def test_the_same_seed_gives_the_same_bits_and_so_does_going_on(dataset, by_one, tmp_path):
