@@ -100,8 +100,8 @@ class Engine:
         self._scores = ScoreCache(self._config.score_cache_items_max)
 
     def affordable_tokens(self, remaining_ms: float) -> int:
-        """Tokens that fit the time by the measured speed, never more than a batch may have."""
-        return self.speed.affordable_tokens(remaining_ms, self._config.batch_tokens_max)
+        """Tokens that fit the time by the measured speed, whatever number of batches they take."""
+        return self.speed.affordable_tokens(remaining_ms)
 
     def check(self, request: RerankRequest) -> None:
         """Raise BadInput for a request outside the limits of rerank.proto."""
@@ -281,8 +281,9 @@ class LocalReranker:
         self._engine = engine
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="rerank")
         self._batcher: Batcher[RerankRequest, RerankResult] = Batcher(
-            engine.score, engine.affordable_tokens, self._executor, queue_requests_max=config.queue_requests_max
-        )
+            engine.score, engine.affordable_tokens, self._executor, batch_tokens_max=config.batch_tokens_max,
+            queue_requests_max=config.queue_requests_max,
+        )  # fmt: skip
 
     @classmethod
     def load(

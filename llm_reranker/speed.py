@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 _SMOOTHING = 0.2
 _FACTOR_MIN, _FACTOR_MAX = 0.01, 50.0
@@ -22,12 +23,12 @@ class SpeedModel:
         token_ms = max(1e-5, (large[1] - small[1]) / max(1, large[0] - small[0]))
         return cls(max(0.0, small[1] - token_ms * small[0]), token_ms)
 
-    def affordable_tokens(self, remaining_ms: float, tokens_max: int) -> int:
-        """Tokens that fit the remaining time, at most `tokens_max`; 0 or less when not even an empty batch does."""
+    def affordable_tokens(self, remaining_ms: float) -> int:
+        """Tokens that fit the remaining time; 0 or less when not even an empty batch does."""
         if math.isinf(remaining_ms):
-            return tokens_max
+            return sys.maxsize
         room_ms = remaining_ms * _DEADLINE_SHARE / self.factor - self.fixed_ms
-        return min(tokens_max, math.floor(room_ms / self.token_ms))
+        return math.floor(room_ms / self.token_ms)
 
     def observe(self, tokens: int, ms: float) -> None:
         """Learn from a batch that was computed."""

@@ -70,6 +70,9 @@ RERANK_DEPTH = Histogram(
     "double11_rerank_depth_items", "Candidates scored per request", buckets=(0, 1, 8, 16, 32, 64, 128, 256, 512)
 )
 RERANK_CUT = Counter("double11_rerank_cut_total", "Requests of which the time allowed fewer candidates than asked")
+RERANK_REFUSED = Counter(
+    "double11_rerank_refused_total", "Requests that no batch took: queue-full, given-up for others, late", ["reason"]
+)
 RERANK_SCORE_CACHE = Counter("double11_rerank_score_cache_total", "Score cache look-ups", ["outcome"])
 RERANK_PREFIX_CACHE = Counter("double11_rerank_prefix_cache_total", "Prefix cache look-ups", ["outcome"])
 WORKER_RESTARTS = Counter(

@@ -11,7 +11,7 @@ import pytest
 
 from llm_reranker.batcher import Batcher
 from llm_reranker.speed import SpeedModel
-from recsys.core import BadInput, Deadline, DeadlineExceeded, Double11Error, Internal, Overloaded
+from recsys.core import BadInput, Deadline, DeadlineExceeded, Double11Error, Internal, Overloaded, metrics
 
 
 class Recorder:
@@ -31,7 +31,9 @@ class Recorder:
 
 
 def make(recorder: Recorder, tokens: int = 100, queue: int = 8) -> Batcher[str, str]:
-    return Batcher(recorder.run, lambda ms: tokens, ThreadPoolExecutor(1), queue_requests_max=queue)
+    return Batcher(
+        recorder.run, lambda ms: 10**9, ThreadPoolExecutor(1), batch_tokens_max=tokens, queue_requests_max=queue
+    )
 
 
 async def gather(batcher: Batcher[str, str], recorder: Recorder, *later: tuple[str, int, float]) -> list[object]:
@@ -84,6 +86,58 @@ async def test_a_full_queue_refuses() -> None:
     assert all(isinstance(a, Overloaded) for a in answers[2:])
 
 
+def by_seconds(recorder: Recorder) -> Batcher[str, str]:
+    """One whose engine computes a token in ten seconds: deadlines of minutes, so that a slow machine says the same."""
+    return Batcher(
+        recorder.run, lambda ms: int(min(ms, 1e9) / 1e4), ThreadPoolExecutor(1),
+        batch_tokens_max=1_000, queue_requests_max=50,
+    )  # fmt: skip
+
+
+async def test_where_all_can_be_in_time_nobody_is_given_up() -> None:
+    """The urgent one affords a batch of two; the others have time enough after it."""
+    recorder = Recorder()
+    later = [("urgent", 10, 2.5e5), *((f"r{i}", 10, 2e6) for i in range(5))]
+    assert await gather(by_seconds(recorder), recorder, *later) == ["URGENT", "R0", "R1", "R2", "R3", "R4"]
+    assert recorder.batches[1:] == [["urgent", "r0"], ["r1", "r2", "r3", "r4"]]
+
+
+async def test_where_not_all_can_be_in_time_the_most_urgent_are_given_up_for_the_largest_batch() -> None:
+    """Ten requests of 10 tokens; the first two afford 11 tokens, the others 55."""
+    recorder, refused = Recorder(), metrics.RERANK_REFUSED.labels("given-up")
+    before = refused._value.get()
+    later = [*((f"u{i}", 10, 1.1e5 + i) for i in range(2)), *((f"r{i}", 10, 5.5e5 + i) for i in range(8))]
+    answers = await gather(by_seconds(recorder), recorder, *later)
+    assert [type(a) for a in answers[:2]] == [Overloaded, Overloaded]
+    assert recorder.batches[1] == ["r0", "r1", "r2", "r3", "r4"]
+    assert answers[2:7] == ["R0", "R1", "R2", "R3", "R4"]
+    assert refused._value.get() - before >= 2
+
+
+async def test_one_that_mostly_fits_is_cut_and_not_given_up_for_another_one() -> None:
+    recorder = Recorder()
+    answers = await gather(by_seconds(recorder), recorder, ("a", 10, 8e4), ("b", 10, 1.5e5))
+    assert answers == ["A", "B"]
+
+
+async def test_callers_that_have_gone_make_room_in_a_full_queue() -> None:
+    recorder = Recorder()
+    batcher = make(recorder, queue=2)
+    first = asyncio.create_task(batcher.submit("first", 1, Deadline.never()))
+    while not recorder.batches:
+        await asyncio.sleep(0)
+    gone = [asyncio.create_task(batcher.submit(x, 1, Deadline.never())) for x in ("x", "y")]
+    await asyncio.sleep(0)
+    for task in gone:
+        task.cancel()
+    await asyncio.gather(*gone, return_exceptions=True)
+    stays = asyncio.create_task(batcher.submit("stays", 1, Deadline.never()))
+    await asyncio.sleep(0)
+    recorder.release.set()
+    assert (await first, await stays) == ("FIRST", "STAYS")
+    assert recorder.batches == [["first"], ["stays"]]
+
+
 async def test_one_bad_request_fails_alone_and_a_broken_engine_fails_the_batch() -> None:
     recorder = Recorder()
     answers = await gather(make(recorder, tokens=2), recorder, ("bad", 1, 1e5), ("good", 1, 2e5), ("boom", 2, 3e5))
@@ -103,12 +157,12 @@ def test_a_batcher_outlives_an_event_loop() -> None:
 def test_speed_is_a_line_and_adapts() -> None:
     speed = SpeedModel.from_two((20, 3.0), (220, 13.0))
     assert (speed.fixed_ms, speed.token_ms) == (pytest.approx(2.0), pytest.approx(0.05))
-    assert speed.affordable_tokens(10, 10_000) == pytest.approx(120, abs=1)
-    assert speed.affordable_tokens(float("inf"), 8192) == 8192
+    assert speed.affordable_tokens(10) == pytest.approx(120, abs=1)
+    assert speed.affordable_tokens(float("inf")) > 10**9
     for _ in range(40):
         speed.observe(220, 26.0)  # the machine has become twice as slow
-    assert speed.affordable_tokens(10, 10_000) == pytest.approx(40, abs=2)
-    assert speed.affordable_tokens(1, 10_000) <= 0
+    assert speed.affordable_tokens(10) == pytest.approx(40, abs=2)
+    assert speed.affordable_tokens(1) <= 0
     for _ in range(60):
         speed.refused()
-    assert speed.affordable_tokens(1, 10_000) > 0  # it tries again
+    assert speed.affordable_tokens(1) > 0  # it tries again
