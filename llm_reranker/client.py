@@ -81,11 +81,13 @@ class RemoteReranker:
                 fix="The ranker's order stands meanwhile; see the rerank worker's log.",
             ) from error
         result = messages.result_from_proto(answer)
-        if len(result.scores) != len(request.item_ids) or not np.isfinite(result.scores[: result.depth]).all():
+        n, depth = len(request.item_ids), result.depth
+        sensible = len(result.scores) == n and min(n, 1) <= depth <= n  # a depth of none is no answer
+        if not sensible or not np.isfinite(result.scores[:depth]).all():
             raise Unavailable(
                 f"reranker at {self._target}",
-                came=f"{len(result.scores)} scores, depth {result.depth}",
-                expected=f"{len(request.item_ids)} scores, finite up to the depth",
+                came=f"{len(result.scores)} scores, depth {depth}",
+                expected=f"{n} scores, finite up to a depth of {min(n, 1)} to {n}",
                 fix="Restart the rerank worker; if it stays, distil again.",
             )
         self._version = result.version

@@ -112,9 +112,7 @@ class HttpReranker:
         text_1 = f"{template.head}{defused(prefix, control)}{template.middle}"
         text_2 = [f"{defused(body, control)}{template.tail}" for body in bodies]
         answer = await self._post("/score", {**name, "text_1": text_1, "text_2": text_2})
-        return self._numbers(
-            lambda: [row["score"] for row in sorted(answer["data"], key=lambda row: row["index"])], len(bodies)
-        )
+        return self._numbers(lambda: _by_index(answer["data"]), len(bodies))
 
     async def _post(self, path: str, body: dict[str, Any]) -> Any:
         try:
@@ -160,3 +158,11 @@ class HttpReranker:
                 expected=f"{expected.scores.tolist()} within {_TOLERANCE}",
                 fix="Let it serve the folder that [llm_reranker] names here.",
             )  # fmt: skip
+
+
+def _by_index(rows: Sequence[Any]) -> list[float]:
+    """Scores in the order of the texts. Raises: ValueError where a text has none or several."""
+    scores = {row["index"]: row["score"] for row in rows}
+    if sorted(scores) != list(range(len(rows))):
+        raise ValueError(f"scores of texts {sorted(scores)}")
+    return [scores[i] for i in range(len(rows))]

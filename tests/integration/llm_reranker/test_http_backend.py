@@ -52,7 +52,8 @@ class Scorer:
             assert body["label_token_ids"] == [self.loaded.yes, self.loaded.no]
             p = [self.probability(body["query"], item) for item in body["items"]]
             scores = [[value, 1 - value] for value in p]
-            return {"scores": {"nan": [[float("nan"), 1]] * len(p), "short": scores[1:]}.get(self.mode, scores)}
+            wrong = {"nan": [[float("nan"), 1]] * len(p), "short": scores[1:], "twice": [*scores, *scores]}
+            return {"scores": wrong.get(self.mode, scores)}
         assert path == "/score"
         encode = self.loaded.tokenizer.encode
         texts = [body["text_1"] + text for text in body["text_2"]]
@@ -60,6 +61,8 @@ class Scorer:
         data = [{"index": i, "score": value} for i, value in enumerate(p)][::-1]
         if self.mode == "nan":
             data[0]["score"] = float("nan")
+        elif self.mode == "twice":
+            data[0]["index"] = data[-1]["index"]
         return {"data": data[1:] if self.mode == "short" else data}
 
 
@@ -141,7 +144,7 @@ async def test_text_cannot_speak_to_the_server(
 
 
 @pytest.mark.parametrize("backend", ["sglang", "vllm"])
-@pytest.mark.parametrize("mode", ["nan", "short", "broken"])
+@pytest.mark.parametrize("mode", ["nan", "short", "broken", "twice"])
 async def test_nonsense_is_unavailable_and_the_next_request_is_fine(
     backend: str, mode: str, scorer: tuple[Scorer, str], loaded: Checkpoint, world: ModuleType
 ) -> None:

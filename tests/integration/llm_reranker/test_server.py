@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from llm_reranker import checkpoint
-from llm_reranker.base import RerankRequest
+from llm_reranker.base import RerankRequest, RerankResult
 from llm_reranker.client import RemoteReranker
 from llm_reranker.config import RerankConfig
 from llm_reranker.engine import LocalReranker
@@ -119,6 +119,33 @@ async def test_the_client_turns_statuses_into_our_errors(server: Server) -> None
     with pytest.raises((Unavailable, DeadlineExceeded)):
         await nobody.rerank(ask(), Deadline.after_ms(2_000))
     await nobody.close()
+
+
+class Senseless:
+    """A reranker that answers with the depth and the scores it is given."""
+
+    version, feature_names = "1", ("a", "b", "c")
+
+    def __init__(self, scores: list[float], depth: int) -> None:
+        self._result = RerankResult(scores=np.array(scores, np.float32), depth=depth, version="1")
+
+    async def rerank(self, _request: RerankRequest, _deadline: Deadline) -> RerankResult:
+        return self._result
+
+    async def stop(self) -> None:
+        """Nothing to end."""
+
+
+@pytest.mark.parametrize(
+    ("scores", "depth"), [([0.5], 0), ([0.5], 2), ([0.5], -1), ([0.5, 1.0], 1), ([], 1), ([np.nan], 1), ([np.inf], 1)]
+)
+async def test_an_answer_that_makes_no_sense_is_unavailable(scores: list[float], depth: int) -> None:
+    server = RerankServer(Senseless(scores, depth), RerankConfig())
+    remote = RemoteReranker(f"127.0.0.1:{await server.start('127.0.0.1:0')}")
+    with pytest.raises(Unavailable, match="scores, depth"):
+        await remote.rerank(ask(), Deadline.after_ms(20_000))
+    await remote.close()
+    await server.drain()
 
 
 async def test_several_workers_are_one_target(run: RunDirectory, world: ModuleType) -> None:
