@@ -22,7 +22,7 @@ def main(sizes_json: str, out: str) -> None:
     """Rounds of both kinds; rank 0 writes {"one": [...], "two": [...], "sharding"}, a dictionary of seconds a round."""
     sizes = json.loads(sizes_json)
     torch.set_num_threads(1)
-    with joined() as ranks:
+    with joined() as ranks, ranks.own_cores():
         groups = [dist.new_group([rank]) for rank in range(ranks.size)]  # each rank has to take part in each
         batches = make_batches(sizes, seed=ranks.rank)
         both = Ours(ranks, sizes)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
@@ -78,6 +78,20 @@ class Ranks:
         blocks = torch.split(rows, [h for of_rank in zip(*heights, strict=True) for h in of_rank])
         return [torch.cat(blocks[part :: len(heights)]) for part in range(len(heights))]
 
+    @contextmanager
+    def own_cores(self) -> Iterator[None]:
+        """Share this host's cores out among its ranks, where there are enough: the kernel puts two of them on one."""
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        if self.device.type != "cpu" or not 1 < self.local_size <= len(cores):
+            yield
+            return
+        edges = [len(cores) * (self.rank % self.local_size + after) // self.local_size for after in (0, 1)]
+        _move_threads(cores[slice(*edges)])
+        try:
+            yield
+        finally:
+            _move_threads(cores)
+
     def wait_for_all(self) -> None:
         """Return when every rank is here."""
         if self.size > 1:
@@ -102,8 +116,6 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
             yield ranks
         return
     _keep_memory()
-    if device == "cpu":
-        _keep_to_own_cores()  # before gloo starts its threads
     dist.init_process_group(_backend(device), timeout=_TIMEOUT)
     try:
         ranks = _ranks(device)
@@ -149,14 +161,11 @@ def _keep_memory() -> None:
             mallopt(parameter, size_bytes)
 
 
-def _keep_to_own_cores() -> None:
-    """Share this host's cores out among its ranks, where there are enough: the kernel puts two of them on one core."""
-    rank, ranks = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if not hasattr(os, "sched_setaffinity"):
-        return
-    cores = sorted(os.sched_getaffinity(0))
-    if 1 < ranks <= len(cores):
-        os.sched_setaffinity(0, cores[len(cores) * rank // ranks : len(cores) * (rank + 1) // ranks])
+def _move_threads(cores: Iterable[int]) -> None:
+    """Have all threads of this process, gloo's too, run on these cores."""
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setaffinity(int(thread), cores)
 
 
 def _backend(device: str) -> str:

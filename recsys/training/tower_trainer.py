@@ -53,7 +53,8 @@ def train_tower(
     """
     with nullcontext(ranks) if ranks is not None else alone(config.device) as group:
         guard = guard or LossGuard("tower", work, group.rank)
-        return _train(events, items, group, guard, config=config, model=model, seed=seed, work=work)
+        with group.own_cores():
+            return _train(events, items, group, guard, config=config, model=model, seed=seed, work=work)
 
 
 def _train(
