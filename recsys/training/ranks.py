@@ -8,7 +8,6 @@ Shape legend: B rows of a batch, b rows of this rank's share, D dimension.
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,10 +23,9 @@ from torch._C._distributed_c10d import HashStore
 from torchrec.distributed.comm_ops import set_gradient_division
 
 from recsys.core import BadInput
+from recsys.core.memory import keep_freed_memory
 
 _TIMEOUT = timedelta(minutes=30)  # the slowest rank may prepare that many windows more than the fastest
-
-_KEPT_BYTES = {-1: 1 << 30, -3: 1 << 25}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD (no tensor up to 32 MiB is mapped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +113,7 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
         with alone(device) as ranks:
             yield ranks
         return
-    _keep_memory()
+    keep_freed_memory()
     dist.init_process_group(_backend(device), timeout=_TIMEOUT)
     try:
         ranks = _ranks(device)
@@ -132,7 +130,7 @@ def alone(device: str = "cpu") -> Iterator[Ranks]:
     Raises: BadInput inside a group of several, who would have to do together what only this one does.
     """
     if not dist.is_initialized():
-        _keep_memory()
+        keep_freed_memory()
         dist.init_process_group(_backend(device), store=HashStore(), rank=0, world_size=1)
         try:
             yield _ranks(device)
@@ -147,18 +145,6 @@ def alone(device: str = "cpu") -> Iterator[Ranks]:
             fix="Choose an --out there.",
         )
     yield _ranks(device)
-
-
-def _keep_memory() -> None:
-    """Have glibc keep what a step frees for the next step, which wants the same, instead of giving it back.
-
-    Getting a few thousand pages from the kernel in every step took an eighth of it. Of other C libraries nothing is
-    asked. Source: mallopt(3).
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for parameter, size_bytes in _KEPT_BYTES.items():
-            mallopt(parameter, size_bytes)
 
 
 def _move_threads(cores: Iterable[int]) -> None:
