@@ -30,6 +30,7 @@ from llm_reranker import messages
 from llm_reranker.base import Reranker
 from llm_reranker.config import RerankConfig
 from llm_reranker.engine import LocalReranker, read_version
+from llm_reranker.prompt import clip
 from recsys.core import logging
 from recsys.core.config import Config
 from recsys.core.deadline import Deadline
@@ -42,6 +43,7 @@ from recsys.core.run_dir import RunDirectory
 SERVICE = pb.DESCRIPTOR.services_by_name["RerankService"].full_name
 _NO_RETRY = (("grpc-retry-pushback-ms", "-1"),)  # gRFC A6
 _MESSAGE_BYTES_MAX = 16 << 20
+_DETAILS_BYTES_MAX = 1024
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
@@ -108,7 +110,8 @@ class RerankServer:
             result = await self._reranker.rerank(request, deadline)
         except Double11Error as error:
             trailing = _NO_RETRY if isinstance(error, Overloaded) else ()
-            await context.abort(grpc.StatusCode[error.grpc_status], str(error), trailing)
+            # What came may be as long as a message; a status travels in headers, which are not.
+            await context.abort(grpc.StatusCode[error.grpc_status], clip(str(error), _DETAILS_BYTES_MAX), trailing)
         return messages.result_to_proto(message.request_id, result)
 
 

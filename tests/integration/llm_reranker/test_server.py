@@ -87,6 +87,7 @@ def test_statuses_of_bad_requests(channel: grpc.Channel) -> None:
     assert status(channel, request(history=[pb.HistoryEntry(text="围" * 1400)])) == "INVALID_ARGUMENT"
     assert status(channel, request(candidates=[pb.RerankCandidate(item_id="a", features=[1])])) == "INVALID_ARGUMENT"
     assert status(channel, request(version="nope")) == "FAILED_PRECONDITION"
+    assert status(channel, request(version="n" * 1_000_000)) == "FAILED_PRECONDITION"  # not all of it comes back
     assert status(channel, request(), timeout=0) == "DEADLINE_EXCEEDED"
 
 
