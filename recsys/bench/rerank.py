@@ -46,7 +46,7 @@ SHAPES = {
 _CANDIDATES, _PREFIX, _SUFFIX = (50, 100, 200), 256, 16
 _PEERS = {"fp32": ("transformers", "llama.cpp F32"), "int8": ("transformers", "llama.cpp F32", "llama.cpp Q8_0")}
 _OURS = {precision: f"double11 {precision}" for precision in _PEERS}
-_TAU_MIN, _REPEATS, _GEMM, _GEMMS = 0.99, 7, 512, 100
+_TAU_MIN, _REPEATS, _GEMM, _GEMMS = 0.99, 7, 512, 50
 Run = Callable[[], Tensor]
 
 
@@ -199,17 +199,24 @@ def _flops(c: ModelConfig, sequences: int, tokens: int, prefix: int, *, last: bo
 
 
 def _gemm_flops_per_s() -> dict[str, float]:
-    """Of the fastest plain product of each precision that this machine has: square, whatever library."""
+    """Of one core, in the fastest plain product of each precision that it has: square, whatever library.
+
+    One thread, because those of a pool wait by spinning; several products at a time, because the kernel books CPU time
+    by the tick, and one takes less than that.
+    """
     a, b = torch.randn(_GEMM, _GEMM), torch.randn(_GEMM, _GEMM)
     packed = {precision: linear(b, precision) for precision in ("fp32", "int8")}
     rows = {precision: product.inputs(a) for precision, product in packed.items()}
 
     def speed(product: Run) -> float:
-        # Many at a time: the kernel books a thread's CPU time by the tick, and one takes less than that.
         return 2 * _GEMM**3 * _GEMMS / _cpu_s(lambda: [product() for _ in range(_GEMMS)][-1])
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     of_packed = {p: speed(lambda p=p: packed[p].product(rows[p])) for p in packed}  # type: ignore[misc]
-    return {**of_packed, "fp32": max(of_packed["fp32"], speed(lambda: a @ b))}
+    fp32 = max(of_packed["fp32"], speed(lambda: a @ b))
+    torch.set_num_threads(threads)
+    return {**of_packed, "fp32": fp32}
 
 
 def _cpu_s(work: Run) -> float:
