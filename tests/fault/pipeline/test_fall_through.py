@@ -109,7 +109,7 @@ def whole(slate, shop):
 
 
 async def test_a_healthy_cascade_is_full(shop, make):
-    slate = await make().recommend(shop.query(), within(5_000))
+    slate = await make().recommend(shop.query(), within(60_000))
     assert (slate.tier, slate.fallbacks) == (Tier.FULL, ())
     assert whole(slate, shop)
     assert {"rank", "rerank", "retrieval"} <= set(slate.items[0].stage_scores)
