@@ -115,11 +115,11 @@ def other_logits(ranker: Ranker, lists: RankLists) -> npt.NDArray[np.float32]:
 def choose_priors(ranker: Ranker, lists: RankLists) -> tuple[Prior, ...]:
     """How much other orders should count beside the network, by NDCG@10 on lists the ranker has not seen.
 
-    Weights within one standard error of the best, by user, are taken for equal. Of retrieval's the middle one is
-    chosen: orders that cannot be told apart are better together than either alone. Of own history's it is the largest
-    where that is among them, else the smallest: ordinary days do not show then that the network is better, what
-    shoppers did before carries over to days that are unlike those trained on, and what else was learnt need not. Each
-    task has weights of its own, from its own lists. Orders that the lists do not have are left out.
+    Weights within one standard error of the best, by user, are taken for equal. Of retrieval's the smallest is chosen
+    that is not 0: a little of an order that is as good as the network's own rather helps than harms. Of own history's
+    it is the largest where that is among them, else the smallest: ordinary days do not show then that the network is
+    better, what shoppers did before carries over to days that are unlike those trained on, and what else was learnt
+    need not. Each task has weights of its own, from its own lists. Orders that the lists do not have are left out.
     """
     of_all, of_new = (_weights(ranker, lists.of_task(new_only=new_only)) for new_only in (False, True))
     priors = (Prior(source, *both) for (source, _), *both in zip(_PRIORS, of_all, of_new, strict=True))
@@ -140,13 +140,13 @@ def _weights(ranker: Ranker, lists: RankLists) -> list[float]:
 
 
 def _weight(lists: RankLists, score: npt.NDArray[np.float32], worth: npt.NDArray[np.float32], *, lasts: bool) -> float:
-    """Of the weights as good as the best: the middle one, or, of an order that `lasts`, an end."""
+    """Of the weights as good as the best: the smallest above 0, or, of an order that `lasts`, an end."""
     if not worth.any():
         return 0.0
     equal = np.flatnonzero(as_good(np.stack([ndcg(lists, score + weight * worth) for weight in _PRIOR_WEIGHTS])))
-    if not lasts:
-        return _PRIOR_WEIGHTS[equal[len(equal) // 2]]
-    return _PRIOR_WEIGHTS[-1 if equal[-1] == len(_PRIOR_WEIGHTS) - 1 else equal[0]]
+    if lasts:
+        return _PRIOR_WEIGHTS[-1 if equal[-1] == len(_PRIOR_WEIGHTS) - 1 else equal[0]]
+    return _PRIOR_WEIGHTS[min(equal[equal > 0], default=0)]
 
 
 def _logits(ranker: Ranker, lists: RankLists, *, every: bool = False) -> npt.NDArray[np.float32]:

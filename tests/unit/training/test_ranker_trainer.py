@@ -85,7 +85,7 @@ def test_the_prior_wins_where_the_ranker_learnt_nothing():
     untaught = _train(dataclasses.replace(lists, label=np.zeros(1200, bool)))
     untaught.priors = choose_priors(untaught, lists)
     assert [p.source for p in untaught.priors] == ["retrieval"]
-    assert 4 < untaught.priors[0].weight < 64  # neither end of those that are as good
+    assert 0 < untaught.priors[0].weight < 64  # the smallest of those that are as good
     assert ndcg(lists, score_lists(untaught, lists)).mean() > 0.8
     assert choose_priors(untaught, dataclasses.replace(lists, names=("a", "b", "c"))) == ()
 
