@@ -10,7 +10,7 @@ import click
 
 from recsys.cli.common import config_option, emit, json_option, parse_time_us
 from recsys.core import BadInput
-from recsys.evaluation import parse_positives
+from recsys.evaluation.queries import RARE_EVENTS, parse_positives
 
 _COLUMNS = ("ndcg@10", "recall@10", "recall@100", "hr@10", "mrr@10", "coverage@10")
 
@@ -156,7 +156,18 @@ def rolling_table(report: Mapping[str, Any]) -> str:
             low, high = test["ci95"]
             ratio = "" if test["ratio"] is None else f" x{test['ratio']:.3f}"
             lines.append(f"{pair}: {measure} {test['diff']:+.4f}{ratio} ({low:+.4f} to {high:+.4f}), p {test['p']:.4f}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_rare(report["rare_items"])])
+
+
+def _rare(found: Mapping[str, Any]) -> list[str]:
+    """Lines about items that had hardly an event before the query."""
+    said = [f"{arm} {row['ndcg@10']:.4f}" for arm, row in found["arms"].items()]
+    lines = [f"items with fewer than {RARE_EVENTS} events, {found['queries']:,} queries, ndcg@10: {', '.join(said)}"]
+    for pair, by_measure in found["pairs"].items():
+        if test := by_measure.get("ndcg@10"):
+            low, high = test["ci95"]
+            lines.append(f"  {pair}: {test['diff']:+.4f} ({low:+.4f} to {high:+.4f}), p {test['p']:.4f}")
+    return lines if said else []
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -181,4 +192,4 @@ def table(report: Mapping[str, Any]) -> str:
         for measure, test in by_measure.items():
             low, high = test["ci95"]
             lines.append(f"{pair}: {measure} {test['diff']:+.4f} ({low:+.4f} to {high:+.4f}), p {test['p']:.4f}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_rare(report["rare_items"])])

@@ -6,7 +6,7 @@ word has one meaning.
 
 from recsys.evaluation.bootstrap import Interval, PairedResult, bootstrap_mean_ci, holm, paired_bootstrap
 from recsys.evaluation.measures import MEASURES, coverage, measures
-from recsys.evaluation.queries import make_online_queries, make_queries, parse_positives
+from recsys.evaluation.queries import make_online_queries, make_queries, parse_positives, rare_only, with_rare
 
 __all__ = [
     "MEASURES",
@@ -20,4 +20,6 @@ __all__ = [
     "measures",
     "paired_bootstrap",
     "parse_positives",
+    "rare_only",
+    "with_rare",
 ]

@@ -16,6 +16,7 @@ from recsys.core.errors import BadInput
 Task = Literal["all", "new-only"]
 TASKS: tuple[Task, ...] = ("all", "new-only")
 ANY_POSITIVE = ("view", "favorite", "cart", "purchase")  # all but impression and return
+RARE_EVENTS = 5  # of an item with fewer than these what is learnt from events knows little
 QUERY_SCHEMA = {
     "query_id": pl.String(),
     "user_id": pl.String(),
@@ -96,6 +97,29 @@ def make_online_queries(
         pairs = pairs.join(touched, on=["user_id", "item_id"], how="left")
         pairs = pairs.filter(~(pl.col("touched") < pl.col("query_time")).fill_null(False))
     return _finish(pairs.select("user_id", "query_time", "item_id"), queries_max, seed).sort("query_time", "user_id")
+
+
+def with_rare(queries: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
+    """The queries with a column `rare`: what of `relevant` has fewer than RARE_EVENTS events before the query's time.
+
+    queries: as made here. events: as they are made from; impressions do not count. An item never seen is rare.
+    """
+    acted = _actions(events).filter(pl.col("event_type") != "impression").select("item_id", "at").sort("at")
+    acted = acted.with_columns(so_far=pl.int_range(1, pl.len() + 1).over("item_id"))
+    pairs = queries.select("query_id", at="query_time", item_id="relevant").explode("item_id").sort("at")
+    known = pairs.join_asof(
+        acted, on="at", by="item_id", strategy="backward", allow_exact_matches=False, check_sortedness=False
+    )
+    rare = known.filter(pl.col("so_far").fill_null(0) < RARE_EVENTS)
+    rare = rare.group_by("query_id").agg(rare=pl.col("item_id").sort())
+    return queries.join(rare, on="query_id", how="left", maintain_order="left").with_columns(
+        pl.col("rare").fill_null(pl.lit([], pl.List(pl.String())))
+    )
+
+
+def rare_only(queries: pl.DataFrame) -> pl.DataFrame:
+    """Of queries `with_rare` those with a rare item, which alone is relevant then."""
+    return queries.filter(pl.col("rare").list.len() > 0).with_columns(relevant="rare")
 
 
 def _actions(events: pl.DataFrame) -> pl.DataFrame:

@@ -20,7 +20,7 @@ from recsys.core.hardware import commit, describe
 from recsys.core.items import ItemTable
 from recsys.core.logging import get_logger
 from recsys.data import Dataset
-from recsys.evaluation import make_online_queries, make_queries
+from recsys.evaluation import make_online_queries, make_queries, with_rare
 from recsys.evaluation.queries import Task
 from recsys.pipeline import ARMS, PipelineConfig, Ports, build
 from recsys.replay import figures, page
@@ -67,8 +67,9 @@ def replay(
     to_us = dataset.last_event_us + 1 if to_us is None else to_us
     _check_period(dataset, run, from_us)
     make = make_queries if protocol == "frozen" else make_online_queries
+    events = dataset.events(before_us=to_us)
     queries = make(
-        dataset.events(before_us=to_us),
+        events,
         from_us=from_us, to_us=to_us, positives=positives, task=task, queries_max=queries_max,
         seed=seed if queries_seed is None else queries_seed,
     )  # fmt: skip
@@ -78,6 +79,7 @@ def replay(
             expected=f"users with events before it and a {' or '.join(positives)} in it",
             fix="Move --from or --to, name other --positives, or use --task all.",
         )  # fmt: skip
+    queries = with_rare(queries, events)
     batches = dataset.event_batches(before_us=from_us if protocol == "frozen" else to_us)
     past = Past(batches, ItemTable.read(run.path("items.parquet")))
     peers = fit_peers(arms, dataset, run, from_us, seed)

@@ -10,18 +10,29 @@ from typing import Any
 import polars as pl
 
 from recsys.core.errors import CorruptData, NotFound
-from recsys.evaluation import MEASURES, bootstrap_mean_ci, coverage, holm, measures, paired_bootstrap
+from recsys.evaluation import MEASURES, bootstrap_mean_ci, coverage, holm, measures, paired_bootstrap, rare_only
 
 HEADLINE = "ndcg@10"  # the measure with intervals and paired tests
 _DIGITS = 6
 
 
 def compute(slates: pl.DataFrame, queries: pl.DataFrame, arms: Sequence[str], *, num_items: int, seed: int) -> Any:
-    """{"queries", "arms", "pairs"} of report.json, without latency and fallbacks.
+    """{"queries", "arms", "pairs", "rare_items"} of report.json, without latency and fallbacks.
 
     slates: [arm, query_id, rank, item_id]. num_items: size of the catalogue before the cut. Pairs compare the
     reference arm (`full` where it ran, else the last one) with each other arm, by user; p is Holm-corrected over them.
+    `rare_items` has the same three of the queries `rare_only`, without coverage.
     """
+    computed = _compute(slates, queries, arms, seed=seed)
+    for arm in arms:
+        found = coverage(slates.filter(pl.col("arm") == arm), num_items)
+        computed["arms"][arm]["coverage@10"] = round(found, _DIGITS)
+    return {**computed, "rare_items": _compute(slates, rare_only(queries), arms, seed=seed)}
+
+
+def _compute(slates: pl.DataFrame, queries: pl.DataFrame, arms: Sequence[str], *, seed: int) -> dict[str, Any]:
+    if queries.is_empty():
+        return {"queries": 0, "arms": {}, "pairs": {}}
     users = queries["user_id"].to_list()
     per_query: dict[str, Any] = {}
     table: dict[str, Any] = {}
@@ -30,7 +41,6 @@ def compute(slates: pl.DataFrame, queries: pl.DataFrame, arms: Sequence[str], *,
         found = measures(mine, queries)
         per_query[arm] = found[HEADLINE].to_numpy()
         table[arm] = {name: round(float(found[name].mean()), _DIGITS) for name in MEASURES}  # type: ignore[arg-type]
-        table[arm]["coverage@10"] = round(coverage(mine, num_items), _DIGITS)
         low, high = bootstrap_mean_ci(per_query[arm], seed, users=users)
         table[arm]["ci95"] = {HEADLINE: [round(low, _DIGITS), round(high, _DIGITS)]}
     reference = reference_arm(arms)

@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from recsys.evaluation import MEASURES
+from recsys.evaluation.queries import RARE_EVENTS
 from recsys.replay.figures import HEADLINE
 
 EXAMPLES = 4  # users shown
@@ -42,7 +43,7 @@ def render(report: Mapping[str, Any], slates: pl.DataFrame, queries: pl.DataFram
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Replay of {escape(data["name"])}</title>'
         f"<style>{_STYLE}</style></head><body><h1>Replay of {escape(data['name'])}</h1><table>{facts}</table>"
-        f"<h2>Arms</h2>{_arms(report['arms'])}<h2>Differences</h2>{_pairs(report['pairs'])}"
+        f"<h2>Arms</h2>{_arms(report['arms'])}<h2>Differences</h2>{_pairs(report['pairs'])}{_rare(report['rare_items'])}"
         f"<h2>Examples</h2>{_examples(list(report['arms']), slates, queries, titles)}</body></html>\n"
     )
 
@@ -57,6 +58,18 @@ def _arms(arms: Mapping[str, Any]) -> str:
         latency = "".join(f"<td>{arm['latency_ms'][q]:.1f}</td>" for q in ("p50", "p99"))
         rows.append(f"<tr><td>{escape(name)}</td>{cells}{latency}<td>{_bar(arm, top)}</td></tr>")
     return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+
+
+def _rare(found: Mapping[str, Any]) -> str:
+    if not found["queries"]:
+        return ""
+    head = f"<h2>Items with fewer than {RARE_EVENTS} events</h2><p>{found['queries']:,} queries</p>"
+    cells = "".join(f"<th>{escape(c)}</th>" for c in ("arm", *MEASURES))
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td>{''.join(f'<td>{arm[c]:.4f}</td>' for c in MEASURES)}</tr>"
+        for name, arm in found["arms"].items()
+    )
+    return f"{head}<table><tr>{cells}</tr>{rows}</table>{_pairs(found['pairs'])}"
 
 
 def _bar(arm: Mapping[str, Any], top: float) -> str:

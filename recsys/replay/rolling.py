@@ -22,7 +22,7 @@ from recsys.core import BadInput, RunDirectory
 from recsys.core.errors import CorruptData, NotFound, VersionMismatch
 from recsys.core.hardware import commit, describe
 from recsys.data import Dataset
-from recsys.evaluation import MEASURES, bootstrap_mean_ci, holm, measures, paired_bootstrap
+from recsys.evaluation import MEASURES, bootstrap_mean_ci, holm, measures, paired_bootstrap, rare_only
 from recsys.evaluation.queries import Task
 from recsys.replay import compare
 from recsys.replay.figures import HEADLINE, read_report
@@ -94,7 +94,8 @@ def rolling(
         "seeds": list(what.seeds),
         "positives": list(what.positives),
         "queries_max": what.queries_max,
-        **pool(pl.concat(parts), what.arms),
+        **pool(pl.concat(measured for measured, _ in parts), what.arms),
+        "rare_items": pool(pl.concat(rare for _, rare in parts), what.arms),
         "commit": commit(),
         "hardware": describe(),
     }
@@ -110,6 +111,8 @@ def pool(measured: pl.DataFrame, arms: Sequence[str]) -> dict[str, Any]:
     Pairs: `full` and `rank` against every other arm by NDCG@10, `retrieval` against every simple one by Recall@100; p
     is Holm-corrected over all pairs.
     """
+    if measured.is_empty():
+        return {"queries": 0, "arms": {}, "pairs": {}}
     mean = measured.group_by("arm", "cut", "query_id", "user_id").agg(pl.col(list(MEASURES)).mean())
     by_arm = {arm: mean.filter(pl.col("arm") == arm).sort("query_id") for arm in arms}
     users = by_arm[arms[0]]["user_id"].to_list()
@@ -163,8 +166,11 @@ def _run(dataset: Dataset, cut_us: int, seed: int, settings: Settings, work: Pat
 
 def _part(
     dataset: Dataset, run: RunDirectory, what: Rolling, cut_us: int, to_us: int, seed: int, work: Path
-) -> pl.DataFrame:
-    """Measures of every query of every arm at one cut and seed; a report of this run that is there is used again."""
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Measures of every query of every arm at one cut and seed, and of rare items alone.
+
+    A report of this run that is there is used again.
+    """
     folder = work / f"report-{what.task}-{cut_us}-{seed}"
     if not _answers(folder, run, what, to_us):
         compare.replay(
@@ -172,15 +178,13 @@ def _part(
             positives=what.positives, queries_max=what.queries_max, queries_seed=what.seeds[0], seed=seed,
         )  # fmt: skip
     slates, queries = (pl.read_parquet(folder / f"{name}.parquet") for name in ("slates", "queries"))
-    parts = []
-    for arm in what.arms:
-        found = measures(slates.filter(pl.col("arm") == arm), queries)
-        parts.append(
-            found.with_columns(
-                queries["user_id"], arm=pl.lit(arm), cut=pl.lit(cut_us, pl.Int64), seed=pl.lit(seed, pl.Int64)
-            )
-        )
-    return pl.concat(parts)
+    facts = {"cut": pl.lit(cut_us, pl.Int64), "seed": pl.lit(seed, pl.Int64)}
+
+    def measured(asked: pl.DataFrame) -> pl.DataFrame:
+        found = ((arm, measures(slates.filter(pl.col("arm") == arm), asked)) for arm in what.arms)
+        return pl.concat(m.with_columns(asked["user_id"], arm=pl.lit(arm), **facts) for arm, m in found)
+
+    return measured(queries), measured(rare_only(queries))
 
 
 def _answers(folder: Path, run: RunDirectory, what: Rolling, to_us: int) -> bool:

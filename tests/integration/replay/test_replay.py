@@ -40,7 +40,7 @@ def test_the_report_has_what_the_design_says(frozen):
     assert report["from"] == "2017-12-04T00:00:00Z"
     assert set(report["pairs"]) == {f"retrieval-{arm}" for arm in ARMS[:-1]}
     assert pl.read_parquet(out / "slates.parquet").columns == ["arm", "query_id", "user_id", "rank", "item_id", "score"]
-    assert pl.read_parquet(out / "queries.parquet").columns == ["query_id", "user_id", "query_time", "relevant"]
+    assert pl.read_parquet(out / "queries.parquet").columns == ["query_id", "user_id", "query_time", "relevant", "rare"]
     page = (out / "report.html").read_text()
     assert "<svg" in page
     assert "http" not in page
@@ -51,6 +51,7 @@ def test_every_figure_recomputes_from_the_files(frozen):
     again = recompute(out)
     assert again["queries"] == report["queries"] > 30
     assert again["pairs"] == report["pairs"]
+    assert again["rare_items"] == report["rare_items"]
     for name, figures in again["arms"].items():
         assert figures == {key: report["arms"][name][key] for key in figures}
 

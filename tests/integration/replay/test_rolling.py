@@ -59,6 +59,7 @@ def test_a_rolling_comparison_goes_on_where_it_was(tmp_path):
     assert report["arms"]["popular"]["seeds_sd"]["ndcg@10"] == 0
     compared = {f"full-{arm}" for arm in ARMS if arm != "full"}
     assert compared | {"rank-lambdamart", "rank-popular", "retrieval-popular"} <= set(report["pairs"])
+    assert set(report["rare_items"]["arms"]) == set(ARMS if report["rare_items"]["queries"] else ())
     for folder in (tmp_path / "report.work").glob("report-*"):
         arms = json.loads((folder / "report.json").read_text())["arms"]
         slates = pl.read_parquet(folder / "slates.parquet")

@@ -14,6 +14,8 @@ from recsys.evaluation import (
     measures,
     paired_bootstrap,
     parse_positives,
+    rare_only,
+    with_rare,
 )
 
 CUT = int(datetime(2020, 1, 2, tzinfo=UTC).timestamp()) * 1_000_000
@@ -43,6 +45,29 @@ def test_the_sample_is_seeded_and_does_not_depend_on_row_order():
     assert one.equals(two)
     assert not one.equals(ask(events, queries_max=10, seed=4))
     assert ask(events, queries_max=1_000).equals(ask(events))
+
+
+def test_an_item_is_rare_while_fewer_than_five_actions_lie_before_the_query():
+    actions = [  # item, type, days after 2020-01-01
+        *(("five", "view", n) for n in (1, 2, 3, 4, 4)), *(("four", "view", n) for n in (1, 2, 3, 4, 5)),
+        *(("shown", "impression", 1) for _ in range(9)),
+    ]  # fmt: skip
+    events = pl.DataFrame(actions, schema=["item_id", "event_type", "day"], orient="row").select(
+        "item_id", "event_type", user_id=pl.lit("u"), event_time=pl.datetime(2020, 1, "day", time_zone="UTC")
+    )
+    at = int(datetime(2020, 1, 5, tzinfo=UTC).timestamp()) * 1_000_000
+    queries = pl.DataFrame(
+        {
+            "query_id": ["b", "a", "c"],
+            "user_id": ["b", "a", "c"],
+            "query_time": [at, at + 1, at],
+            "relevant": [["five", "four", "never", "shown"], ["four"], ["five"]],
+        }
+    )
+    asked = with_rare(queries, events)
+    assert asked["rare"].to_list() == [["four", "never", "shown"], [], []]
+    assert asked.drop("rare").equals(queries)
+    assert rare_only(asked).select("query_id", "relevant").rows() == [("b", ["four", "never", "shown"])]
 
 
 @pytest.mark.parametrize(

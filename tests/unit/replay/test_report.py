@@ -18,7 +18,9 @@ QUERIES = pl.DataFrame(
         "user_id": ["a", "b"],
         "query_time": [9, 9],
         "relevant": [["x"], ["y", "z"]],
-    }
+        "rare": [[], ["z"]],
+    },
+    schema_overrides={"rare": pl.List(pl.String)},
 )
 
 
@@ -69,6 +71,15 @@ def test_figures_by_hand():
     assert reference_arm(["full", "b"]) == "full"
 
 
+def test_rare_items_are_measured_alone():
+    found = compute(SLATES, QUERIES, ["popular", "full"], num_items=8, seed=1)["rare_items"]
+    assert found["queries"] == 1
+    assert (found["arms"]["full"]["ndcg@10"], found["arms"]["popular"]["ndcg@10"]) == (1.0, 0.0)
+    assert found["pairs"]["full-popular"]["ndcg@10"]["diff"] == 1.0
+    none = QUERIES.with_columns(rare=pl.lit([], pl.List(pl.String)))
+    assert compute(SLATES, none, ["full"], num_items=8, seed=1)["rare_items"]["queries"] == 0
+
+
 def test_an_arm_without_any_slate_scores_zero():
     found = compute(slates(full=[["x"], []]), QUERIES, ["silent", "full"], num_items=8, seed=1)
     assert found["arms"]["silent"]["ndcg@10"] == 0.0
@@ -109,6 +120,7 @@ def test_the_page_escapes_what_comes_from_data_and_fetches_nothing():
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt; ✓" in page
     assert "tea &amp; cups" in page
+    assert "Items with fewer than 5 events" in page
     assert "&lt;b&gt;shop" in page
     assert "<svg" in page
     assert not re.search(r"https?://|@import|url\(|\ssrc=|\shref=", page)
