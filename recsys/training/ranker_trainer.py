@@ -39,6 +39,7 @@ from recsys.training.validation import as_good, ndcg
 _RETRIEVAL = "retrieval"
 _PRIORS = ((_RETRIEVAL, False), ("own_history", True))  # whose orders, and which of them lasts
 _PRIOR_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 64.0)
+_SURELY_ERRORS = 2.0  # standard errors, of a difference that is no chance
 _LEVEL_WEIGHT = 0.5  # of the binary loss beside the list loss
 _SWAP_WEIGHT = 2.0  # of the swaps beside it
 _NEW_ONLY_WEIGHT = 0.5  # of a list of new items alone, beside a list of all
@@ -117,9 +118,10 @@ def choose_priors(ranker: Ranker, lists: RankLists) -> tuple[Prior, ...]:
 
     Weights within one standard error of the best, by user, are taken for equal. Of retrieval's the smallest is chosen
     that is not 0: a little of an order that is as good as the network's own rather helps than harms. Of own history's
-    it is the largest where that is among them, else the smallest: ordinary days do not show then that the network is
-    better, what shoppers did before carries over to days that are unlike those trained on, and what else was learnt
-    need not. Each task has weights of its own, from its own lists. Orders that the lists do not have are left out.
+    it is the largest unless that is surely worse, by two errors, else the smallest: where ordinary days do not surely
+    show that the network is better, what shoppers did before carries over to days that are unlike those trained on,
+    and what else was learnt need not. Each task has weights of its own, from its own lists. Orders that the lists do
+    not have are left out.
     """
     of_all, of_new = (_weights(ranker, lists.of_task(new_only=new_only)) for new_only in (False, True))
     priors = (Prior(source, *both) for (source, _), *both in zip(_PRIORS, of_all, of_new, strict=True))
@@ -143,9 +145,10 @@ def _weight(lists: RankLists, score: npt.NDArray[np.float32], worth: npt.NDArray
     """Of the weights as good as the best: the smallest above 0, or, of an order that `lasts`, an end."""
     if not worth.any():
         return 0.0
-    equal = np.flatnonzero(as_good(np.stack([ndcg(lists, score + weight * worth) for weight in _PRIOR_WEIGHTS])))
+    quality = np.stack([ndcg(lists, score + weight * worth) for weight in _PRIOR_WEIGHTS])
+    equal = np.flatnonzero(as_good(quality))
     if lasts:
-        return _PRIOR_WEIGHTS[-1 if equal[-1] == len(_PRIOR_WEIGHTS) - 1 else equal[0]]
+        return _PRIOR_WEIGHTS[-1 if as_good(quality, _SURELY_ERRORS)[-1] else equal[0]]
     return _PRIOR_WEIGHTS[min(equal[equal > 0], default=0)]
 
 

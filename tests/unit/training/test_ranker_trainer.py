@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from recsys.core import CorruptData
 from recsys.models.config import RankerConfig
 from recsys.models.ranker import Calibration
-from recsys.training import TrainingConfig
+from recsys.training import TrainingConfig, ranker_trainer
 from recsys.training.loop import LossGuard
 from recsys.training.rank_lists import RankLists, bit_of, heads_of
 from recsys.training.ranker_trainer import (
@@ -99,6 +99,17 @@ def test_own_history_counts_where_that_costs_nothing_that_could_be_measured():
     lists.values[:, 0] = lists.values[:, 1]
     untaught = _train(dataclasses.replace(lists, label=np.zeros(1200, bool)))
     assert choose_priors(untaught, lists)[0].weight >= 2
+
+
+@pytest.mark.parametrize(("misled", "weight"), [(2, 64), (6, 0)])
+def test_own_history_counts_in_full_until_it_is_surely_worse(misled, weight, monkeypatch):
+    """Beside a network that knows the labels it is wrong in 2 of 40 lists, 1.5 standard errors, or in 6, 2.7."""
+    monkeypatch.setattr(ranker_trainer, "_logits", lambda ranker, lists: lists.label.astype(np.float32))
+    lists = make_lists()
+    wrong = np.isin(lists.query_of_row(), np.flatnonzero(~lists.new_only)[:misled])
+    lists.values[:, 0] = np.where(wrong, ~lists.label, lists.label)
+    (prior,) = choose_priors(_train(lists, ranker_epochs=1), lists)
+    assert prior.weight == weight
 
 
 def test_each_task_has_the_prior_that_its_own_lists_want():
