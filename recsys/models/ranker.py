@@ -111,22 +111,29 @@ class Prior:
     source: whose order, by the feature SOURCE_score. What is added is the weight times the worth of the place in NDCG,
     1 / log2(1 + place), nothing where the source is silent. Places mean the same on every day, scores do not.
     fresh_weight: instead of `weight` where new items alone were asked for, which have the first places then.
+    among: a feature; only rows where it is above 0 have places. Empty = all rows.
     """
 
     source: str
     weight: float
     fresh_weight: float = 0.0
+    among: str = ""
 
     @property
-    def feature(self) -> str:
-        """The column it reads."""
-        return f"{self.source}_score"
+    def features(self) -> tuple[str, ...]:
+        """The columns it reads."""
+        return (f"{self.source}_score", self.among) if self.among else (f"{self.source}_score",)
 
-    def worth(self, score: npt.NDArray[np.float32], query: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def worth(
+        self, values: npt.NDArray[np.float32], names: Sequence[str], query: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
         """1 / log2(1 + place) of each row by score among the rows of its query [N], 0 where the score is missing.
 
-        query: ascending.
+        values: [N, F] with columns `names`, all of `features` among them. query: ascending.
         """
+        score, *among = (values[:, names.index(feature)] for feature in self.features)
+        for above_0 in among:
+            score = np.where(above_0 > 0, score, np.float32(np.nan))
         order = np.lexsort((-score, query))
         place = np.empty(len(score), np.float32)
         place[order] = np.arange(len(score)) - np.searchsorted(query, query)
@@ -236,7 +243,7 @@ class Ranker:
             fresh = values[:, self.feature_names.index(NEW_ONLY)] > 0
         for prior in self.priors:
             weight = np.where(fresh, prior.fresh_weight, prior.weight).astype(np.float32)
-            added += weight * prior.worth(values[:, self.feature_names.index(prior.feature)], query)
+            added += weight * prior.worth(values, self.feature_names, query)
         return added
 
     @torch.inference_mode()

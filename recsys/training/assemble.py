@@ -156,10 +156,10 @@ def _judge(
     measures = list_measures(every, scores)
     if len(every) > 1:
         measures["ece"] = calibration_error(every, scores, calibrate)
-    measures |= {f"prior_{prior.source}": prior.weight for prior in ranker.priors}
+    measures |= {f"prior_{'_'.join(prior.features)}": prior.weight for prior in ranker.priors}
     if len(new):
         measures |= {f"new_only_{k}": v for k, v in list_measures(new, score_lists(ranker, new)).items()}
-        measures |= {f"new_only_prior_{prior.source}": prior.fresh_weight for prior in ranker.priors}
+        measures |= {f"new_only_prior_{'_'.join(prior.features)}": prior.fresh_weight for prior in ranker.priors}
     heads = [Head(names[0], calibrate(scores, every.label))]
     for behaviour, logit in zip(names[1:], other_logits(ranker, every).T, strict=True):
         did = every.did(behaviour)

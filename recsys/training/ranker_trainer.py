@@ -18,6 +18,7 @@ section 3.2, the bound that makes it a loss); Platt 1999.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +37,9 @@ from recsys.training.loop import LossGuard, seed_torch
 from recsys.training.rank_lists import RankLists
 from recsys.training.validation import as_good, ndcg
 
-_RETRIEVAL = "retrieval"
-_PRIORS = ((_RETRIEVAL, False), ("own_history", True))  # whose orders, and which of them lasts
-_PRIOR_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 64.0)
-_SURELY_ERRORS = 2.0  # standard errors, of a difference that is no chance
+_RETRIEVAL, _OWN_HISTORY = Prior("retrieval", 1.0), Prior("own_history", 1.0)
+_CART = Prior("own_history", 1.0, among="own_carts")
+_PRIOR_WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 64.0)
 _LEVEL_WEIGHT = 0.5  # of the binary loss beside the list loss
 _SWAP_WEIGHT = 2.0  # of the swaps beside it
 _NEW_ONLY_WEIGHT = 0.5  # of a list of new items alone, beside a list of all
@@ -117,39 +117,39 @@ def choose_priors(ranker: Ranker, lists: RankLists) -> tuple[Prior, ...]:
     """How much other orders should count beside the network, by NDCG@10 on lists the ranker has not seen.
 
     Weights within one standard error of the best, by user, are taken for equal. Of retrieval's the smallest is chosen
-    that is not 0: a little of an order that is as good as the network's own rather helps than harms. Of own history's
-    it is the largest unless that is surely worse, by two errors, else the smallest: where ordinary days do not surely
-    show that the network is better, what shoppers did before carries over to days that are unlike those trained on,
-    and what else was learnt need not. Each task has weights of its own, from its own lists. Orders that the lists do
-    not have are left out.
+    that is not 0: a little of an order that is as good as the network's own rather helps than harms. Of the cart's, the
+    items that the shopper once put there in own history's order, it is the largest: the network knows how often such
+    things are bought on ordinary days, and at a sale they are bought. Where carts have no say it is own history's, in
+    full if that is as good, else the smallest: what shoppers did before carries over to days that are unlike those
+    trained on, and what else was learnt need not. Each task has weights of its own, from its own lists. Orders that the
+    lists do not have are left out.
     """
     of_all, of_new = (_weights(ranker, lists.of_task(new_only=new_only)) for new_only in (False, True))
-    priors = (Prior(source, *both) for (source, _), *both in zip(_PRIORS, of_all, of_new, strict=True))
+    priors = (replace(prior, weight=of_all[prior], fresh_weight=of_new[prior]) for prior in of_all)
     return tuple(prior for prior in priors if prior.weight or prior.fresh_weight)
 
 
-def _weights(ranker: Ranker, lists: RankLists) -> list[float]:
-    """The weight of each of _PRIORS, chosen one after another on lists of one task; 0 where nothing can be said."""
-    score, weights = _logits(ranker, lists), []
-    for source, lasts in _PRIORS:
-        prior, weight = Prior(source, 1.0), 0.0
-        if prior.feature in lists.names and len(lists):
-            worth = prior.worth(lists.values[:, lists.names.index(prior.feature)], lists.query_of_row())
-            weight = _weight(lists, score, worth, lasts=lasts)
-            score = score + weight * worth
-        weights.append(weight)
+def _weights(ranker: Ranker, lists: RankLists) -> dict[Prior, float]:
+    """The weight of each prior, chosen one after another on lists of one task; 0 where nothing can be said."""
+    score, weights = _logits(ranker, lists), {}
+    for prior in (_RETRIEVAL, _CART, _OWN_HISTORY):
+        weights[prior] = 0.0
+        if len(lists) and set(prior.features) <= set(lists.names) and not (prior is _OWN_HISTORY and weights[_CART]):
+            worth = prior.worth(lists.values, lists.names, lists.query_of_row())
+            weights[prior] = _weight(lists, score, worth, prior)
+            score = score + weights[prior] * worth
     return weights
 
 
-def _weight(lists: RankLists, score: npt.NDArray[np.float32], worth: npt.NDArray[np.float32], *, lasts: bool) -> float:
-    """Of the weights as good as the best: the smallest above 0, or, of an order that `lasts`, an end."""
+def _weight(lists: RankLists, score: npt.NDArray[np.float32], worth: npt.NDArray[np.float32], prior: Prior) -> float:
+    """Of the weights as good as the best the one that suits the prior; see `choose_priors`."""
     if not worth.any():
         return 0.0
-    quality = np.stack([ndcg(lists, score + weight * worth) for weight in _PRIOR_WEIGHTS])
-    equal = np.flatnonzero(as_good(quality))
-    if lasts:
-        return _PRIOR_WEIGHTS[-1 if as_good(quality, _SURELY_ERRORS)[-1] else equal[0]]
-    return _PRIOR_WEIGHTS[min(equal[equal > 0], default=0)]
+    equal = np.flatnonzero(as_good(np.stack([ndcg(lists, score + weight * worth) for weight in _PRIOR_WEIGHTS])))
+    if prior is _RETRIEVAL:
+        return _PRIOR_WEIGHTS[min(equal[equal > 0], default=0)]
+    in_full = equal[-1] == len(_PRIOR_WEIGHTS) - 1
+    return _PRIOR_WEIGHTS[equal[-1] if prior is _CART or in_full else equal[0]]
 
 
 def _logits(ranker: Ranker, lists: RankLists, *, every: bool = False) -> npt.NDArray[np.float32]:

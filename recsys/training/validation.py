@@ -59,14 +59,13 @@ def recall(lists: RankLists, scores: npt.NDArray[np.float32], k: int) -> npt.NDA
     return found
 
 
-def as_good(quality: npt.NDArray[np.float64], errors: float = 1.0) -> npt.NDArray[np.bool_]:
-    """Which of these ways [W] are within `errors` standard errors of the best.
+def as_good(quality: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Which of these ways [W] are within one standard error of the best; quality: of each way in each list [W, Q].
 
-    quality: of each way in each list [W, Q].
     Source: Breiman et al. 1984, section 3.4.3 (the rule of one standard error).
     """
     lost = quality[quality.mean(axis=1).argmax()] - quality
-    equal: npt.NDArray[np.bool_] = lost.mean(axis=1) <= errors * lost.std(axis=1) / np.sqrt(quality.shape[1])
+    equal: npt.NDArray[np.bool_] = lost.mean(axis=1) <= lost.std(axis=1) / np.sqrt(quality.shape[1])
     return equal
 
 

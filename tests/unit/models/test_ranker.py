@@ -128,8 +128,11 @@ def test_scaling_keeps_order_bounds_surges_and_marks_missing():
 
 def test_a_prior_orders_by_place_and_has_another_weight_where_new_items_are_asked_for():
     prior = Prior("covisit", 4.0, 1.0)
-    worth = prior.worth(np.array([5.0, np.nan, 1e9, 7.0], np.float32), np.array([0, 0, 0, 1]))
-    np.testing.assert_allclose(worth, [1 / np.log2(3), 0, 1, 1], rtol=1e-6)
+    score, carts, query = [5.0, np.nan, 1e9, 7.0], [1.0, 1.0, 0.0, np.nan], np.array([0, 0, 0, 1])
+    columns, names = np.array([carts, score], np.float32).T, ("own_carts", "covisit_score")
+    np.testing.assert_allclose(prior.worth(columns, names, query), [1 / np.log2(3), 0, 1, 1], rtol=1e-6)
+    in_cart = Prior("covisit", 4.0, among="own_carts")
+    np.testing.assert_allclose(in_cart.worth(columns, names, query), [1, 0, 0, 0], rtol=1e-6)
     config = RankerConfig(dim=4, hidden=8)
     names = ("covisit_score", "new_only")
     ranker = Ranker(RankerNet(2, 1, config).eval(), names, Vocabulary(np.empty(0, np.int64)), config, (prior,))

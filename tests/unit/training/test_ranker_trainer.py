@@ -101,15 +101,20 @@ def test_own_history_counts_where_that_costs_nothing_that_could_be_measured():
     assert choose_priors(untaught, lists)[0].weight >= 2
 
 
-@pytest.mark.parametrize(("misled", "weight"), [(2, 64), (6, 0)])
-def test_own_history_counts_in_full_until_it_is_surely_worse(misled, weight, monkeypatch):
-    """Beside a network that knows the labels it is wrong in 2 of 40 lists, 1.5 standard errors, or in 6, 2.7."""
-    monkeypatch.setattr(ranker_trainer, "_logits", lambda ranker, lists: lists.label.astype(np.float32))
-    lists = make_lists()
+@pytest.mark.parametrize(("misled", "low", "high"), [(0, 64, 64), (12, 1, 8)])
+def test_the_cart_counts_for_as_much_as_ordinary_days_allow(misled, low, high, monkeypatch):
+    """In some of 40 lists another item than what is in the cart is bought; what is no cart's has no say."""
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(ranker_trainer, "_logits", lambda ranker, lists: 4 * lists.label.astype(np.float32))
+    lists = dataclasses.replace(make_lists(), names=("own_history_score", "own_carts", "noise"))
     wrong = np.isin(lists.query_of_row(), np.flatnonzero(~lists.new_only)[:misled])
-    lists.values[:, 0] = np.where(wrong, ~lists.label, lists.label)
-    (prior,) = choose_priors(_train(lists, ranker_epochs=1), lists)
-    assert prior.weight == weight
+    lists.values[:, 0] = rng.random(len(lists.label))
+    lists.values[:, 1] = np.where(wrong, ~lists.label, lists.label)
+    (prior,) = choose_priors(_train(lists, ranker_epochs=1), lists)  # own history is left out then
+    assert (prior.source, prior.among) == ("own_history", "own_carts")
+    assert low <= prior.weight <= high
+    lists.values[:, 1] = 0
+    assert "own_carts" not in {prior.among for prior in choose_priors(_train(lists, ranker_epochs=1), lists)}
 
 
 def test_each_task_has_the_prior_that_its_own_lists_want():
