@@ -70,6 +70,7 @@ class DistillConfig:
     depth: rows of a list, best by rank, that are a fair sample of what serving sees; validation is on them. Below it a
     list may hold rows because of their label, so only negatives are used from there. validation_share: of the queries.
     embedding_dropout: share of items whose collaborative embedding is hidden in training, as a newcomer's is.
+    student_epochs: who reads a list twice learns it by heart, and forgets the ranker's order.
     student_steps_min: few lists get more epochs, up to four times as many.
     num_experts: 0 = a dense student with as many active parameters. upcycle_epochs: a dense student is trained that
     long first and becomes the experts.
@@ -93,11 +94,11 @@ class DistillConfig:
     validation_share: float = 0.15
     depth: int = DEPTH
     teacher_epochs: int = 1
-    student_epochs: int = 2
-    student_steps_min: int = 400
+    student_epochs: int = 1
+    student_steps_min: int = 100
     upcycle_epochs: int = 0
     batch_lists: int = 8
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     embedding_dropout: float = 0.1
     temperature: float = 2.0
     router_balance: float = 0.01

@@ -31,6 +31,7 @@ from recsys.core.run_dir import RunDirectory, RunWriter
 TINY = DistillConfig(
     hidden_size=32, num_layers=1, num_experts=4, expert_width=32, teacher_hidden_size=64, teacher_layers=1,
     teacher_expert_width=64, vocab_size=600, prefix_tokens_max=64, item_tokens_max=12, depth=16, learning_rate=3e-3,
+    student_epochs=2, student_steps_min=400,
 )  # fmt: skip
 KINDS = ("tea", "lamp", "shoe", "phone", "围巾", "耳机", "rice", "clock")
 ADJECTIVES = ("red", "small", "antique", "new", "quiet", "大号", "cosy", "light")
