@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recsys.core.events import EventType
 from recsys.core.items import ItemTable
 from recsys.core.progress import bar
 from recsys.models.config import RankerConfig
@@ -118,11 +119,11 @@ def choose_priors(ranker: Ranker, lists: RankLists) -> tuple[Prior, ...]:
 
     Weights within one standard error of the best, by user, are taken for equal. Of retrieval's the smallest is chosen
     that is not 0: a little of an order that is as good as the network's own rather helps than harms. Of the cart's, the
-    items that the shopper once put there in own history's order, it is the largest: the network knows how often such
-    things are bought on ordinary days, and at a sale they are bought. Where carts have no say it is own history's, in
-    full if that is as good, else the smallest: what shoppers did before carries over to days that are unlike those
-    trained on, and what else was learnt need not. Each task has weights of its own, from its own lists. Orders that the
-    lists do not have are left out.
+    items that the shopper once put there in own history's order, it is the largest, where purchases are foreseen: the
+    network knows how often such things are bought on ordinary days, and at a sale they are bought. Where carts have no
+    say it is own history's, in full if that is as good, else the smallest: what shoppers did before carries over to
+    days that are unlike those trained on, and what else was learnt need not. Each task has weights of its own, from its
+    own lists. Orders that the lists do not have are left out.
     """
     of_all, of_new = (_weights(ranker, lists.of_task(new_only=new_only)) for new_only in (False, True))
     priors = (replace(prior, weight=of_all[prior], fresh_weight=of_new[prior]) for prior in of_all)
@@ -131,14 +132,18 @@ def choose_priors(ranker: Ranker, lists: RankLists) -> tuple[Prior, ...]:
 
 def _weights(ranker: Ranker, lists: RankLists) -> dict[Prior, float]:
     """The weight of each prior, chosen one after another on lists of one task; 0 where nothing can be said."""
-    score, weights = _logits(ranker, lists), {}
-    for prior in (_RETRIEVAL, _CART, _OWN_HISTORY):
-        weights[prior] = 0.0
-        if len(lists) and set(prior.features) <= set(lists.names) and not (prior is _OWN_HISTORY and weights[_CART]):
+    score, weights = _logits(ranker, lists), dict.fromkeys((_RETRIEVAL, _CART, _OWN_HISTORY), 0.0)
+    for prior in weights:
+        beside = not weights[_CART] if prior is _OWN_HISTORY else prior is not _CART or _buys(ranker)
+        if beside and len(lists) and set(prior.features) <= set(lists.names):
             worth = prior.worth(lists.values, lists.names, lists.query_of_row())
             weights[prior] = _weight(lists, score, worth, prior)
             score = score + weights[prior] * worth
     return weights
+
+
+def _buys(ranker: Ranker) -> bool:
+    return ranker.heads[0].foresees == EventType.PURCHASE.label
 
 
 def _weight(lists: RankLists, score: npt.NDArray[np.float32], worth: npt.NDArray[np.float32], prior: Prior) -> float:

@@ -34,6 +34,7 @@ _NO_CERTIFICATE = (
     " We show no certificate: where the broker asks for one (ssl.client.auth=required), the TLS handshake fails "
     "until ssl_cert_file and ssl_key_file are set."
 )
+_LOGIN = " A wrong login may look the same, where the line is cut before the answer: check user and sasl_password_file."
 _LAST_COMMIT_S = 5.0
 
 
@@ -156,12 +157,13 @@ class KafkaLog(ABC):
 
     def unavailable(self, came: object) -> Unavailable:
         """The broker is away, or does not understand us."""
+        login = _LOGIN if self.config.security_protocol.startswith("SASL") else ""
         return Unavailable(
             f"Kafka at {self.servers}",
             came=came,
             expected="a broker that answers",
             fix="Check that it runs and that the address and [streaming.kafka] are right, then start again: "
-            f"what was acknowledged is kept.{'' if self._shows_certificate else _NO_CERTIFICATE}",
+            f"what was acknowledged is kept.{login}{'' if self._shows_certificate else _NO_CERTIFICATE}",
         )
 
     def too_few_brokers(self, came: object) -> BadInput:

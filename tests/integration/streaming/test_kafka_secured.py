@@ -144,13 +144,14 @@ def test_who_does_not_is_told_why_and_the_secret_is_not(secured, double11, drive
         port, settings = secured.mutual, {"security_protocol": "SSL", "ssl_ca_file": secured.authority.ca_file}
     elif wrong == "no TLS":
         settings = {}
-    # Some of kafka-python's attempts with a wrong password see the line cut before they see why. It asks to the end.
+    # Most of kafka-python's attempts with a wrong password see the line cut before they see why. It asks to the end.
     quick = driver == "kafka-python" or wrong == "no TLS"
     timeout_ms = 3_000 if quick and wrong != "password" else 10_000
     settings |= {"request_timeout_ms": timeout_ms, "delivery_timeout_ms": 20_000}
     url = f"kafka://127.0.0.1:{port}"
     found, answer, written = double11(driver, settings, "dead-letter", "list", "--log", url)
     # A broker hangs up on whoever shows no certificate; its alert may be lost with the line, each time anew.
-    assert found in ((code,) if code else (2, 4)), written
-    assert why in str(answer["error"])
+    lost = driver == "kafka-python" and wrong == "password" and found == 4
+    assert found in ((code,) if code and not lost else (2, 4)), written
+    assert ("sasl_password_file" if lost else why) in str(answer["error"])
     assert SECRET not in written

@@ -113,6 +113,8 @@ def test_the_cart_counts_for_as_much_as_ordinary_days_allow(misled, low, high, m
     (prior,) = choose_priors(_train(lists, ranker_epochs=1), lists)  # own history is left out then
     assert (prior.source, prior.among) == ("own_history", "own_carts")
     assert low <= prior.weight <= high
+    any_action = _train(lists, ranker_epochs=1, heads=("any",))
+    assert "own_carts" not in {prior.among for prior in choose_priors(any_action, lists)}
     lists.values[:, 1] = 0
     assert "own_carts" not in {prior.among for prior in choose_priors(_train(lists, ranker_epochs=1), lists)}
 
