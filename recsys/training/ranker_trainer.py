@@ -133,17 +133,15 @@ def choose_priors(ranker: Ranker, lists: RankLists) -> tuple[Prior, ...]:
 def _weights(ranker: Ranker, lists: RankLists) -> dict[Prior, float]:
     """The weight of each prior, chosen one after another on lists of one task; 0 where nothing can be said."""
     score, weights = _logits(ranker, lists), dict.fromkeys((_RETRIEVAL, _CART, _OWN_HISTORY), 0.0)
+    buys = ranker.heads[0].foresees == EventType.PURCHASE.label
     for prior in weights:
-        beside = not weights[_CART] if prior is _OWN_HISTORY else prior is not _CART or _buys(ranker)
-        if beside and len(lists) and set(prior.features) <= set(lists.names):
+        if (prior is _CART and not buys) or (prior is _OWN_HISTORY and weights[_CART]):
+            continue
+        if len(lists) and set(prior.features) <= set(lists.names):
             worth = prior.worth(lists.values, lists.names, lists.query_of_row())
             weights[prior] = _weight(lists, score, worth, prior)
             score = score + weights[prior] * worth
     return weights
-
-
-def _buys(ranker: Ranker) -> bool:
-    return ranker.heads[0].foresees == EventType.PURCHASE.label
 
 
 def _weight(lists: RankLists, score: npt.NDArray[np.float32], worth: npt.NDArray[np.float32], prior: Prior) -> float:
