@@ -32,7 +32,9 @@ class UserFeatures:
     status: NOT_FOUND for a user without events; then every array is empty and every value NaN.
     recent_*: the last L actions (impressions left out), oldest first: item key, EventType, microseconds UTC.
     pair_*: one row per item the user has acted on, newest kept when the bound is reached: item key, count per
-    EventType (int32 [P, 7], column = EventType number), first and last action, number of distinct days with a purchase.
+    EventType (int32 [P, 7], column = EventType number), first and last action, number of distinct days with a purchase,
+    mean natural logarithm of the quantities bought, ever and on the last day with a purchase (0 = single pieces, or
+    none).
     values: scalar user features by name (NaN = NULL or OUTSIDE_MAX_AGE).
     """
 
@@ -48,12 +50,14 @@ class UserFeatures:
     pair_last_us: npt.NDArray[np.int64]
     pair_last_purchase_us: npt.NDArray[np.int64]
     pair_purchase_days: npt.NDArray[np.int32]
+    pair_quantity_level: npt.NDArray[np.float32]
+    pair_last_quantity_level: npt.NDArray[np.float32]
     values: Mapping[str, float]
 
     @classmethod
     def not_found(cls, user_id: str, as_of_us: int, names: Sequence[str] = ()) -> UserFeatures:
         """A user without events."""
-        i64, i32 = np.empty(0, np.int64), np.empty(0, np.int32)
+        i64, i32, f32 = np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.float32)
         return cls(
             user_id=user_id,
             as_of_us=as_of_us,
@@ -67,6 +71,8 @@ class UserFeatures:
             pair_last_us=i64,
             pair_last_purchase_us=i64,
             pair_purchase_days=i32,
+            pair_quantity_level=f32,
+            pair_last_quantity_level=f32,
             values=dict.fromkeys(names, float("nan")),
         )
 

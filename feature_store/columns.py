@@ -25,7 +25,7 @@ class EventColumns:
     """N events as NumPy columns; users and items are rows of `user_ids` and `item_ids`, -1 = none.
 
     event_key is the 64-bit key of the event id: it breaks ties between equal event times and tells repeats.
-    price, stock, listed, category and brand are -1 where the event does not say.
+    price, quantity, stock, listed, category and brand are -1 where the event does not say.
     """
 
     kind: Words
@@ -38,6 +38,7 @@ class EventColumns:
     item_code: Words
     item_key: Words
     price: Words
+    quantity: Words
     stock: Words
     listed: Words
     category: Words
@@ -60,6 +61,7 @@ class EventColumns:
             item_code=item_code,
             item_key=np.append(keys(item_ids), -1)[item_code],
             price=_numbers(table.column("price")),
+            quantity=_numbers(table.column("quantity")),
             stock=_numbers(table.column("stock")),
             listed=_numbers(table.column("listed").cast(pa.int64())),
             category=_keyed(table.column("category")),

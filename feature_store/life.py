@@ -1,4 +1,4 @@
-"""One row per behaviour for ever: how often, first and last time, and the prices seen. Part of users and items alike.
+"""One row per behaviour for ever: how often, first and last time, prices and quantities. Part of users and items alike.
 
 Shape legend: N events, E entities, R rows.
 """
@@ -14,6 +14,7 @@ from recsys.core import EventType
 
 NUM_TYPES = len(EventType)
 LOG_PRICE_UNIT = 1024  # log2 prices are kept as integers of 1/1024, so that sums do not depend on their order
+LOG_QUANTITY_UNIT = 8  # log2 quantities likewise, of 1/8: what is kept of them has a byte per user, item and day
 LIFE = Table(
     name="life",
     key=("event_type",),
@@ -24,8 +25,9 @@ LIFE = Table(
         ("priced", Op.ADD),
         ("price_sum", Op.ADD),
         ("log_price_sum", Op.ADD),
+        ("log_quantity_sum", Op.ADD),
     ),
-    codes=("u1", "u4", "u7", "u7", "u4", "u8", "u6"),
+    codes=("u1", "u4", "u7", "u7", "u4", "u8", "u6", "u3"),
 )
 
 
@@ -35,7 +37,15 @@ def life_rows(code: Words, events: EventColumns) -> NewRows:
     price = np.where(priced, events.price, 0)
     log_price = np.rint(np.log2(np.maximum(price, 1)) * LOG_PRICE_UNIT).astype(np.int64)
     time = events.time_us
-    return NewRows.of(code, events.event_type, 1, time, time, priced.astype(np.int64), price, log_price)
+    return NewRows.of(
+        code, events.event_type, 1, time, time, priced.astype(np.int64), price, log_price, log_quantity(events)
+    )
+
+
+def log_quantity(events: EventColumns) -> Words:
+    """log2 of how many pieces each event is of [N], in units of 1 / LOG_QUANTITY_UNIT; one where it does not say."""
+    log: Words = np.rint(np.log2(np.maximum(events.quantity, 1)) * LOG_QUANTITY_UNIT).astype(np.int64)
+    return log
 
 
 NEVER_US = np.iinfo(np.int64).max

@@ -49,6 +49,8 @@ def user_features(user_id: str, blob: bytes | memoryview, as_of_us: int) -> User
         pair_last_us=pairs.last_us,
         pair_last_purchase_us=pairs.last_purchase_us,
         pair_purchase_days=pairs.purchase_days,
+        pair_quantity_level=pairs.quantity_level,
+        pair_last_quantity_level=pairs.last_quantity_level,
         values=dict(zip(USER_FEATURE_NAMES, number.tolist(), strict=True)),
     )
 

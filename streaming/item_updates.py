@@ -30,9 +30,10 @@ from recsys.core.murmur2 import partitions_of
 
 Source = tuple[str, int]
 RECORD_BYTES_MAX = 900 << 10
-_ROW_BYTES = 13 * 8  # at most, beside the item's id
+_ROW_BYTES = 14 * 8  # at most, beside the item's id
 _OPTIONAL = {
     "price": "price_minor",
+    "quantity": "quantity",
     "stock": "stock_units",
     "listed": "listed",
     "category": "category_key",

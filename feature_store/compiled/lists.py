@@ -1,7 +1,8 @@
 """What a user did with each item, and the newest actions.
 
-pairs [8, R]: day, item key, first, last and last purchase in microseconds of the day (the purchase's plus one, 0 =
-none), three words of two counts; sorted by day. recent [4, R]: type, time, event key, item key; sorted by these.
+pairs [9, R]: day, item key, first, last and last purchase in microseconds of the day (the purchase's plus one, 0 =
+none), three words of two counts, sum of the logarithms of quantities bought; sorted by day. recent [4, R]: type, time,
+event key, item key; sorted by these.
 
 Shape legend: E entities, R rows, P pairs, T event types.
 """
@@ -42,12 +43,13 @@ def pair_values(pairs_at: Words, pairs: Words, out: npt.NDArray[np.float64]) -> 
 @compiled
 def grouped_pairs(
     pairs: Words, order: Words, as_of_us: int, day_us: int, count: npt.NDArray[np.int32], days: npt.NDArray[np.int32],
-    out: Words,
+    quantity: npt.NDArray[np.float32], out: Words,
 ) -> int:  # fmt: skip
     """Rows of one user in the order of their item keys, one per item; returns how many.
 
-    out [4, P]: item key, first, last, last purchase; count [P, 7] and days [P] are zero before. Rows whose first action
-    is at or after as_of are left out.
+    out [4, P]: item key, first, last, last purchase; count [P, 7], days [P] and quantity [2, P] are zero before.
+    quantity: sum of the logarithms of quantities bought, and their mean on the last day with a purchase, in the unit of
+    `pairs`. Rows whose first action is at or after as_of are left out.
     """
     k = -1
     for i in range(len(order)):
@@ -63,7 +65,10 @@ def grouped_pairs(
         else:
             out[1, k], out[2, k] = min(out[1, k], first_us), max(out[2, k], last_us)
             out[3, k] = max(out[3, k], bought_us)
-        days[k] += pairs[4, r] > 0
+        if pairs[4, r]:
+            days[k] += 1
+            quantity[0, k] += pairs[8, r]
+            quantity[1, k] = pairs[8, r] / max(pairs[7, r] & _LANE, 1)
         for c in range(3):
             word = pairs[5 + c, r]
             count[k, 1 + 2 * c] += word & _LANE

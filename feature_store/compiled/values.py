@@ -1,7 +1,7 @@
 """Scalar features of users and items from their rows.
 
-life [7, R]: event type, count, first and last time, priced, sum of prices, of their logarithms. buckets [4, R]: key and
-three words of two counts.
+life [8, R]: event type, count, first and last time, priced, sum of prices, of their logarithms, of those of quantities.
+buckets [4, R]: key and three words of two counts.
 
 Shape legend: E entities, R rows, W windows, D decays, A ages, B behaviours (EventType 1 to 6), F features; columns
 [C, R] are C-contiguous int64, offsets [E + 1] as in `state.Rows`.
@@ -21,6 +21,7 @@ _NEVER_US = np.iinfo(np.int64).max
 _IMPRESSION, _VIEW, _CART, _PURCHASE = 1, 2, 4, 5
 _NUM_TYPES, _NUM_BEHAVIOURS = 7, 6
 _LANE = 0xFFFFFFFF
+_NUM_LIFE = 7
 
 
 @compiled
@@ -35,14 +36,20 @@ def _days(as_of_us: int, time_us: int, day_us: int) -> float:
 
 @compiled
 def _life_of(life: Words, first: int, end: int, life_BC: Words) -> None:
-    """Fill the row of each event type [7, 6]; without one the first time is never, the last -1, all else 0."""
+    """Fill the row of each event type [7, 7]; without one the first time is never, the last -1, all else 0."""
     for t in range(_NUM_TYPES):
-        life_BC[t, 0] = life_BC[t, 3] = life_BC[t, 4] = life_BC[t, 5] = 0
+        life_BC[t, 0] = life_BC[t, 3] = life_BC[t, 4] = life_BC[t, 5] = life_BC[t, 6] = 0
         life_BC[t, 1], life_BC[t, 2] = _NEVER_US, -1
     for r in range(first, end):
         if life[0, r] < _NUM_TYPES:  # as it always is, but nothing else would notice a broken blob
-            for c in range(6):
+            for c in range(_NUM_LIFE):
                 life_BC[life[0, r], c] = life[c + 1, r]
+
+
+@compiled
+def _quantity_level(life_BC: Words, log_quantity_unit: int, log_2: float) -> float:
+    """Mean natural logarithm of the quantities of purchases; NaN without any."""
+    return _ratio(life_BC[_PURCHASE, 6], life_BC[_PURCHASE, 0]) / log_quantity_unit * log_2
 
 
 @compiled
@@ -70,14 +77,15 @@ def _windows_of(
 @compiled
 def item_values(
     life_at: Words, life: Words, bucket_at: Words, buckets: Words, latest_at: Words, latest: Words, as_of_us: int,
-    first_W: Words, end_W: Words, window_D: Words, weight_DA: Words, weight_unit: int, day_us: int, out: Floats,
+    first_W: Words, end_W: Words, window_D: Words, weight_DA: Words, weight_unit: int, day_us: int,
+    log_quantity_unit: int, log_2: float, out: Floats,
 ) -> None:  # fmt: skip
     """Scalar features [E, F] of items in the order of `views.item`.
 
     latest [4, R]: field (price, first price, stock, listed, seen price), time, event key, value. weight_DA: of a bucket
     by its age in buckets, counted from the last bucket of its decay's window.
     """
-    count_WB, life_BC = np.empty((len(first_W), _NUM_BEHAVIOURS), np.int64), np.empty((_NUM_TYPES, 6), np.int64)
+    count_WB, life_BC = np.empty((len(first_W), _NUM_BEHAVIOURS), np.int64), np.empty((_NUM_TYPES, _NUM_LIFE), np.int64)
     row_W2 = np.empty((len(first_W), 2), np.int64)
     decayed_DB, field = np.empty((len(window_D), 3), np.int64), np.empty(5, np.float64)
     for e in range(len(out)):
@@ -123,6 +131,7 @@ def item_values(
         out[e, f + 4], out[e, f + 5] = 1.0 - _ratio(price, field[1]), 1.0 - _ratio(price, usual)
         out[e, f + 6], out[e, f + 7] = field[2], field[3]
         out[e, f + 8] = _days(as_of_us, first_us, day_us)
+        out[e, f + 9] = _quantity_level(life_BC, log_quantity_unit, log_2)
 
 
 @compiled
@@ -159,10 +168,10 @@ def _shares(affinity: Words, first: int, end: int, kind: int, out: Floats) -> No
 def user_values(
     life_at: Words, life: Words, bucket_at: Words, buckets: Words, affinity_at: Words, affinity: Words, as_of_us: int,
     first_W: Words, end_W: Words, hour_kind: int, kind_shift: int, hour_us: int, day_us: int, log_price_unit: int,
-    log_2: float, out: Floats,
+    log_quantity_unit: int, log_2: float, out: Floats,
 ) -> None:  # fmt: skip
     """Scalar features [E, F] of users in the order of `views.user`. hour_kind: kind of the buckets by hour of day."""
-    count_WB, life_BC = np.empty((len(first_W), _NUM_BEHAVIOURS), np.int64), np.empty((_NUM_TYPES, 6), np.int64)
+    count_WB, life_BC = np.empty((len(first_W), _NUM_BEHAVIOURS), np.int64), np.empty((_NUM_TYPES, _NUM_LIFE), np.int64)
     row_W2 = np.empty((len(first_W), 2), np.int64)
     now = as_of_us // hour_us
     for e in range(len(out)):
@@ -203,3 +212,4 @@ def user_values(
         out[e, f + 4] = _ratio(near, around_the_clock)
         for kind in range(2):
             _shares(affinity, affinity_at[e], affinity_at[e + 1], kind, out[e, f + 5 + 2 * kind : f + 7 + 2 * kind])
+        out[e, f + 9] = _quantity_level(life_BC, log_quantity_unit, log_2)

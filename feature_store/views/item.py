@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from feature_store.columns import EventColumns, NewRows
 from feature_store.compiled import values
-from feature_store.life import LIFE, dense, life_rows
+from feature_store.life import LIFE, LOG_QUANTITY_UNIT, dense, life_rows
 from feature_store.state import Op, Rows, State, Table, Words
 from feature_store.view import FeatureView
 from feature_store.windows import BEHAVIOURS, BUCKETS, DAY_US, DECAYS, WEIGHT_UNIT, WINDOWS, bucket_rows, edges
@@ -20,6 +20,7 @@ from recsys.core import EventKind, EventType
 _PRICE, _FIRST_PRICE, _STOCK, _LISTED, _SEEN_PRICE = range(5)
 _NUM_FIELDS = 5
 _TIME_END_US = 1 << 55
+_LOG_2 = float(np.log(2.0))
 LATEST = Table(
     name="latest",
     key=("field", "time_us", "event_key"),
@@ -33,7 +34,7 @@ _COUNTS = tuple(f"{b.label}_count_{w}" for w in (*(w.name for w in WINDOWS), "al
 _TRENDS = tuple(f"{b.label}_trend_{d.name}" for d in DECAYS for b in _TRENDED)
 _RECENCY = tuple(f"days_since_{b.label}" for b in _TRENDED)
 _RATES = ("view_rate_30d", "purchase_rate_30d")
-_CATALOG = ("price", "price_usual", "discount_first", "discount_usual", "stock", "listed", "age_days")
+_OTHER = ("price", "price_usual", "discount_first", "discount_usual", "stock", "listed", "age_days", "quantity_level")
 
 
 def _rows(events: EventColumns) -> dict[str, NewRows]:
@@ -47,7 +48,7 @@ def _rows(events: EventColumns) -> dict[str, NewRows]:
         _latest(actions, _SEEN_PRICE, np.where(actions.price > 0, actions.price, -1)),
     ]
     # A row of type 0 says that the catalogue knows the item; it counts nothing, so a repeat changes nothing.
-    known = NewRows.of(catalog.item_code, 0, 0, catalog.time_us, catalog.time_us, 0, 0, 0)
+    known = NewRows.of(catalog.item_code, 0, 0, catalog.time_us, catalog.time_us, 0, 0, 0, 0)
     return {
         "life": NewRows.concat([life_rows(actions.item_code, actions), known]),
         "buckets": bucket_rows(actions.item_code, actions, hour_of_day=False),
@@ -67,7 +68,7 @@ def _values(state: State, as_of_us: int) -> npt.NDArray[np.float64]:
     out = np.empty((len(state), len(ITEM_VIEW.features)))
     values.item_values(
         life.offsets, life.columns, buckets.offsets, buckets.columns, latest.offsets, latest.columns, as_of_us,
-        at.first_W, at.end_W, at.window_D, at.weight_DA, WEIGHT_UNIT, DAY_US, out,
+        at.first_W, at.end_W, at.window_D, at.weight_DA, WEIGHT_UNIT, DAY_US, LOG_QUANTITY_UNIT, _LOG_2, out,
     )  # fmt: skip
     return out
 
@@ -77,7 +78,8 @@ def _times(state: State) -> Words:
     last = np.maximum(dense(state["life"])["last_us"], 0)
     newest = last.max(axis=1)
     price = np.where(np.isnan(field[:, _PRICE]), field_us[:, _SEEN_PRICE], field_us[:, _PRICE])
-    single = (newest, newest, price, newest, price, price, field_us[:, _STOCK], field_us[:, _LISTED], newest)
+    stock, listed, bought = field_us[:, _STOCK], field_us[:, _LISTED], last[:, EventType.PURCHASE]
+    single = (newest, newest, price, newest, price, price, stock, listed, newest, bought)
     times = [*[last[:, 1:]] * (len(WINDOWS) + 1), *[last[:, _TRENDED]] * (len(DECAYS) + 1), np.stack(single, axis=1)]
     return np.concatenate(times, axis=1)
 
@@ -97,7 +99,7 @@ ITEM_VIEW = FeatureView(
     kind="item",
     tables=(LIFE, BUCKETS, LATEST),
     rows=_rows,
-    features=(*_COUNTS, *_TRENDS, *_RECENCY, *_RATES, *_CATALOG),
+    features=(*_COUNTS, *_TRENDS, *_RECENCY, *_RATES, *_OTHER),
     values=_values,
     times=_times,
 )

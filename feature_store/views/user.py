@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from feature_store.columns import EventColumns, NewRows
 from feature_store.compiled import values
-from feature_store.life import LIFE, LOG_PRICE_UNIT, dense, life_rows
+from feature_store.life import LIFE, LOG_PRICE_UNIT, LOG_QUANTITY_UNIT, dense, life_rows
 from feature_store.state import Op, State, Table, Words
 from feature_store.view import FeatureView
 from feature_store.windows import (
@@ -61,6 +61,7 @@ _OTHER = (
     "category_top_share",
     "num_brands",
     "brand_top_share",
+    "quantity_level",  # mean natural logarithm of the quantities of purchases
 )
 
 
@@ -89,7 +90,8 @@ def _values(state: State, as_of_us: int) -> npt.NDArray[np.float64]:
     out = np.empty((len(state), len(USER_VIEW.features)))
     values.user_values(
         life.offsets, life.columns, buckets.offsets, buckets.columns, affinity.offsets, affinity.columns, as_of_us,
-        at.first_W, at.end_W, HOUR_OF_DAY, KIND_SHIFT, HOUR_US, DAY_US, LOG_PRICE_UNIT, _LOG_2, out,
+        at.first_W, at.end_W, HOUR_OF_DAY, KIND_SHIFT, HOUR_US, DAY_US, LOG_PRICE_UNIT, LOG_QUANTITY_UNIT, _LOG_2,
+        out,
     )  # fmt: skip
     return out
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from feature_store.columns import EventColumns, NewRows
 from feature_store.compiled import lists
+from feature_store.life import LOG_QUANTITY_UNIT, log_quantity
 from feature_store.state import Op, Rows, State, Table, Words
 from feature_store.view import FeatureView
 from feature_store.windows import COUNT_WORDS, DAY_US, counted
@@ -24,10 +25,10 @@ PAIRS = Table(
     name="pairs",
     key=("day", "item_key"),
     # Microseconds into the day; the purchase's plus one, 0 = none.
-    values=(("first", Op.MIN), ("last", Op.MAX), ("last_purchase", Op.MAX), *COUNT_WORDS),
+    values=(("first", Op.MIN), ("last", Op.MAX), ("last_purchase", Op.MAX), *COUNT_WORDS, ("log_quantity_sum", Op.ADD)),
     keep=(1024,),
     group_shift=63,
-    codes=("u2", "u8", "u5", "u5", "u5", "2u1", "2u1", "2u1"),
+    codes=("u2", "u8", "u5", "u5", "u5", "2u1", "2u1", "2u1", "u1"),
 )
 
 
@@ -35,8 +36,9 @@ def _rows(events: EventColumns) -> dict[str, NewRows]:
     acted = events.where(events.is_action & (events.event_type != EventType.IMPRESSION))
     day = acted.time_us // DAY_US
     time = acted.time_us - day * DAY_US
-    bought = np.where(acted.event_type == EventType.PURCHASE, time + 1, 0)
-    rows = NewRows.of(acted.user_code, day, acted.item_key, time, time, bought, *counted(acted.event_type))
+    buys = acted.event_type == EventType.PURCHASE
+    bought, quantity = np.where(buys, time + 1, 0), np.where(buys, log_quantity(acted), 0)
+    rows = NewRows.of(acted.user_code, day, acted.item_key, time, time, bought, *counted(acted.event_type), quantity)
     return {"pairs": rows}
 
 
@@ -50,17 +52,23 @@ class Pairs:
     last_us: Words
     last_purchase_us: Words
     purchase_days: npt.NDArray[np.int32]
+    quantity_level: npt.NDArray[np.float32]
+    last_quantity_level: npt.NDArray[np.float32]
 
 
 def pairs_of(rows: Rows, as_of_us: int) -> Pairs:
     """The rows of one user grouped by item; days that begin at or after as_of are left out."""
     pairs, num = rows.columns, len(rows.words)
     count, days = np.zeros((num, 7), np.int32), np.zeros(num, np.int32)
-    out = np.empty((4, num), np.int64)
+    out, quantity = np.empty((4, num), np.int64), np.zeros((2, num), np.float32)
     order = np.argsort(pairs[1], kind="stable")
-    n = lists.grouped_pairs(pairs, order, as_of_us, DAY_US, count, days, out)
+    n = lists.grouped_pairs(pairs, order, as_of_us, DAY_US, count, days, quantity, out)
     item_key, first_us, last_us, last_purchase_us = out[:, :n]
-    return Pairs(item_key, count[:n], first_us, last_us, last_purchase_us, days[:n])
+    total, last = quantity[:, :n] * np.float32(np.log(2.0) / LOG_QUANTITY_UNIT)
+    bought = np.maximum(count[:n, EventType.PURCHASE], 1)
+    return Pairs(
+        item_key, count[:n], first_us, last_us, last_purchase_us, days[:n], (total / bought).astype(np.float32), last
+    )
 
 
 def _values(state: State, _as_of_us: int) -> npt.NDArray[np.float64]:

@@ -46,6 +46,7 @@ class ItemUpdates(_message.Message):
     LISTED_FIELD_NUMBER: _builtins.int
     CATEGORY_KEY_FIELD_NUMBER: _builtins.int
     BRAND_KEY_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Store and namespace whose user stage sent this; the item stage of another one leaves it out."""
     item: _builtins.bytes
@@ -67,6 +68,7 @@ class ItemUpdates(_message.Message):
     listed: _builtins.bytes
     category_key: _builtins.bytes
     brand_key: _builtins.bytes
+    quantity: _builtins.bytes
     @_builtins.property
     def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemUpdatesSource]: ...
     @_builtins.property
@@ -91,10 +93,11 @@ class ItemUpdates(_message.Message):
         listed: _builtins.bytes = ...,
         category_key: _builtins.bytes = ...,
         brand_key: _builtins.bytes = ...,
+        quantity: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_type", b"action_type", "brand_key", b"brand_key", "category_key", b"category_key", "event_key", b"event_key", "event_time_us", b"event_time_us", "item", b"item", "item_ids", b"item_ids", "kind", b"kind", "listed", b"listed", "namespace", b"namespace", "price_minor", b"price_minor", "source_offset", b"source_offset", "sources", b"sources", "stock_units", b"stock_units", "stress", b"stress"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_type", b"action_type", "brand_key", b"brand_key", "category_key", b"category_key", "event_key", b"event_key", "event_time_us", b"event_time_us", "item", b"item", "item_ids", b"item_ids", "kind", b"kind", "listed", b"listed", "namespace", b"namespace", "price_minor", b"price_minor", "quantity", b"quantity", "source_offset", b"source_offset", "sources", b"sources", "stock_units", b"stock_units", "stress", b"stress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

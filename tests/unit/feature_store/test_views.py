@@ -9,7 +9,7 @@ import pytest
 from feature_store import FeatureStatus
 from feature_store.online import MemoryStore
 from feature_store.views import ITEM_FEATURE_NAMES, USER_FEATURE_NAMES, VIEW_SET
-from recsys.core import Deadline, EventBatch, EventKind, EventType
+from recsys.core import Deadline, EventBatch, EventKind, EventType, key
 
 HOUR, DAY = 3_600_000_000, 86_400_000_000
 START = 20_000 * DAY
@@ -28,6 +28,7 @@ def actions(n: int = 3_000, seed: int = 0) -> dict[str, list]:
         "user_id": [f"u{i}" for i in rng.integers(0, 20, n)],
         "item_id": [f"i{i}" for i in rng.integers(0, 30, n)],
         "price": [None if p < 300 else int(p) for p in rng.integers(0, 5_000, n)],
+        "quantity": [None if q < 0.2 else int(9**q) for q in rng.random(n)],
     }
 
 
@@ -83,8 +84,6 @@ async def test_recent_actions_oldest_first_without_impressions(columns, store):
 
 async def test_pairs_hold_counts_times_and_purchase_days(columns, store):
     user = await store.user("u5", NOW, NEVER)
-    from recsys.core import key
-
     touched = {r["item_id"] for r in rows(columns, user_id="u5") if r["event_type"] != EventType.IMPRESSION}
     assert set(user.pair_item_key.tolist()) == {key(i) for i in touched}
     for item_id in touched:
@@ -111,6 +110,54 @@ async def test_recency_prices_and_hours(columns, store):
     hours = [r["event_time"] // HOUR % 24 for r in mine if r["event_type"] != EventType.IMPRESSION]
     near = sum(h in ((NOW // HOUR + d) % 24 for d in (-1, 0, 1)) for h in hours)
     assert user.values["hour_share"] == pytest.approx(near / len(hours))
+
+
+async def test_quantities_are_those_of_purchases_and_one_where_nothing_is_said(columns, store):
+    user = await store.user("u5", NOW, NEVER)
+    items = await store.items(["i4", "unknown"], NOW, NEVER)
+
+    def level(found):  # as kept, in eighths of a doubling
+        return np.mean([round(math.log2(r["quantity"] or 1) * 8) / 8 for r in found]) * math.log(2.0)
+
+    mine = rows(columns, user_id="u5", event_type=int(EventType.PURCHASE))
+    assert user.values["quantity_level"] == pytest.approx(level(mine))
+    exact = np.mean([math.log(r["quantity"] or 1) for r in mine])
+    assert user.values["quantity_level"] == pytest.approx(exact, abs=math.log(2.0) / 16)
+    theirs = rows(columns, item_id="i4", event_type=int(EventType.PURCHASE))
+    assert items.column("quantity_level").tolist() == pytest.approx([level(theirs), math.nan], nan_ok=True)
+    assert {r["item_id"] for r in mine} < {f"i{i}" for i in range(30)}
+    for item_id in {r["item_id"] for r in rows(columns, user_id="u5")}:
+        bought = [r for r in mine if r["item_id"] == item_id]
+        at = user.pair_item_key.tolist().index(key(item_id)) if key(item_id) in user.pair_item_key else None
+        if not bought:
+            assert at is None or user.pair_quantity_level[at] == user.pair_last_quantity_level[at] == 0
+            continue
+        last = [r for r in bought if r["event_time"] // DAY == bought[-1]["event_time"] // DAY]
+        assert user.pair_quantity_level[at] == pytest.approx(level(bought), abs=1e-6)
+        assert user.pair_last_quantity_level[at] == pytest.approx(level(last), abs=1e-6)
+
+
+async def test_the_largest_quantities_of_one_day_are_kept_whole():
+    store, most = MemoryStore(), 2**31 - 1
+    n = 40
+    store.apply(
+        EventBatch.from_columns(
+            {
+                "event_id": [f"e{i}" for i in range(n)],
+                "kind": [int(EventKind.ACTION)] * n,
+                "event_type": [int(EventType.PURCHASE)] * n,
+                "event_time": [START + i for i in range(n)],
+                "user_id": ["u"] * n,
+                "item_id": ["i"] * n,
+                "quantity": [most] * n,
+            }
+        )
+    )
+    user = await store.user("u", NOW, NEVER)
+    expected = pytest.approx([31 * math.log(2.0)])
+    assert user.pair_quantity_level.tolist() == expected
+    assert user.pair_last_quantity_level.tolist() == expected
+    assert [user.values["quantity_level"]] == expected
 
 
 async def test_trend_halves_with_its_half_life(store, columns):
