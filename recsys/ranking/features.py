@@ -29,12 +29,12 @@ ITEM_VALUES = (
     *(f"{b}_count_{w}" for b in _COUNTED for w in ("1d", "7d", "30d", "all")),
     *(f"{b}_trend_{d}" for b in ("view", "cart", "purchase") for d in ("6h", "7d")),
     "days_since_view", "days_since_cart", "days_since_purchase", "view_rate_30d", "purchase_rate_30d",
-    "price", "discount_first", "discount_usual", "stock", "listed", "age_days",
+    "price", "discount_first", "discount_usual", "stock", "listed", "age_days", "quantity_level",
 )  # fmt: skip
 USER_VALUES = (
     "view_count_1d", "view_count_7d", "cart_count_1d", "cart_count_7d", "purchase_count_7d", "purchase_count_30d",
     "purchase_count_all", "days_since_any", "age_days", "price_level", "num_items_touched", "num_purchase_days",
-    "num_categories", "category_top_share",
+    "num_categories", "category_top_share", "quantity_level",
 )  # fmt: skip
 
 OWN_NAMES = (
@@ -42,10 +42,12 @@ OWN_NAMES = (
     "own_purchase_share", "own_purchases_to_top", "own_days_since_action", "own_days_since_purchase",
     "own_days_since_first", "own_days_behind_last_order", "own_in_last_order", "own_gap_days", "own_gap_ratio",
     "own_user_gap_ratio", "own_order_share", "own_orders_since", "own_steps_back", "own_recent_actions",
+    "own_quantity_level", "own_last_quantity_level", "own_total_quantity_level", "own_quantity_to_user",
+    "own_supply_ratio",
 )  # fmt: skip
 USER_NAMES = (*(f"user_{n}" for n in USER_VALUES), "user_days_since_order", "user_order_gap_days", "user_repeat_rate")
 SOURCE_NAMES = (*(f"{s}_score" for s in SOURCES), *(f"{s}_reciprocal_rank" for s in SOURCES), "num_sources")
-ITEM_NAMES = (*(f"item_{n}" for n in ITEM_VALUES), "item_price_to_user")
+ITEM_NAMES = (*(f"item_{n}" for n in ITEM_VALUES), "item_price_to_user", "item_quantity_to_user")
 RELATION_NAMES = (
     "category_affinity", "brand_affinity", "category_days_since", "same_category_as_current", "same_category_as_cart",
 )  # fmt: skip
@@ -117,6 +119,9 @@ def _own(user: UserFeatures, item_key: npt.NDArray[np.int64], orders: _Orders) -
     with np.errstate(divide="ignore", invalid="ignore"):
         gap: Floats = np.where(purchase_days > 1, (since_first - since_purchase) / (purchase_days - 1), np.nan)
         gap_ratio = since_purchase / np.maximum(gap, 0.5)
+        total = np.log(bought)
+    level = np.where(had, user.pair_quantity_level[row], np.nan)
+    last_level = np.where(had, user.pair_last_quantity_level[row], np.nan)
     recent = user.recent_item_key[::-1]
     newest, step = np.unique(recent, return_index=True)
     at, seen = _lookup(newest, item_key)
@@ -142,6 +147,13 @@ def _own(user: UserFeatures, item_key: npt.NDArray[np.int64], orders: _Orders) -
         "own_orders_since": np.where(had, len(orders.days) - orders_until, np.nan).astype(np.float32),
         "own_steps_back": np.where(seen, step[at] if len(step) else 0, np.nan),
         "own_recent_actions": np.where(seen, within[at], 0),
+        "own_quantity_level": level,
+        "own_last_quantity_level": last_level,
+        "own_total_quantity_level": level + total,
+        "own_quantity_to_user": level - np.float32(user.values.get("quantity_level", np.nan)),
+        "own_supply_ratio": (gap_ratio * np.exp(level - last_level)).astype(
+            np.float32
+        ),  # twice as much lasts twice as long
     }
 
 
@@ -173,13 +185,17 @@ def _sources(user: UserFeatures, found: Candidates) -> dict[str, Floats | float]
 
 
 def _items(user: UserFeatures, items: ItemFeatures, list_price: Floats) -> dict[str, Floats | float]:
-    """Item features of the store, and the price (the list price where it has none) beside what the user is used to."""
+    """Item features of the store; the price (the list price where it has none) and how many are bought at once, both
+    beside what the user is used to.
+    """
     place = {n: i for i, n in enumerate(items.names)}
     price = items.values[:, place["price"]]
     price = np.where(np.isnan(price), list_price, price)
     return {
         **{f"item_{n}": items.values[:, place[n]] for n in ITEM_VALUES},
         "item_price_to_user": np.log(np.maximum(price, 1.0)) - np.float32(user.values.get("price_level", np.nan)),
+        "item_quantity_to_user": items.values[:, place["quantity_level"]]
+        - np.float32(user.values.get("quantity_level", np.nan)),
     }
 
 

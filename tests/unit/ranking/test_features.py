@@ -62,6 +62,39 @@ async def test_a_gap_is_the_mean_time_between_purchases(shop, store, catalogue):
     assert made.column("own_gap_ratio")[0] == pytest.approx(0.5)
 
 
+async def test_what_was_bought_in_number_lasts_in_proportion(shop, store, catalogue):
+    user = await store.user("user-1", shop.UNTIL_US, shop.NEVER)
+    day, never = shop.DAY_US, 0
+    user = replace(
+        user,
+        values={**user.values, "quantity_level": np.log(6.0)},
+        pair_item_key=np.array([key("item-1"), key("item-2"), key("item-3")]),
+        pair_count=np.array([[0, 0, 0, 0, 0, 2, 0], [0, 0, 0, 0, 0, 1, 0], [0, 0, 1, 0, 0, 0, 0]], np.int32),
+        pair_first_us=np.array([shop.UNTIL_US - 25 * day] * 3),
+        pair_last_us=np.array([shop.UNTIL_US - 5 * day] * 3),
+        pair_last_purchase_us=np.array([shop.UNTIL_US - 5 * day, shop.UNTIL_US - 25 * day, never]),
+        pair_purchase_days=np.array([2, 1, 0], np.int32),
+        pair_quantity_level=np.log(np.array([4.0, 12.0, 1.0], np.float32)),  # the first: two pieces, then eight
+        pair_last_quantity_level=np.log(np.array([8.0, 12.0, 1.0], np.float32)),
+    )
+    items = await store.items(["item-1", "item-2", "item-3"], shop.UNTIL_US, shop.NEVER)
+    found = shop.candidates([key("item-1"), key("item-2"), key("item-3")])
+    made = assemble(shop.query(1), user, found, items, catalogue)
+    expected = {
+        "own_quantity_level": np.log([4, 12, np.nan]),
+        "own_last_quantity_level": np.log([8, 12, np.nan]),
+        "own_total_quantity_level": np.log([8, 12, np.nan]),
+        "own_quantity_to_user": np.log([4 / 6, 2, np.nan]),
+        "own_gap_ratio": [5 / 20, np.nan, np.nan],
+        "own_supply_ratio": [5 / 20 * 4 / 8, np.nan, np.nan],
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(made.column(name), values, rtol=1e-5, err_msg=name)
+    assert (made.column("user_quantity_level") == np.float32(np.log(6.0))).all()
+    beside = items.column("quantity_level") - np.log(6.0)
+    np.testing.assert_allclose(made.column("item_quantity_to_user"), beside, rtol=1e-5)
+
+
 async def test_orders_since_and_share_count_the_users_order_days(shop, store, catalogue):
     user = await store.user("user-1", shop.UNTIL_US, shop.NEVER)
     bought = user.recent_event_type == EventType.PURCHASE
