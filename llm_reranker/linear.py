@@ -47,11 +47,11 @@ class Linear(Protocol):
     """y = x W^T. `inputs` once, then `product`, is what a caller that selects rows or has several weights does."""
 
     def inputs(self, x_TI: Tensor) -> Inputs:
-        """Floats as this product takes them."""
+        """Floats as this product, and any other of its kind, takes them: T is filled up where that is cheaper."""
         ...
 
     def product(self, x: Inputs) -> Tensor:
-        """[T, I] to [T, O]; T as `padded_rows` gives it is cheapest."""
+        """[T, I] to [T, O], filled up rows too; T as `padded_rows` gives it is cheapest."""
         ...
 
     def __call__(self, x_TI: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class PackedLinear:
 
     def inputs(self, x_TI: Tensor) -> Inputs:
         """See Linear."""
-        return Inputs(x_TI, None)
+        return Inputs(_filled(x_TI), None)
 
     def product(self, x: Inputs) -> Tensor:
         """See Linear."""
@@ -95,7 +95,7 @@ class PackedLinear:
 
     def __call__(self, x_TI: Tensor) -> Tensor:
         """See Linear."""
-        return self.product(Inputs(_filled(x_TI), None))[: len(x_TI)]
+        return self.product(self.inputs(x_TI))[: len(x_TI)]
 
 
 class PackedInt8Linear:
@@ -109,6 +109,7 @@ class PackedInt8Linear:
 
     def inputs(self, x_TI: Tensor) -> Inputs:
         """See Linear. A scale of its own keeps a quiet token as fine as a loud one, whoever shares its batch."""
+        x_TI = _filled(x_TI)
         scale_T1 = x_TI.abs().amax(1, keepdim=True).clamp_min_(_TINY).div_(_INT8_MAX)
         signed_TI = (x_TI * scale_T1.reciprocal()).round_().to(torch.int8)
         return Inputs(signed_TI.view(torch.uint8).bitwise_xor_(_ZERO), scale_T1)  # the top bit: adds 128
@@ -124,7 +125,7 @@ class PackedInt8Linear:
 
     def __call__(self, x_TI: Tensor) -> Tensor:
         """See Linear."""
-        return self.product(self.inputs(_filled(x_TI)))[: len(x_TI)]
+        return self.product(self.inputs(x_TI))[: len(x_TI)]
 
 
 class FbgemmInt8Linear:
