@@ -19,7 +19,7 @@ from llm_reranker.linear import has_packed, product
 
 _LOG2_E = math.log2(math.e)
 _MANY = 1 << 17  # scores of a head
-_SCORES = 1 << 18  # of those, at a time: a megabyte
+_SCORES = 1 << 19  # of those, at a time: two megabytes
 _PREFIX_STEP = 32
 
 # keys and values of one sequence: per layer k_GPd and v_GPd
@@ -126,15 +126,10 @@ class WithPrefixes:
 
 def _to_prefix(q_THd: Tensor, k_GPd: Tensor, v_GPd: Tensor) -> tuple[Tensor, Tensor]:
     """What each token takes from the whole prefix [T, H, d], and the log sum of exponentials of its scores [T, H]."""
-    (t, h, d), g = q_THd.shape, len(k_GPd)
-    if t * k_GPd.shape[1] >= _MANY and k_GPd.dtype == torch.float32 and has_packed(k_GPd.device):
+    if len(q_THd) * k_GPd.shape[1] >= _MANY and k_GPd.dtype == torch.float32 and has_packed(k_GPd.device):
         return _by_products(q_THd, k_GPd, v_GPd)
-    q_GXd = q_THd.view(t, g, -1, d).transpose(0, 1).reshape(g, -1, d)  # X = T x R: no copy of keys and values
-    o_GXd, lse_GX = (x[0] for x in _attend(q_GXd[None], k_GPd[None], v_GPd[None]))
-    return (
-        o_GXd.view(g, t, -1, d).transpose(0, 1).reshape(t, h, d),
-        lse_GX.reshape(g, t, -1).transpose(0, 1).reshape(t, h),
-    )
+    o_HTd, lse_HT = (x[0] for x in _attend(q_THd.transpose(0, 1)[None], k_GPd[None], v_GPd[None]))
+    return o_HTd.transpose(0, 1), lse_HT.transpose(0, 1)
 
 
 class _Own:
@@ -147,8 +142,7 @@ class _Own:
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
         self._n, self._s = len(lengths), max(lengths)
         # A padded place comes after every real one of its candidate, so causality alone hides it from real tokens.
-        later_SS = torch.ones(self._s, self._s, dtype=torch.bool, device=device).triu_(1)
-        self._later_SS = torch.zeros(later_SS.shape, device=device).masked_fill_(later_SS, -torch.inf)
+        self._later_SS = torch.full((self._s, self._s), -torch.inf, device=device).triu_(1)
         self._row_A: Tensor | None = None  # A = N x S places
         if min(lengths) < self._s:
             lengths_N1 = torch.tensor(lengths, device=device)[:, None]
@@ -161,13 +155,9 @@ class _Own:
 
     def of_all(self, q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor) -> tuple[Tensor, Tensor]:
         """Of each token, from the tokens up to itself: [T, H, d] and log sums of exponentials [T, H]."""
-        (_, h, d), g = q_THd.shape, k_TGd.shape[1]
-        q_NSGRd = self._laid_out(q_THd).view(self._n, self._s, g, -1, d)
-        q_NGXd = q_NSGRd.permute(0, 2, 3, 1, 4).reshape(self._n, g, -1, d)  # X = R x S
-        mask_XS = self._later_SS.to(q_THd.dtype).repeat(h // g, 1)
-        o_NGXd, lse_NGX = _attend(q_NGXd, self._heads(k_TGd), self._heads(v_TGd), mask_XS[None, None])
-        o_THd = o_NGXd.view(self._n, g, -1, self._s, d).permute(0, 3, 1, 2, 4).reshape(-1, h, d)
-        lse_TH = lse_NGX.reshape(self._n, g, -1, self._s).permute(0, 3, 1, 2).reshape(-1, h)
+        mask_SS = self._later_SS.to(q_THd.dtype)[None, None]
+        o_NHSd, lse_NHS = _attend(self._heads(q_THd), self._heads(k_TGd), self._heads(v_TGd), mask_SS)
+        o_THd, lse_TH = (x.transpose(1, 2).flatten(0, 1) for x in (o_NHSd, lse_NHS))
         if self._row_A is None:
             return o_THd, lse_TH
         return o_THd.index_select(0, self._real_T), lse_TH.index_select(0, self._real_T)
@@ -182,22 +172,24 @@ class _Own:
     def _laid_out(self, x_THd: Tensor) -> Tensor:
         return x_THd if self._row_A is None else x_THd.index_select(0, self._row_A)
 
-    def _heads(self, x_TGd: Tensor) -> Tensor:
-        """[N, G, S, d]."""
-        return self._laid_out(x_TGd).view(self._n, self._s, *x_TGd.shape[1:]).transpose(1, 2)
+    def _heads(self, x_THd: Tensor) -> Tensor:
+        """[N, H, S, d]."""
+        return self._laid_out(x_THd).view(self._n, self._s, *x_THd.shape[1:]).transpose(1, 2)
 
 
-def _attend(q_BHTd: Tensor, k_BHPd: Tensor, v_BHPd: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _attend(q_BHTd: Tensor, k_BGPd: Tensor, v_BGPd: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The fused kernel behind scaled_dot_product_attention, which also gives the log sums of exponentials [B, H, T]."""
     if q_BHTd.device.type == "cpu":
         found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q_BHTd, k_BHPd, v_BHPd, 0.0, False, attn_mask=mask
+            q_BHTd, k_BGPd, v_BGPd, 0.0, False, attn_mask=mask
         )
         return found[0], found[1]
+    (b, h, t, d), (g, p) = q_BHTd.shape, k_BGPd.shape[1:3]
+    q_BGXd = q_BHTd.reshape(b, g, -1, d)  # X = R x T: this kernel wants as many heads of keys, and so none is copied
     if mask is not None:
-        mask = mask.expand(*q_BHTd.shape[:3], k_BHPd.shape[2])
-    o_BHTd, lse_BHT = torch.ops.aten._scaled_dot_product_efficient_attention(q_BHTd, k_BHPd, v_BHPd, mask, True)[:2]
-    return o_BHTd, lse_BHT[..., : q_BHTd.shape[2]]
+        mask = mask.repeat(1, 1, h // g, 1).expand(b, g, -1, p)
+    o_BGXd, lse_BGX = torch.ops.aten._scaled_dot_product_efficient_attention(q_BGXd, k_BGPd, v_BGPd, mask, True)[:2]
+    return o_BGXd.reshape(b, h, t, d), lse_BGX[..., : q_BGXd.shape[2]].reshape(b, h, t)
 
 
 def _by_products(q_THd: Tensor, k_GPd: Tensor, v_GPd: Tensor) -> tuple[Tensor, Tensor]:
