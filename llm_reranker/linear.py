@@ -19,10 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llm_reranker.loops import quantized
+
 Precision = Literal["fp32", "int8", "bf16"]
 
 _INT8_MAX = 127.0
-_ZERO = 128  # what stands for 0 where inputs are unsigned, as VNNI wants them
+_ZERO = 128  # what stands for 0 in inputs, unsigned as VNNI wants them: see loops.quantized
 _TINY = 1e-12  # of a row of zeros
 _ROWS_STEP = 8
 
@@ -109,10 +111,8 @@ class PackedInt8Linear:
 
     def inputs(self, x_TI: Tensor) -> Inputs:
         """See Linear. A scale of its own keeps a quiet token as fine as a loud one, whoever shares its batch."""
-        x_TI = _filled(x_TI)
-        scale_T1 = x_TI.abs().amax(1, keepdim=True).clamp_min_(_TINY).div_(_INT8_MAX)
-        signed_TI = (x_TI * scale_T1.reciprocal()).round_().to(torch.int8)
-        return Inputs(signed_TI.view(torch.uint8).bitwise_xor_(_ZERO), scale_T1)  # the top bit: adds 128
+        values_TI, scale_T1 = quantized(_filled(x_TI).contiguous().numpy())
+        return Inputs(torch.from_numpy(values_TI), torch.from_numpy(scale_T1))
 
     def product(self, x: Inputs) -> Tensor:
         """See Linear."""
