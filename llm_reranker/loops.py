@@ -40,3 +40,19 @@ def quantized(x_TI: Floats) -> tuple[npt.NDArray[np.uint8], Floats]:
         for i in range(x_TI.shape[1]):
             values_TI[t, i] = np.int32(np.rint(x_TI[t, i] * factor)) + _ZERO
     return values_TI, scale_T1
+
+
+@compiled
+def norm_and_turn(x_THd: Floats, heads: int, weight_d: Floats, turn_T2c: Floats, eps: float) -> None:
+    """RMSNorm, then RoPE, of the first `heads` of each token, in place. turn_T2c: cosines and sines of its position."""
+    c = len(weight_d) // 2
+    for t in range(x_THd.shape[0]):
+        for h in range(heads):
+            squares = np.float32(0)
+            for i in range(2 * c):
+                squares += x_THd[t, h, i] * x_THd[t, h, i]
+            factor = np.float32(1) / np.sqrt(squares / np.float32(2 * c) + np.float32(eps))
+            for i in range(c):
+                a, b = x_THd[t, h, i] * factor * weight_d[i], x_THd[t, h, c + i] * factor * weight_d[c + i]
+                x_THd[t, h, i] = a * turn_T2c[t, 0, i] - b * turn_T2c[t, 1, i]
+                x_THd[t, h, c + i] = a * turn_T2c[t, 1, i] + b * turn_T2c[t, 0, i]

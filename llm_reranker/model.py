@@ -24,6 +24,7 @@ from torch import Tensor
 from llm_reranker.attention import Attention
 from llm_reranker.experts import GroupedMixture, Mixture, SwiGLU
 from llm_reranker.linear import Linear, Precision, linear
+from llm_reranker.loops import norm_and_turn
 from recsys.core.errors import CorruptData
 
 _COUNTS = (
@@ -170,10 +171,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """One layer: head dimensions of q and k in the order of `_paired`.
-
-    Queries are apart from keys and values, because the last layer asks only for those of the wanted tokens.
-    """
+    """One layer. Queries are apart from keys and values: the last layer asks only for those of the wanted tokens."""
 
     attn_norm_D: Tensor
     q: Linear
@@ -203,7 +201,7 @@ class Model:
         self.head_VD = self.embed_VD if config.tie_word_embeddings else tensors["lm_head.weight"]
         self._norm_D = tensors["model.norm.weight"]
         self._layers = [_layer(config, tensors, i, precision) for i in range(config.num_hidden_layers)]
-        self._turn_Pc = _turns(config, self.embed_VD.device)
+        self._turn_P2c = _turns(config, self.embed_VD.device)
 
     def embed(self, ids_T: Tensor) -> Tensor:
         """Token ids int64 [T] to input vectors [T, D]."""
@@ -219,17 +217,18 @@ class Model:
         [L, D] of the tokens that the attention wants, [T, D] where it wants all.
         """
         c, t = self.config, len(x_TD)
-        turn_T1c = self._turn_Pc.index_select(0, position_T)[:, None]  # c = d / 2
+        turn_T2c = self._turn_P2c.index_select(0, position_T)
         for index, layer in enumerate(self._layers):
             normed_TD = rms_norm(x_TD, layer.attn_norm_D, c.rms_norm_eps)
             inputs = layer.kv.inputs(normed_TD)
-            k_TGd, v_TGd = layer.kv.product(inputs)[:t].view(-1, 2, c.num_key_value_heads, c.head_dim).unbind(1)
-            k_TGd = _turned(rms_norm(k_TGd, layer.k_norm_d, c.rms_norm_eps), turn_T1c)
+            kv_TFd = layer.kv.product(inputs)[:t].view(t, 2 * c.num_key_value_heads, c.head_dim)  # F = 2 x G
+            v_TGd = kv_TFd[:, c.num_key_value_heads :]
+            k_TGd = _turned(kv_TFd, c.num_key_value_heads, layer.k_norm_d, turn_T2c, c.rms_norm_eps)
             if layer is self._layers[-1] and (wanted_L := attention.wanted_L) is not None:
-                x_TD, normed_TD, turn_T1c = (x.index_select(0, wanted_L) for x in (x_TD, normed_TD, turn_T1c))
+                x_TD, normed_TD, turn_T2c = (x.index_select(0, wanted_L) for x in (x_TD, normed_TD, turn_T2c))
                 inputs = layer.q.inputs(normed_TD)
             q_THd = layer.q.product(inputs)[: len(x_TD)].view(-1, c.num_attention_heads, c.head_dim)
-            q_THd = _turned(rms_norm(q_THd, layer.q_norm_d, c.rms_norm_eps), turn_T1c)
+            q_THd = _turned(q_THd, c.num_attention_heads, layer.q_norm_d, turn_T2c, c.rms_norm_eps)
             seen = attention(index, q_THd, k_TGd, v_TGd)
             if not len(x_TD):
                 break
@@ -247,39 +246,34 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _turns(config: ModelConfig, device: torch.device) -> Tensor:
-    """RoPE's angles at every position that the model knows, as complex numbers of length 1, [positions, d / 2]."""
+    """RoPE's cosines and sines at every position that the model knows, [positions, 2, d / 2]."""
     half = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim
     position = torch.arange(config.max_position_embeddings, dtype=torch.float32, device=device)
     angle = position[:, None] * (1.0 / config.rope_theta**half)
-    return torch.polar(torch.ones_like(angle), angle)
+    return torch.stack([angle.cos(), angle.sin()], 1)
 
 
-def _turned(x_THd: Tensor, turn_T1c: Tensor) -> Tensor:
-    """RoPE: the d / 2 pairs of neighbours are complex numbers, turned by their position's angles."""
-    pairs = torch.view_as_complex(x_THd.float().view(*x_THd.shape[:-1], x_THd.shape[-1] // 2, 2))
-    return torch.view_as_real(pairs * turn_T1c).flatten(-2).to(x_THd.dtype)
-
-
-def _paired(x: Tensor, head_dim: int) -> Tensor:
-    """Rows of heads, [heads x d, ...], with the dimensions that RoPE pairs (i and i + d / 2) side by side.
-
-    Done to q and k alike, it leaves every q . k as it was.
-    """
-    return x.view(-1, 2, head_dim // 2, *x.shape[1:]).transpose(1, 2).reshape(x.shape)
+def _turned(x_THd: Tensor, heads: int, weight_d: Tensor, turn_T2c: Tensor, eps: float) -> Tensor:
+    """RMSNorm, then RoPE, of the first heads. x_THd may change: it is the caller's to forget."""
+    if x_THd.dtype == torch.float32 and x_THd.device.type == "cpu":
+        # Rows of a head are so short that torch's passes over them take four times as long.
+        norm_and_turn(x_THd.numpy(), heads, weight_d.numpy(), turn_T2c.numpy(), eps)
+        return x_THd[:, :heads]
+    a, b = rms_norm(x_THd[:, :heads], weight_d, eps).float().chunk(2, -1)
+    cos, sin = turn_T2c[:, None].unbind(2)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).to(x_THd.dtype)
 
 
 def _layer(config: ModelConfig, tensors: Mapping[str, Tensor], index: int, precision: Precision) -> _Layer:
     def at(name: str) -> Tensor:
         return tensors[f"model.layers.{index}.{name}.weight"]
 
-    q, k = (_paired(at(f"self_attn.{n}_proj"), config.head_dim) for n in "qk")
-    q_norm_d, k_norm_d = (_paired(at(f"self_attn.{n}_norm"), config.head_dim) for n in "qk")
     return _Layer(
         attn_norm_D=at("input_layernorm"),
-        q=linear(q, precision),
-        kv=linear(torch.cat([k, at("self_attn.v_proj")]), precision),
-        q_norm_d=q_norm_d,
-        k_norm_d=k_norm_d,
+        q=linear(at("self_attn.q_proj"), precision),
+        kv=linear(torch.cat([at("self_attn.k_proj"), at("self_attn.v_proj")]), precision),
+        q_norm_d=at("self_attn.q_norm"),
+        k_norm_d=at("self_attn.k_norm"),
         o=linear(at("self_attn.o_proj"), precision),
         mlp_norm_D=at("post_attention_layernorm"),
         mlp=_mlp(config, at, config.is_sparse(index), precision),
