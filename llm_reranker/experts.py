@@ -6,6 +6,7 @@ by expert, each part filled up to `padded_rows`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llm_reranker.linear import Linear, padded_rows
+from llm_reranker.linear import Linear, linear, padded_rows
+from llm_reranker.loops import best_experts, sorted_by_expert
 
 
 class SwiGLU:
@@ -32,12 +34,17 @@ class Mixture:
     """Each token's best experts, weighted. One product per expert and projection, whoever asked."""
 
     def __init__(self, router_ED: Tensor, experts: Sequence[SwiGLU], *, per_token: int, normed: bool) -> None:
-        self._router_ED, self._experts, self._per_token, self._normed = router_ED, experts, per_token, normed
+        # As other products are, and not as F.linear's: a few columns take it twice as long.
+        self._router, self._experts, self._per_token, self._normed = (
+            linear(router_ED, "fp32"),
+            experts,
+            per_token,
+            normed,
+        )
 
     def __call__(self, x_TD: Tensor) -> Tensor:
         """[T, D] to [T, D]."""
-        weight_TK, expert_TK = route(x_TD, self._router_ED, self._per_token, normed=self._normed)
-        row_X, place_TK, ends = _sorted_rows(expert_TK, len(self._experts))
+        weight_TK, row_X, place_TK, ends = self._routed(self._router(x_TD))
         # Inputs are made once per token, not once per assignment: what is gathered of an int8 model is 8 bits wide.
         x, start = self._experts[0].gate_up.inputs(x_TD), 0
         y_XD = x_TD.new_empty(len(row_X), x_TD.shape[1])
@@ -47,6 +54,13 @@ class Mixture:
                 y_XD[start:stop] = expert.down.product(expert.down.inputs(hidden_XW))
             start = stop
         return F.embedding_bag(place_TK, y_XD, per_sample_weights=weight_TK, mode="sum")
+
+    def _routed(self, logit_TE: Tensor) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+        """Weights [T, K], token of each row [X], each assignment's place in X [T, K], and where each expert ends."""
+        weight_TK, expert_TK, count_E = best_experts(logit_TE.numpy(), self._per_token, self._normed)
+        ends = list(itertools.accumulate(map(padded_rows, count_E.tolist())))
+        row_X, place_TK = sorted_by_expert(expert_TK, np.array([0, *ends[:-1]]), ends[-1])
+        return torch.from_numpy(weight_TK), torch.from_numpy(row_X), torch.from_numpy(place_TK), ends
 
 
 class GroupedMixture:
@@ -61,7 +75,9 @@ class GroupedMixture:
 
     def __call__(self, x_TD: Tensor) -> Tensor:
         """[T, D] to [T, D]."""
-        weight_TK, expert_TK = route(x_TD, self._router_ED, self._per_token, normed=self._normed)
+        logit_TE = F.linear(x_TD, self._router_ED).float()
+        best_TK, expert_TK = logit_TE.topk(self._per_token, dim=-1)
+        weight_TK = best_TK.softmax(-1) if self._normed else (best_TK - logit_TE.logsumexp(-1, keepdim=True)).exp_()
         expert_A = expert_TK.flatten()
         order_A = expert_A.argsort(stable=True)
         ends_E = torch.bincount(expert_A, minlength=len(self._gate_up)).cumsum(0).to(torch.int32)
@@ -72,32 +88,7 @@ class GroupedMixture:
         return (y_AD.view(*expert_TK.shape, -1) * weight_TK[..., None].to(y_AD.dtype)).sum(1)
 
 
-def route(x_TD: Tensor, router_ED: Tensor, per_token: int, *, normed: bool) -> tuple[Tensor, Tensor]:
-    """Weights float32 [T, K] and experts [T, K]: softmax over all experts in float32, of which the best K."""
-    logit_TE = F.linear(x_TD, router_ED).float()
-    best_TK, expert_TK = logit_TE.topk(per_token, dim=-1)
-    weight_TK = (best_TK - best_TK[:, :1]).exp_()
-    total_T1 = weight_TK if normed else (logit_TE - best_TK[:, :1]).exp_()
-    return weight_TK / total_T1.sum(-1, keepdim=True), expert_TK
-
-
 def gated(gate_up_TX: Tensor) -> Tensor:
     """silu(gate) * up of [T, 2W]."""
     gate_TW, up_TW = gate_up_TX.chunk(2, dim=-1)
     return F.silu(gate_TW).mul_(up_TW)
-
-
-def _sorted_rows(expert_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Token of each row [X] (0 where filled up), place in X of each assignment [T, K], and where each expert ends."""
-    expert_A = expert_TK.numpy().ravel()
-    # Of 16 bits or fewer NumPy sorts by radix.
-    order_A = np.argsort(expert_A.astype(np.uint16 if num_experts > 256 else np.uint8), kind="stable")
-    counts_E = np.bincount(expert_A, minlength=num_experts)
-    padded_E = np.array([padded_rows(n) for n in counts_E.tolist()])
-    ends_E = padded_E.cumsum()
-    row_X = np.zeros(ends_E[-1], np.int64)
-    sorted_A = np.arange(len(expert_A)) + np.repeat(ends_E - padded_E - (counts_E.cumsum() - counts_E), counts_E)
-    row_X[sorted_A] = order_A // expert_TK.shape[1]
-    place_A = np.empty(len(expert_A), np.int64)
-    place_A[order_A] = sorted_A
-    return torch.from_numpy(row_X), torch.from_numpy(place_A).view(expert_TK.shape), ends_E.tolist()

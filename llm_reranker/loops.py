@@ -56,3 +56,45 @@ def norm_and_turn(x_THd: Floats, heads: int, weight_d: Floats, turn_T2c: Floats,
                 a, b = x_THd[t, h, i] * factor * weight_d[i], x_THd[t, h, c + i] * factor * weight_d[c + i]
                 x_THd[t, h, i] = a * turn_T2c[t, 0, i] - b * turn_T2c[t, 1, i]
                 x_THd[t, h, c + i] = a * turn_T2c[t, 1, i] + b * turn_T2c[t, 0, i]
+
+
+@compiled
+def best_experts(logit_TE: Floats, per_token: int, normed: bool) -> tuple[Floats, Ints, Ints]:
+    """Each token's best experts, best first, with weights by softmax of all or (`normed`) of the best, [T, K].
+
+    Then how many tokens each expert has, [E]. Of a token without numbers the weights are NaN.
+    """
+    (tokens, experts), left_E = logit_TE.shape, np.empty(logit_TE.shape[1], np.float32)
+    weight_TK, expert_TK = np.empty((tokens, per_token), np.float32), np.empty((tokens, per_token), np.int64)
+    count_E = np.zeros(experts, np.int64)
+    for t in range(tokens):
+        left_E[:] = logit_TE[t]
+        for k in range(per_token):
+            best, most = 0, left_E[0]
+            for e in range(1, experts):  # both chosen without a branch: which one is larger cannot be foreseen
+                more = left_E[e] > most
+                best, most = e if more else best, left_E[e] if more else most
+            expert_TK[t, k], weight_TK[t, k], left_E[best] = best, most, -np.inf
+            count_E[best] += 1
+        top, total = weight_TK[t, 0], np.float32(0)
+        for k in range(per_token):
+            weight_TK[t, k] = np.exp(weight_TK[t, k] - top)
+            total += weight_TK[t, k]
+        if not normed:
+            total = np.float32(0)
+            for e in range(experts):
+                total += np.exp(logit_TE[t, e] - top)
+        weight_TK[t] /= total
+    return weight_TK, expert_TK, count_E
+
+
+@compiled
+def sorted_by_expert(expert_TK: Ints, start_E: Ints, rows: int) -> tuple[Ints, Ints]:
+    """Token of each row [X] (0 where filled up), and place in X of each assignment [T, K]; experts start at start_E."""
+    row_X, place_TK, next_E = np.zeros(rows, np.int64), np.empty_like(expert_TK), start_E.copy()
+    for t in range(expert_TK.shape[0]):
+        for k in range(expert_TK.shape[1]):
+            place = next_E[expert_TK[t, k]]
+            next_E[expert_TK[t, k]] += 1
+            row_X[place], place_TK[t, k] = t, place
+    return row_X, place_TK
