@@ -187,7 +187,7 @@ def _attend(q_BHTd: Tensor, k_BGPd: Tensor, v_BGPd: Tensor, mask: Tensor | None 
     (b, h, t, d), (g, p) = q_BHTd.shape, k_BGPd.shape[1:3]
     q_BGXd = q_BHTd.reshape(b, g, -1, d)  # X = R x T: this kernel wants as many heads of keys, and so none is copied
     if mask is not None:
-        mask = mask.repeat(1, 1, h // g, 1).expand(b, g, -1, p)
+        mask = mask.expand(-1, -1, t, -1).repeat(1, 1, h // g, 1).expand(b, g, -1, p)
     o_BGXd, lse_BGX = torch.ops.aten._scaled_dot_product_efficient_attention(q_BGXd, k_BGPd, v_BGPd, mask, True)[:2]
     return o_BGXd.reshape(b, h, t, d), lse_BGX[..., : q_BGXd.shape[2]].reshape(b, h, t)
 
