@@ -21,6 +21,7 @@ _LOG2_E = math.log2(math.e)
 _MANY = 1 << 17  # scores of a head
 _SCORES = 1 << 19  # of those, at a time: two megabytes
 _PREFIX_STEP = 32
+_TAME = 100.0  # 2 to it, to its negative and sums of thousands of such are plain floats
 
 # keys and values of one sequence: per layer k_GPd and v_GPd
 KeyValues = list[tuple[Tensor, Tensor]]
@@ -203,14 +204,16 @@ def _by_products(q_THd: Tensor, k_GPd: Tensor, v_GPd: Tensor) -> tuple[Tensor, T
     k_GPd = F.pad(k_GPd * (_LOG2_E / math.sqrt(d)), (0, 0, 0, more))
     v_GdP = F.pad(v_GPd.transpose(1, 2), (0, more)).contiguous()
     o_THd, lse_TH = torch.empty_like(q_THd), q_THd.new_empty(t, h)
+    # Where no score can leave the range of floats, the largest of a row need not be taken off first.
+    tame = float(torch.maximum(q_THd.amax(), -q_THd.amin()) * k_GPd.abs().sum(-1).amax()) < _TAME
     rows = 1 << (max(_SCORES // (p + more), 64).bit_length() - 1)
     for head, start in itertools.product(range(h), range(0, t, rows)):
         part, kv = slice(start, start + rows), head * g // h
         weight_TP = product(q_THd[part, head], k_GPd[kv])
         if more:
             weight_TP[:, p:] = -torch.inf
-        top_T1 = weight_TP.amax(1, keepdim=True)
-        total_T1 = weight_TP.sub_(top_T1).exp2_().sum(1, keepdim=True)
+        top_T1 = 0 if tame else weight_TP.amax(1, keepdim=True)
+        total_T1 = (weight_TP if tame else weight_TP.sub_(top_T1)).exp2_().sum(1, keepdim=True)
         torch.div(product(weight_TP, v_GdP[kv]), total_T1, out=o_THd[part, head])
         lse_TH[part, head] = total_T1.log2_().add_(top_T1).squeeze(1)
     return o_THd, lse_TH.div_(_LOG2_E)
