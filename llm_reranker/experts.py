@@ -34,13 +34,8 @@ class Mixture:
     """Each token's best experts, weighted. One product per expert and projection, whoever asked."""
 
     def __init__(self, router_ED: Tensor, experts: Sequence[SwiGLU], *, per_token: int, normed: bool) -> None:
-        # As other products are, and not as F.linear's: a few columns take it twice as long.
-        self._router, self._experts, self._per_token, self._normed = (
-            linear(router_ED, "fp32"),
-            experts,
-            per_token,
-            normed,
-        )
+        self._router = linear(router_ED, "fp32")  # packed: a few columns take F.linear twice as long
+        self._experts, self._per_token, self._normed = experts, per_token, normed
 
     def __call__(self, x_TD: Tensor) -> Tensor:
         """[T, D] to [T, D]."""
