@@ -45,6 +45,7 @@ from recsys.ranking.catalogue import Catalogue
 from recsys.ranking.diversify import TopSelector
 from recsys.ranking.filter import Available, Delisted, Excluded, NotAskedFor, SoldOut, Touched, Unlisted
 from recsys.ranking.hydrate import FeatureHydrator
+from recsys.ranking.titles import Titles
 
 _log = get_logger(__name__)
 DEFAULT_PIPELINE = PipelineConfig()
@@ -75,7 +76,7 @@ def build(
             expected=f"{ports.features.view_set}, those of the feature store",
             fix="Train again with this release, or refold the store with the release that trained the run.",
         )
-    catalogue = Catalogue(ItemTable.read(run.path("items.parquet")), ports.live)
+    catalogue = Catalogue(ItemTable.read(run.path("items.parquet")), ports.live, Titles.load(run))
     fallback = RankedList.read(popular.NAME, run.path(f"index/{popular.NAME}.parquet"))
     sources = [_source(f.source, run, ports, fallback, catalogue) for f in arm.feeds]
     versions = {"run": run.run_id, "views": ports.features.view_set}

@@ -16,6 +16,7 @@ from recsys.core import key
 from recsys.core.attributes import Where
 from recsys.core.items import ItemTable
 from recsys.ranking.live import LiveCatalogue
+from recsys.ranking.titles import Titles
 
 UNKNOWN = -1
 Keys = npt.NDArray[np.int64]
@@ -24,8 +25,11 @@ Keys = npt.NDArray[np.int64]
 class Catalogue:
     """Look-ups over an ItemTable without Python objects per item, and over what a LiveCatalogue adds to it."""
 
-    def __init__(self, items: ItemTable, live: LiveCatalogue | None = None) -> None:
-        """items: the run's items.parquet. live: over the same items; None = nothing is told after the run."""
+    def __init__(self, items: ItemTable, live: LiveCatalogue | None = None, titles: Titles | None = None) -> None:
+        """items: the run's items.parquet. live: over the same items; None = nothing is told after the run. titles: how
+        alike those of the run's items are; None = nobody knows.
+        """
+        self.titles = titles
         self.items, self.live = items, LiveCatalogue(items) if live is None else live
         self._category, self._category_code = _codes(items.table.column("category"))
         self._brand, self._brand_code = _codes(items.table.column("brand"))

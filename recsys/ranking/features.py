@@ -15,9 +15,11 @@ from recsys.core import Candidates, EventType, Query, keys
 from recsys.core.ids import find_rows
 from recsys.ranking.base import FeatureMatrix
 from recsys.ranking.catalogue import UNKNOWN, Catalogue
+from recsys.ranking.titles import Titles
 
 Floats = npt.NDArray[np.float32]
 DAY_US = 86_400_000_000
+_TITLES_BACK, _TITLE_FADING = 50, np.float32(0.8)  # actions, and by how much each counts less than the one after it
 
 SOURCES = (
     "own_history", "buy_again", "buy_again_share", "buy_again_due", "covisit", "covisit_max", "swing",
@@ -51,9 +53,10 @@ ITEM_NAMES = (*(f"item_{n}" for n in ITEM_VALUES), "item_price_to_user", "item_q
 RELATION_NAMES = (
     "category_affinity", "brand_affinity", "category_days_since", "same_category_as_current", "same_category_as_cart",
 )  # fmt: skip
+TITLE_NAMES = ("title_like_last", "title_like_closest", "title_like_closest_3", "title_like_mean", "title_like_recent")
 CONTEXT_NAMES = ("hour_of_day", "day_of_week", "new_only")
 FEATURE_NAMES: tuple[str, ...] = (
-    *OWN_NAMES, *USER_NAMES, *SOURCE_NAMES, *ITEM_NAMES, *RELATION_NAMES, *CONTEXT_NAMES,
+    *OWN_NAMES, *USER_NAMES, *SOURCE_NAMES, *ITEM_NAMES, *RELATION_NAMES, *TITLE_NAMES, *CONTEXT_NAMES,
 )  # fmt: skip
 
 
@@ -91,6 +94,7 @@ def assemble(
         **_sources(user, found),
         **_items(user, items, catalogue.price(found.item_key)),
         **_relations(query, user, found.item_key, catalogue),
+        **_titles(user, found.item_key, catalogue.titles),
         "hour_of_day": float(user.as_of_us // 3_600_000_000 % 24),
         "day_of_week": float((user.as_of_us // DAY_US + 3) % 7),  # 1970-01-01 was a Thursday; 0 = Monday
         "new_only": float(query.new_only),  # what sources and places say is relative to what was asked for
@@ -212,6 +216,27 @@ def _relations(
         "category_days_since": since,
         "same_category_as_current": _same(category, catalogue, [query.current_item] if query.current_item else []),
         "same_category_as_cart": _same(category, catalogue, query.cart),
+    }
+
+
+def _titles(user: UserFeatures, item_key: npt.NDArray[np.int64], titles: Titles | None) -> dict[str, Floats | float]:
+    """Cosines of each candidate's title and those of the newest actions; NaN without a title on either side."""
+    if titles is None or not len(user.recent_item_key):
+        return dict.fromkeys(TITLE_NAMES, np.nan)
+    candidate, past = titles.of(item_key), titles.of(user.recent_item_key[-_TITLES_BACK:])
+    past = past[past.any(axis=1)]
+    if not len(past):
+        return dict.fromkeys(TITLE_NAMES, np.nan)
+    like = candidate @ past.T
+    like[~candidate.any(axis=1)] = np.nan
+    fading = _TITLE_FADING ** np.arange(len(past), dtype=np.float32)[::-1]
+    nearest = np.sort(like, axis=1)[:, -3:]
+    return {
+        "title_like_last": like[:, -1],
+        "title_like_closest": nearest[:, -1],
+        "title_like_closest_3": nearest.mean(axis=1),
+        "title_like_mean": like.mean(axis=1),
+        "title_like_recent": like @ (fading / fading.sum()),
     }
 
 

@@ -4,13 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from feature_store.views import ITEM_FEATURE_NAMES, USER_FEATURE_NAMES
-from recsys.core import EventType, VersionMismatch, key
+from recsys.core import CorruptData, EventType, VersionMismatch, key
 from recsys.ranking.catalogue import Catalogue
-from recsys.ranking.features import FEATURE_NAMES, ITEM_VALUES, SOURCES, USER_VALUES, assemble
+from recsys.ranking.features import FEATURE_NAMES, ITEM_VALUES, SOURCES, TITLE_NAMES, USER_VALUES, assemble
 from recsys.ranking.hydrate import FeatureHydrator
 from recsys.ranking.score import LocalScorer
+from recsys.ranking.titles import Titles
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +95,64 @@ async def test_what_was_bought_in_number_lasts_in_proportion(shop, store, catalo
     assert (made.column("user_quantity_level") == np.float32(np.log(6.0))).all()
     beside = items.column("quantity_level") - np.log(6.0)
     np.testing.assert_allclose(made.column("item_quantity_to_user"), beside, rtol=1e-5)
+
+
+async def test_titles_are_compared_with_those_of_the_newest_actions(shop, store):
+    user = await store.user("user-1", shop.UNTIL_US, shop.NEVER)
+    past = [key(f"item-{i}") for i in (1, 2, 3)]
+    user = replace(
+        user,
+        recent_item_key=np.array(past),
+        recent_event_type=np.full(3, EventType.VIEW, np.int8),
+        recent_time_us=shop.UNTIL_US - np.arange(3, 0, -1),
+    )
+    # Two kinds of titles, and one item (3) and every other one without: what is alike in all of them is taken off.
+    east, west, none = np.array([3, 4]) / 5, np.array([3, -4]) / 5, np.zeros(2)
+    keys_M = shop.items().item_key
+    text = np.stack([{key("item-1"): east, key("item-2"): west, key("item-4"): east}.get(int(k), none) for k in keys_M])
+    titles = Titles(keys_M, text.astype(np.float16))
+    wanted = [key(i) for i in ("item-4", "item-2", "item-3", "item-0")]
+    items = await store.items(["item-4", "item-2", "item-3", "item-0"], shop.UNTIL_US, shop.NEVER)
+
+    def made(titles, user=user):
+        found = assemble(shop.query(1), user, shop.candidates(wanted), items, Catalogue(shop.items(), titles=titles))
+        return np.stack([found.column(name) for name in TITLE_NAMES], axis=1)
+
+    vectors = titles.of(np.array(wanted))
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), [1, 1, 0, 0], atol=1e-3)
+    like = made(titles)
+    assert np.isnan(like[2:]).all(), "no title, nothing to say"
+    last, closest, closest_3, mean, recent = like[0]
+    assert (last, closest) == (pytest.approx(-1, abs=0.1), pytest.approx(1, abs=1e-2)), (
+        "the newest with a title is item-2"
+    )
+    assert closest_3 == pytest.approx((last + closest) / 2) == pytest.approx(mean)
+    assert recent == pytest.approx((last + 0.8 * closest) / 1.8, abs=1e-5)
+    assert like[1, 0] == pytest.approx(1, abs=1e-2)
+    assert np.isnan(made(None)).all()
+    nobody = replace(user, recent_item_key=np.array([key("item-3")]))
+    assert np.isnan(made(titles, nobody)).all(), "a past without titles"
+
+
+def test_titles_of_a_run_are_read_once_for_all_arms(shop, tmp_path):
+    keys_M = shop.items().item_key
+    text = np.random.default_rng(0).normal(size=(len(keys_M), 8)).astype(np.float16)
+    text[3] = 0
+
+    def towers(**tensors):
+        return lambda run: save_file(tensors, run.path("models/tower.safetensors"))
+
+    run = shop.write_run(tmp_path / "run", more=towers(**{"items.key": keys_M, "items.text": text}))
+    titles = Titles.load(run)
+    assert titles is not None
+    assert Titles.load(run) is titles
+    found = titles.of(np.append(keys_M, 12345))
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), np.append(text.any(axis=1), 0), atol=2e-3)
+    assert Titles.load(shop.write_run(tmp_path / "untitled", more=towers(**{"items.key": keys_M}))) is None
+    assert Titles.load(shop.write_run(tmp_path / "towerless")) is None
+    broken = shop.write_run(tmp_path / "broken", more=lambda r: r.path("models/tower.safetensors").write_bytes(b"no"))
+    with pytest.raises(CorruptData, match=r"run shop, models/tower\.safetensors"):
+        Titles.load(broken)
 
 
 async def test_orders_since_and_share_count_the_users_order_days(shop, store, catalogue):
