@@ -26,9 +26,9 @@ NULL = None
 
 @dataclass
 class Acted:
-    """Actions of one user, or on one item: (time, key of the event id, type, item, price)."""
+    """Actions of one user, or on one item: (time, key of the event id, type, item, price, quantity)."""
 
-    actions: list[tuple[int, int, int, str, int]] = field(default_factory=list)
+    actions: list[tuple[int, int, int, str, int, int]] = field(default_factory=list)
     catalog: list[tuple[int, int, str, int]] = field(default_factory=list)  # time, key, field, value
 
     @property
@@ -92,13 +92,15 @@ class Oracle:
     def _action(self, e: dict, marked: bool) -> None:
         found = self._judge(e, marked, key(e["id"]), [e["id"]])
         if found == "applied" and not marked:
-            self._apply(e["user"], e["item"], e["time"], key(e["id"]), e["type"], e.get("price") or 0)
+            self._apply(
+                e["user"], e["item"], e["time"], key(e["id"]), e["type"], e.get("price") or 0, e.get("quantity") or 1
+            )
 
     def _slate(self, e: dict, marked: bool) -> None:
         ids = [f"{e['id']}#{position}" for position in range(1, len(e["items"]) + 1)]
         if self._judge(e, marked, key(ids[0]), ids) == "applied" and not marked:
             for event_id, item in zip(ids, e["items"], strict=True):
-                self._apply(e["user"], item, e["time"], key(event_id), IMPRESSION, 0)
+                self._apply(e["user"], item, e["time"], key(event_id), IMPRESSION, 0, 1)
 
     def _judge(self, e: dict, marked: bool, event_key: int, ids: list[str]) -> str:
         if e["time"] <= self._forgotten[marked, e["user"]]:
@@ -112,9 +114,9 @@ class Oracle:
             self.latest = max(self.latest, e["time"])
         return found
 
-    def _apply(self, user: str, item: str, at: int, event_key: int, kind: int, price: int) -> None:
-        self.users[user].actions.append((at, event_key, kind, item, price))
-        self.items[item].actions.append((at, event_key, kind, item, price))
+    def _apply(self, user: str, item: str, at: int, event_key: int, kind: int, price: int, quantity: int) -> None:
+        self.users[user].actions.append((at, event_key, kind, item, price, quantity))
+        self.items[item].actions.append((at, event_key, kind, item, price, quantity))
 
     def _change(self, e: dict, marked: bool, **said: int | None) -> None:
         self.counts["applied"] += 1  # a change that comes twice changes nothing, and is not looked up
@@ -144,7 +146,7 @@ class Oracle:
         found = _counted(actions, now)
         for kind, name in enumerate(BEHAVIOURS[1:], VIEW):
             found[f"days_since_{name}"] = _days_since([a for a in acted if a[2] == kind], now)
-        prices = [p for *_, p in actions if p > 0]
+        prices = [a[4] for a in actions if a[4] > 0]
         bought = [a[4] for a in acted if a[2] == PURCHASE and a[4] > 0]
         hours = [a[0] // HOUR % 24 for a in acted]
         near = {(now // HOUR + d) % 24 for d in (-1, 0, 1)}
@@ -159,6 +161,7 @@ class Oracle:
             "category_top_share": NULL,
             "num_brands": NULL,
             "brand_top_share": NULL,
+            "quantity_level": _quantity_level(actions),
             "num_items_touched": float(len(pairs)),
             "num_purchase_days": float(len({at // DAY for at, _, kind, *_ in acted if kind == PURCHASE})),
         }
@@ -168,13 +171,13 @@ class Oracle:
         actions = self.users[user_id].actions
         kept = []
         for kind, most in RECENT_MAX.items():
-            kept += sorted((at, k, kind, key(item)) for at, k, t, item, _ in actions if t == kind)[-most:]
+            kept += sorted((at, k, kind, key(item)) for at, k, t, item, *_ in actions if t == kind)[-most:]
         return [(at, kind, item) for at, _, kind, item in sorted(kept)]
 
     def pairs(self, user_id: str) -> dict[int, tuple[list[int], int, int, int, int]]:
         """By item key: counts by type [7], first and last time, last purchase, days with a purchase."""
         days: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
-        for at, _, kind, item, _ in self.users[user_id].actions:
+        for at, _, kind, item, *_ in self.users[user_id].actions:
             if kind != IMPRESSION:
                 days[at // DAY, key(item)].append((at, kind))
         found: dict[int, tuple[list[int], int, int, int, int]] = {}
@@ -186,6 +189,19 @@ class Oracle:
                 bought = max(bought, at if kind == PURCHASE else 0)
             num_days += any(kind == PURCHASE for _, kind in acts)
             found[item] = (counts, first, last, bought, num_days)
+        return found
+
+    def quantity_levels(self, user_id: str) -> dict[int, tuple[float, float]]:
+        """By item key: mean logarithm of the quantities bought, ever and on the last day with a purchase; 0 = none."""
+        actions = self.users[user_id].actions
+        days = sorted({(a[0] // DAY, key(a[3])) for a in actions if a[2] != IMPRESSION})[-PAIRS_MAX:]
+        found: dict[int, tuple[float, float]] = {}
+        for _, item in days:
+            kept = {day for day, other in days if other == item}
+            bought = [a for a in actions if a[2] == PURCHASE and key(a[3]) == item and a[0] // DAY in kept]
+            last = max((a[0] // DAY for a in bought), default=0)
+            on_last = [a for a in bought if a[0] // DAY == last]
+            found[item] = (_quantity_level(bought) or 0.0, _quantity_level(on_last) or 0.0)
         return found
 
     def item(self, item_id: str, now: int) -> dict[str, float | None]:
@@ -221,6 +237,7 @@ class Oracle:
             "stock": float(said["stock"][-1][2]) if said["stock"] else NULL,
             "listed": float(said["listed"][-1][2]) if said["listed"] else NULL,
             "age_days": max(now - min(times), 0) / DAY,
+            "quantity_level": _quantity_level(state.actions),
         }
 
 
@@ -232,7 +249,7 @@ def oracle(events: Iterable[dict]) -> Oracle:
     return found
 
 
-def _counted(actions: list[tuple[int, int, int, str, int]], now: int) -> dict[str, float | None]:
+def _counted(actions: list[tuple[int, int, int, str, int, int]], now: int) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
     for window, (width, length) in WINDOWS.items():
         # Whole buckets: the one that holds now - length counts from its begin.
@@ -245,8 +262,12 @@ def _counted(actions: list[tuple[int, int, int, str, int]], now: int) -> dict[st
     return found
 
 
-def _days_since(actions: list[tuple[int, int, int, str, int]], now: int) -> float | None:
+def _days_since(actions: list[tuple[int, int, int, str, int, int]], now: int) -> float | None:
     return (now - max(a[0] for a in actions)) / DAY if actions else NULL
+
+
+def _quantity_level(actions: list[tuple[int, int, int, str, int, int]]) -> float | None:
+    return _mean([round(math.log2(a[5]) * 8) / 8 * math.log(2) for a in actions if a[2] == PURCHASE])
 
 
 def _mean(values: list) -> float | None:

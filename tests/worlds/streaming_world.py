@@ -73,7 +73,13 @@ def record(event: dict) -> Sent:
         return Sent("impressions", event["user"].encode(), slate.SerializeToString(), event)
     item = event.get("item", "")
     body = {
-        "action": lambda: Action(type=event["type"], user_id=event["user"], item_id=item, price_minor=event["price"]),
+        "action": lambda: Action(
+            type=event["type"],
+            user_id=event["user"],
+            item_id=item,
+            price_minor=event["price"],
+            quantity=event.get("quantity"),
+        ),
         "price": lambda: PriceChange(item_id=item, price_minor=event["price"]),
         "stock": lambda: StockChange(item_id=item, stock_units=event["stock"]),
         "item": lambda: ItemChange(item_id=item, listed=event["listed"], price_minor=event["price"]),
@@ -120,6 +126,7 @@ def some_event(rng: random.Random, i: int, now: int) -> dict:
         return event | {"kind": "slate", "user": user, "items": shown, "stress": rng.random() < 0.05}
     event |= {"kind": "action", "type": rng.randint(1, 6), "user": user, "item": item, "stress": rng.random() < 0.05}
     event["price"] = rng.choice([None, 0, 100, 250, rng.randint(1, 99_999)])
+    event["quantity"] = (None, 1, 6, 12, 2**31 - 1)[i % 5]
     if draw < 0.13:  # whether an item keeps what came just before a user was forgotten is left open
         event |= {"id": f"f{i}", "user": f"f{rng.randint(0, FORGOTTEN - 1)}", "item": "g"}
         if rng.random() < 0.15:
@@ -450,6 +457,10 @@ async def check(world: World, expected: Oracle, hint: object = "") -> None:
         columns = (user.pair_first_us, user.pair_last_us, user.pair_last_purchase_us, user.pair_purchase_days)
         numbers = zip(user.pair_count.tolist(), *(c.tolist() for c in columns), strict=True)
         assert dict(zip(user.pair_item_key.tolist(), numbers, strict=True)) == expected.pairs(user_id), where
+        levels = zip(user.pair_quantity_level.tolist(), user.pair_last_quantity_level.tolist(), strict=True)
+        assert dict(zip(user.pair_item_key.tolist(), levels, strict=True)) == {
+            k: pytest.approx(v, abs=1e-5) for k, v in expected.quantity_levels(user_id).items()
+        }, where
     items = [f"i{i}" for i in range(ITEMS)]
     found = await reader.items([*items, "nobody's"], now, never)
     assert set(found.status[-1].tolist()) == {FeatureStatus.NOT_FOUND}

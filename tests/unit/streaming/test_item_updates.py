@@ -29,6 +29,7 @@ def some(n: int, seed: int = 0, items: int = 20) -> tuple[EventColumns, SourceRo
             "item_id": [f"商品{i}" for i in rng.integers(0, items, n)],
             "price": [int(p) if k != 3 else None for k, p in zip(kind, rng.integers(1, 99, n), strict=True)],
             "stock": [4 if k == 3 else None for k in kind],
+            "quantity": [1 + i % 3 if k == 1 and i % 2 else None for i, k in enumerate(kind)],
         }
     )
     source, offset = np.sort(rng.integers(0, 3, n)), np.zeros(n, np.int64)
@@ -41,7 +42,7 @@ def some(n: int, seed: int = 0, items: int = 20) -> tuple[EventColumns, SourceRo
 
 def rows_of(events: EventColumns, stress) -> list[tuple]:
     """Events in an order that does not depend on how they came."""
-    names = ("kind", "event_type", "time_us", "event_key", "price", "stock", "listed", "category", "brand")
+    names = ("kind", "event_type", "time_us", "event_key", "price", "quantity", "stock", "listed", "category", "brand")
     columns = [getattr(events, n).tolist() for n in names]
     ids = [events.item_ids[i] for i in events.item_code.tolist()]
     return sorted(zip(ids, np.asarray(stress).tolist(), events.is_action.tolist(), *columns, strict=True))
