@@ -41,7 +41,7 @@ class Titles:
 
         Raises: CorruptData.
         """
-        return _read(run.path(_FILE), run.run_id) if run.has(_FILE) else None
+        return _read(run.path(_FILE), run.manifest["files"][_FILE]["sha256"]) if run.has(_FILE) else None
 
     def of(self, item_key: npt.NDArray[np.int64]) -> Floats:
         """Vectors of length 1 [N, T]; zeros for an item without a title, or one that the run does not know."""
@@ -49,13 +49,14 @@ class Titles:
 
 
 @lru_cache(maxsize=2)  # the run that serves, and the one that takes over
-def _read(path: Path, run_id: str) -> Titles | None:
+def _read(path: Path, _sha256: str) -> Titles | None:
+    """_sha256: tells a run from another that was trained into its place."""
     try:
         with safe_open(path, framework="numpy") as file:
             return Titles(file.get_tensor(_KEY), file.get_tensor(_TEXT)) if _TEXT in set(file.keys()) else None
     except SafetensorError as error:
         raise CorruptData(
-            f"run {run_id}, {_FILE}",
+            f"run {path.parents[1]}, {_FILE}",
             came=str(error),
             expected="a safetensors file",
             fix="Copy the run again, or train again.",

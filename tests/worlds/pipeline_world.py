@@ -121,13 +121,14 @@ def write_run(
     feature_views: str = VIEW_SET,
     blend_weight: float = 0.5,
     more: Callable[[RunWriter], None] | None = None,
+    replace: bool = False,
 ) -> RunDirectory:
     """A run with the light indexes, a reranker folder that holds its blend weight only, and what `more` writes."""
     fields = {
         "run_id": "shop", "parent": None, "dataset_hash": "", "until": UNTIL_US, "seed": 0, "config": {},
         "versions": {}, "commit": "test", "feature_views": feature_views, "measures": {}, "rerankers": ["1"],
     }  # fmt: skip
-    with RunWriter(out, fields) as run:
+    with RunWriter(out, fields, replace=replace) as run:
         items().write(run.path("items.parquet"))
         for name, table in build_all(events(), items(), UNTIL_US).items():
             pq.write_table(table, run.path(f"index/{name}.parquet"))

@@ -148,10 +148,12 @@ def test_titles_of_a_run_are_read_once_for_all_arms(shop, tmp_path):
     assert Titles.load(run) is titles
     found = titles.of(np.append(keys_M, 12345))
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), np.append(text.any(axis=1), 0), atol=2e-3)
+    again = shop.write_run(tmp_path / "run", replace=True, more=towers(**{"items.key": keys_M, "items.text": -text}))
+    assert Titles.load(again) is not titles, "another run in its place"
     assert Titles.load(shop.write_run(tmp_path / "untitled", more=towers(**{"items.key": keys_M}))) is None
     assert Titles.load(shop.write_run(tmp_path / "towerless")) is None
     broken = shop.write_run(tmp_path / "broken", more=lambda r: r.path("models/tower.safetensors").write_bytes(b"no"))
-    with pytest.raises(CorruptData, match=r"run shop, models/tower\.safetensors"):
+    with pytest.raises(CorruptData, match=r"broken, models/tower\.safetensors"):
         Titles.load(broken)
 
 
