@@ -126,6 +126,7 @@ def _own(user: UserFeatures, item_key: npt.NDArray[np.int64], orders: _Orders) -
         total = np.log(bought)
     level = np.where(had, user.pair_quantity_level[row], np.nan)
     last_level = np.where(had, user.pair_last_quantity_level[row], np.nan)
+    supply_ratio = gap_ratio * np.exp(level - last_level)  # twice as much lasts twice as long
     recent = user.recent_item_key[::-1]
     newest, step = np.unique(recent, return_index=True)
     at, seen = _lookup(newest, item_key)
@@ -155,9 +156,7 @@ def _own(user: UserFeatures, item_key: npt.NDArray[np.int64], orders: _Orders) -
         "own_last_quantity_level": last_level,
         "own_total_quantity_level": level + total,
         "own_quantity_to_user": level - np.float32(user.values.get("quantity_level", np.nan)),
-        "own_supply_ratio": (gap_ratio * np.exp(level - last_level)).astype(
-            np.float32
-        ),  # twice as much lasts twice as long
+        "own_supply_ratio": supply_ratio.astype(np.float32),
     }
 
 
