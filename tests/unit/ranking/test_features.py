@@ -119,7 +119,7 @@ async def test_titles_are_compared_with_those_of_the_newest_actions(shop, store)
         return np.stack([found.column(name) for name in TITLE_NAMES], axis=1)
 
     vectors = titles.of(np.array(wanted))
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), [1, 1, 0, 0], atol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), [1, 1, 0, 0], atol=1e-6)
     like = made(titles)
     assert np.isnan(like[2:]).all(), "no title, nothing to say"
     last, closest, closest_3, mean, recent = like[0]
@@ -147,7 +147,12 @@ def test_titles_of_a_run_are_read_once_for_all_arms(shop, tmp_path):
     assert titles is not None
     assert Titles.load(run) is titles
     found = titles.of(np.append(keys_M, 12345))
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), np.append(text.any(axis=1), 0), atol=2e-3)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), np.append(text.any(axis=1), 0), atol=1e-6)
+    apart = np.delete(text, 3, axis=0).astype(np.float32)
+    apart -= apart.mean(axis=0)
+    apart /= np.linalg.norm(apart, axis=1, keepdims=True)
+    found = np.delete(found, [3, len(keys_M)], axis=0)
+    np.testing.assert_allclose(found @ found.T, apart @ apart.T, atol=0.02, err_msg="a byte a number is enough")
     again = shop.write_run(tmp_path / "run", replace=True, more=towers(**{"items.key": keys_M, "items.text": -text}))
     assert Titles.load(again) is not titles, "another run in its place"
     assert Titles.load(shop.write_run(tmp_path / "untitled", more=towers(**{"items.key": keys_M}))) is None
