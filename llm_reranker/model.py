@@ -32,6 +32,7 @@ _COUNTS = (
     "num_key_value_heads", "head_dim", "max_position_embeddings",
 )  # fmt: skip
 _SPARSE_COUNTS = ("num_experts_per_tok", "moe_intermediate_size", "decoder_sparse_step")
+_POSITIONS_MAX = 1 << 16  # beyond any prefix and candidate that is let in, whatever the checkpoint says it knows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -246,9 +247,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _turns(config: ModelConfig, device: torch.device) -> Tensor:
-    """RoPE's cosines and sines at every position that the model knows, [positions, 2, d / 2]."""
+    """RoPE's cosines and sines at every position that may be asked for, [positions, 2, d / 2]."""
     half = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim
-    position = torch.arange(config.max_position_embeddings, dtype=torch.float32, device=device)
+    positions = min(config.max_position_embeddings, _POSITIONS_MAX)
+    position = torch.arange(positions, dtype=torch.float32, device=device)
     angle = position[:, None] * (1.0 / config.rope_theta**half)
     return torch.stack([angle.cos(), angle.sin()], 1)
 

@@ -112,6 +112,17 @@ def test_label_direction_is_softmax_over_no_and_yes(tmp_path: Path) -> None:
     assert score == pytest.approx(logits[[8, 3]].softmax(-1)[1].item(), abs=1e-5)
 
 
+def test_positions_that_nobody_asks_for_cost_no_memory(tmp_path: Path) -> None:
+    theirs("dense", tmp_path)
+    ids, position = torch.arange(9), torch.arange(9)
+    few = ours(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(read_json(config) | {"max_position_embeddings": 10**12}))
+    many = ours(tmp_path)
+    hidden = [m.hidden(m.embed(ids), position, PackedCausal([9])) for m in (few, many)]
+    assert torch.equal(*hidden)
+
+
 def test_older_dialect_reads_the_same(tmp_path: Path) -> None:
     theirs("moe", tmp_path)
     new = read_json(tmp_path / "config.json")
