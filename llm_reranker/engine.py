@@ -70,11 +70,11 @@ class Engine:
         self.blend_weight = card.blend_weight if card else 1.0
         prefix_max = card.prefix_tokens_max if card else config.prefix_tokens_max
         self._item_tokens_max = card.item_tokens_max if card else config.item_tokens_max
-        if prefix_max + self._item_tokens_max + 32 > loaded.model.config.max_position_embeddings:
+        if prefix_max + self._item_tokens_max + 32 > loaded.model.positions:
             raise BadInput(
                 "[llm_reranker] prefix_tokens_max + item_tokens_max",
                 came=prefix_max + self._item_tokens_max,
-                expected=f"at most {loaded.model.config.max_position_embeddings - 32}, the model's positions",
+                expected=f"at most {loaded.model.positions - 32}, the model's positions",
                 fix="Lower them.",
             )
         self.prompt = Prompt(loaded.tokenizer, prefix_tokens_max=prefix_max, item_tokens_max=self._item_tokens_max)

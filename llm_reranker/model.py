@@ -203,6 +203,7 @@ class Model:
         self._norm_D = tensors["model.norm.weight"]
         self._layers = [_layer(config, tensors, i, precision) for i in range(config.num_hidden_layers)]
         self._turn_P2c = _turns(config, self.embed_VD.device)
+        self.positions = len(self._turn_P2c)  # a token's position is below it
 
     def embed(self, ids_T: Tensor) -> Tensor:
         """Token ids int64 [T] to input vectors [T, D]."""

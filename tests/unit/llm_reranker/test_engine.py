@@ -164,6 +164,17 @@ def test_prompts_longer_than_the_model_are_refused(folder: Path, world: ModuleTy
         LocalReranker.from_folder(folder, world.items(), config=RerankConfig(prefix_tokens_max=32_000))
 
 
+def test_a_card_that_asks_for_more_positions_than_there_are_is_refused(folder: Path, world: ModuleType) -> None:
+    for name, more in (
+        ("config.json", {"max_position_embeddings": 10**12}),
+        ("double11.json", {"prefix_tokens_max": 10**6}),
+    ):
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    with pytest.raises(BadInput, match="the model's positions"):
+        LocalReranker.from_folder(folder, world.items())
+
+
 def test_known_scores_are_not_computed_again_and_are_the_same(run: RunDirectory) -> None:
     engine, off = (LocalReranker.load(run, config=RerankConfig(score_cache_items_max=n))._engine for n in (1000, 0))
     first, whole = ask(10), ask(30)
