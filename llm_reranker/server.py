@@ -29,7 +29,7 @@ from prometheus_client import start_http_server
 from llm_reranker import messages
 from llm_reranker.base import Reranker
 from llm_reranker.config import RerankConfig
-from llm_reranker.engine import LocalReranker, read_version
+from llm_reranker.local import LocalReranker, read_version
 from llm_reranker.prompt import clip
 from recsys.core import logging
 from recsys.core.config import Config

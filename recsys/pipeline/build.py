@@ -89,7 +89,7 @@ def build(
         reranker, weights = ports.reranker, ports.rerank_weights
         version = _reranker_version(run) if reranker is None or weights is None else reranker.version
         if reranker is None:
-            from llm_reranker.engine import LocalReranker  # heavy
+            from llm_reranker.local import LocalReranker  # heavy
 
             local = LocalReranker.load(run, version)
             reranker, owned = local, [local.close]

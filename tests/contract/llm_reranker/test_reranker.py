@@ -11,8 +11,8 @@ import pytest
 from llm_reranker.base import HistoryItem, Reranker, RerankRequest
 from llm_reranker.client import RemoteReranker
 from llm_reranker.config import RerankConfig
-from llm_reranker.engine import LocalReranker
 from llm_reranker.lists import FEATURE_NAMES
+from llm_reranker.local import LocalReranker
 from llm_reranker.server import RerankServer
 from recsys.core import BadInput, Deadline, DeadlineExceeded
 from recsys.core.run_dir import RunDirectory

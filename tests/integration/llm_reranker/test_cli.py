@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from llm_reranker.engine import LocalReranker
+from llm_reranker.local import LocalReranker
 from recsys.cli.main import run as double11
 from recsys.core.run_dir import RunDirectory
 

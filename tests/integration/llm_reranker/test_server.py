@@ -23,7 +23,7 @@ from llm_reranker import checkpoint
 from llm_reranker.base import RerankRequest, RerankResult
 from llm_reranker.client import RemoteReranker
 from llm_reranker.config import RerankConfig
-from llm_reranker.engine import LocalReranker
+from llm_reranker.local import LocalReranker
 from llm_reranker.server import RerankServer
 from recsys.core import Deadline, DeadlineExceeded, Unavailable, VersionMismatch
 from recsys.core.run_dir import RunDirectory

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from llm_reranker.base import RerankRequest
 from llm_reranker.checkpoint import read
-from llm_reranker.engine import LocalReranker
+from llm_reranker.local import LocalReranker
 from recsys.cli.main import run as double11
 from recsys.core import CorruptData, Deadline
 from recsys.core.run_dir import RunDirectory

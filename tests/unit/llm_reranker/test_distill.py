@@ -27,7 +27,7 @@ from llm_reranker.checkpoint import read
 from llm_reranker.config import DistillConfig
 from llm_reranker.distill import distill
 from llm_reranker.encoded import align
-from llm_reranker.engine import LocalReranker
+from llm_reranker.local import LocalReranker
 from llm_reranker.upcycle import upcycle
 from recsys.core import BadInput
 from recsys.core.run_dir import RunDirectory

@@ -16,7 +16,7 @@ from scipy.stats import kendalltau
 
 from llm_reranker.base import HistoryItem, RerankRequest
 from llm_reranker.config import RerankConfig
-from llm_reranker.engine import LocalReranker
+from llm_reranker.local import LocalReranker
 from llm_reranker.prefix_cache import PrefixCache
 from llm_reranker.prompt import item_texts
 from llm_reranker.score_cache import ScoreCache
