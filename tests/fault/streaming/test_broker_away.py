@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 from confluent_kafka import IsolationLevel, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
-from streaming_world import Supervised, T, Trickle, World, check, judged, record, seeds, traffic
+from streaming_traffic import T, judged, record, traffic
+from streaming_world import Supervised, Trickle, World, check, seeds
 
 EVENTS = 4_000
 AWAY_S = 10

@@ -8,20 +8,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 from oracle import Oracle
-from streaming_world import (
-    MEBIBYTE,
-    Ingest,
-    Sent,
-    T,
-    World,
-    check,
-    check_command,
-    judged,
-    padded,
-    record,
-    seeds,
-    traffic,
-)
+from streaming_traffic import MEBIBYTE, Sent, T, judged, padded, record, traffic
+from streaming_world import Ingest, World, check, check_command, seeds
 
 from streaming.archive.files import found, split
 

@@ -5,7 +5,8 @@ import subprocess
 import time
 
 import pytest
-from streaming_world import COMMAND, World, check, judged, record
+from streaming_traffic import judged, record
+from streaming_world import COMMAND, World, check
 
 from streaming.log import open_log, topics_at
 

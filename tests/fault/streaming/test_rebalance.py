@@ -6,7 +6,8 @@ import time
 from collections import Counter
 
 import pytest
-from streaming_world import Supervised, Trickle, World, check, judged, seeds, traffic
+from streaming_traffic import judged, traffic
+from streaming_world import Supervised, Trickle, World, check, seeds
 
 EVENTS = 4_000
 

@@ -12,7 +12,8 @@ import pytest
 import redis
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
-from streaming_world import COMMAND, Supervised, Trickle, World, check, judged, traffic
+from streaming_traffic import judged, traffic
+from streaming_world import COMMAND, Supervised, Trickle, World, check
 
 from feature_store.online import open_reader
 from recsys.core import Deadline, Double11Error, VersionMismatch

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 from redis_world import Forwarder, Server
-from streaming_world import Ingest, Supervised, Trickle, World, check, judged, seeds, traffic
+from streaming_traffic import judged, traffic
+from streaming_world import Ingest, Supervised, Trickle, World, check, seeds
 
 EVENTS = 4_000
 LET_GO = {0, 1, 4}  # done; another offset than it read (a second was lost); the store is away

@@ -6,7 +6,8 @@ from pathlib import Path
 from double11.v1.sample_pb2 import Sample
 from redis_world import redis_server
 from samples_world import WINDOW, joined, traffic
-from streaming_world import Ingest, Sent, World
+from streaming_traffic import Sent
+from streaming_world import Ingest, World
 
 from feature_store.offline.samples import read_samples
 from streaming.log import open_log, topics_at

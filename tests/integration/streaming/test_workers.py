@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from oracle import Oracle
 from redis_world import emptied, redis_cluster, redis_standalone
-from streaming_world import Sent, Trickle, World, check, judged, traffic
+from streaming_traffic import Sent, judged, traffic
+from streaming_world import Trickle, World, check
 
 from recsys.core import EventKind
 from recsys.data import Dataset
