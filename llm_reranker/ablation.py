@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from llm_reranker import fit, quality
-from llm_reranker.blend import blend
 from llm_reranker.config import DistillConfig
 from llm_reranker.splits import Held
 from llm_reranker.trainable import TrainableReranker
@@ -99,9 +98,9 @@ def _row(
     for task, of in work.held.items():
         if not of.chosen:
             continue
-        mine = quality.usable(scores[task], of.rank)
+        mine = scores[task]
         weight = of.weight(mine, work.seed)
-        blended = [blend(a, b, weight) for a, b in zip(of.rank, mine, strict=True)]
+        blended = of.blended(mine, weight)
         own = quality.gain(mine, of.rank, of.label, work.seed)
         row[task] = {
             "ndcg@10": quality.mean_ndcg(mine, of.label),

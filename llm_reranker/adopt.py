@@ -17,7 +17,6 @@ import numpy as np
 
 from llm_reranker import checkpoint, quality
 from llm_reranker.base import HistoryItem, RerankRequest
-from llm_reranker.blend import blend
 from llm_reranker.checkpoint import Card
 from llm_reranker.config import DistillConfig, RerankConfig
 from llm_reranker.engine import Engine
@@ -65,8 +64,7 @@ def adopt(
         said = teacher.label(lists, [c.query for c in of.chosen], [c.rows for c in of.chosen])
         raw = [judged.log_odds for _, judged in said]
         weight = of.weight(raw, seed)
-        orders = {"rank": of.rank, "reranker": raw,
-                  "blended": [blend(a, b, weight) for a, b in zip(of.rank, raw, strict=True)]}  # fmt: skip
+        orders = {"rank": of.rank, "reranker": raw, "blended": of.blended(raw, weight)}
         ndcg = {name: quality.mean_ndcg(scores, of.label) for name, scores in orders.items()}
         tasks[task] = {"queries": len(of.chosen), "ndcg@10": ndcg, "weight": weight}
     report = {

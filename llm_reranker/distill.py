@@ -26,7 +26,6 @@ import torch
 from tokenizers import Tokenizer
 
 from llm_reranker import ablation, checkpoint, fit, folder, quality
-from llm_reranker.blend import blend
 from llm_reranker.config import DistillConfig, RerankConfig, TeacherConfig
 from llm_reranker.encoded import Encoded
 from llm_reranker.extras import Extras
@@ -145,14 +144,15 @@ class _Work:
 
     def run(self, teacher: Teacher, out_dir: Path, version: str, *, ablate: bool) -> dict[str, Any]:
         """Every step in order; the report."""
-        judged = self.timed("judge", lambda: {t: self._label(teacher, self.held[t].chosen) for t in TASKS})
-        gains = {t: _gain(judged[t], self.held[t], self.seed) for t in TASKS}
-        # A teacher that knows no more than the ranker has nothing to teach.
+        judged = self.timed("judge", lambda: {t: self._judged(teacher, self.held[t]) for t in TASKS})
+        says = {t: 1.0 if teacher.fitted else self.held[t].weight(judged[t], self.seed) for t in TASKS}
+        gains = {t: _gain(self.held[t].blended(judged[t], says[t]), self.held[t], self.seed) for t in TASKS}
+        # A teacher that adds nothing to what the ranker knows has nothing to teach.
         believed = {t: g["sure"] for t, g in gains.items()}
         train = self.timed("labels", lambda: self._taught(teacher, believed))
         student = self.timed("student", lambda: self.student(_AS_SERVED, train, self.seed + 1))
         scale, bias, ece = _calibration(student.raw["all"], self.held["all"].label)
-        tasks = {t: self._outcome(t, judged[t], student.raw[t], gains[t]) for t in TASKS}
+        tasks = {t: self._outcome(t, judged[t], says[t], gains[t], student.raw[t]) for t in TASKS}
         report: dict[str, Any] = {
             "queries": {"train": len(train), "validation": len(self.held["all"].chosen)},
             "tasks": tasks,
@@ -212,6 +212,9 @@ class _Work:
         self.seconds[what] = round(time.perf_counter() - started_s, 1)
         return value
 
+    def _judged(self, teacher: Teacher, of: Held) -> list[fit.Scores]:
+        return quality.usable(self._label(teacher, of.chosen), of.rank)
+
     def _label(self, teacher: Teacher, chosen: Sequence[fit.Chosen]) -> list[fit.Scores]:
         scores: list[fit.Scores] = [np.empty(0, np.float32)] * len(chosen)
         for at, said in teacher.label(self.lists, [c.query for c in chosen], [c.rows for c in chosen]):
@@ -221,28 +224,36 @@ class _Work:
     def _taught(self, teacher: Teacher, believed: Mapping[str, bool]) -> list[fit.Chosen]:
         """The training lists, with soft labels where the teacher beats the ranker.
 
-        Log-odds of a teacher that never saw these shoppers are first put on the scale of what they did.
+        A teacher that never saw these shoppers does not know what the ranker says of them either: its soft labels are
+        what the two say together, on the scale of what the shoppers did.
         """
         taught = [c for c in self.train if believed[task_of(self.lists, c.query)]]
         soft = self._label(teacher, taught)
         if soft and not teacher.fitted:
-            scale, bias = _platt(soft, [self.lists.label[c.rows] for c in taught])
-            soft = [(scale * s + bias).astype(np.float32) for s in soft]
+            rank = [self.lists.rank_score[c.rows] for c in taught]
+            a, b, bias = _beside(rank, soft, [self.lists.label[c.rows] for c in taught])
+            soft = [(a * r + b * s + bias).astype(np.float32) for r, s in zip(rank, soft, strict=True)]
         by_query = {c.query: s for c, s in zip(taught, soft, strict=True)}
         return [replace(c, teacher=by_query.get(c.query)) for c in self.train]
 
     def _outcome(
-        self, task: str, judged: Sequence[fit.Scores], raw: Sequence[fit.Scores], gain: Mapping[str, Any]
+        self,
+        task: str,
+        judged: Sequence[fit.Scores],
+        teacher_weight: float,
+        gain: Mapping[str, Any],
+        raw: Sequence[fit.Scores],
     ) -> dict[str, Any]:
         """What validation says of one task."""
         of = self.held[task]
         weight = of.weight(list(raw), self.seed)
-        blended = [blend(a, b, weight) for a, b in zip(of.rank, raw, strict=True)]
-        orders = {"rank": of.rank, "teacher": quality.usable(judged, of.rank), "student": raw, "blended": blended}
+        blended = of.blended(raw, weight)
+        orders = {"rank": of.rank, "teacher": judged, "student": raw, "blended": blended}
         return {
             "queries": len(of.chosen),
             "ndcg@10": {name: quality.mean_ndcg(scores, of.label) for name, scores in orders.items()},
             "weight": weight,
+            "teacher_weight": teacher_weight,
             "teacher_gain": gain,
             "student_gain": _gain(blended, of, self.seed),
         }
@@ -267,7 +278,7 @@ def active_parameters(network: TrainableReranker) -> int:
 def _gain(scores: Sequence[fit.Scores], of: Held, seed: int) -> dict[str, Any]:
     if not of.chosen:
         return {"diff": 0.0, "ci95": [0.0, 0.0], "sure": False}
-    gain = quality.gain(quality.usable(scores, of.rank), of.rank, of.label, seed)
+    gain = quality.gain(scores, of.rank, of.label, seed)
     return {"diff": _rounded(gain.diff), "ci95": [_rounded(x) for x in gain.ci95], "sure": quality.is_sure(gain)}
 
 
@@ -275,6 +286,14 @@ def _platt(scores: Sequence[fit.Scores], labels: Sequence[fit.Scores]) -> tuple[
     log_odds, label = np.concatenate(scores), np.concatenate(labels)
     known = np.isfinite(log_odds)
     return quality.platt(log_odds[known], label[known])
+
+
+def _beside(
+    rank: Sequence[fit.Scores], scores: Sequence[fit.Scores], labels: Sequence[fit.Scores]
+) -> tuple[float, float, float]:
+    log_odds = np.concatenate(scores)
+    known = np.isfinite(log_odds)
+    return quality.beside(np.concatenate(rank)[known], log_odds[known], np.concatenate(labels)[known])
 
 
 def _calibration(raw: Sequence[fit.Scores], labels: Sequence[fit.Scores]) -> tuple[float, float, dict[str, float]]:

@@ -73,21 +73,36 @@ def ece(log_odds: Floats, label: Floats) -> float:
     return float(np.abs(gap).sum() / len(p))
 
 
-def platt(log_odds: Floats, label: Floats, steps: int = 50) -> tuple[float, float]:
+def platt(log_odds: Floats, label: Floats) -> tuple[float, float]:
     """Scale and bias so that sigmoid(scale x + bias) fits the labels; scale stays positive, so no order changes.
 
-    Newton's method on the log-loss with a small ridge towards (1, 0). Source: Platt 1999.
+    Source: Platt 1999.
     """
-    x = np.stack([log_odds.astype(np.float64), np.ones(len(log_odds))], 1)
-    prior, ridge = np.array([1.0, 0.0]), 1e-3 * len(log_odds) * np.eye(2)
-    weights = prior.copy()
+    scale, bias = _logistic(log_odds[:, None], label, prior=[1.0, 0.0]).tolist()
+    return (scale, bias) if np.isfinite([scale, bias]).all() and scale > 0.01 else (1.0, 0.0)
+
+
+def beside(rank: Floats, log_odds: Floats, label: Floats) -> tuple[float, float, float]:
+    """Weights a, b and c so that sigmoid(a rank + b log_odds + c) fits the labels; (1, 0, 0) where nothing can be said.
+
+    rank: the ranker's logits; log_odds: of a teacher that does not know them, on any scale.
+    """
+    spread = float(log_odds.std()) or 1.0
+    a, b, c = _logistic(np.stack([rank, log_odds / spread], 1), label, prior=[1.0, 0.0, 0.0]).tolist()
+    return (a, b / spread, c) if np.isfinite([a, b, c]).all() else (1.0, 0.0, 0.0)
+
+
+def _logistic(x: Floats, label: Floats, prior: Sequence[float], steps: int = 50) -> npt.NDArray[np.float64]:
+    """Weights of the columns of x [n, k] and a bias, [k + 1]: Newton's method on the log-loss with a small ridge."""
+    x = np.column_stack([x.astype(np.float64), np.ones(len(x))])
+    towards, ridge = np.array(prior), 1e-3 * len(x) * np.eye(len(prior))
+    weights = towards.copy()
     for _ in range(steps):
         p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
-        gradient = x.T @ (p - label) + ridge @ (weights - prior)
+        gradient = x.T @ (p - label) + ridge @ (weights - towards)
         hessian = (x * (p * (1 - p))[:, None]).T @ x + ridge
         step = np.linalg.solve(hessian, gradient)
         weights -= step
         if np.abs(step).max() < 1e-8:
             break
-    scale, bias = weights.tolist()
-    return (scale, bias) if np.isfinite(weights).all() and scale > 0.01 else (1.0, 0.0)
+    return weights

@@ -5,12 +5,14 @@ Shape legend: R rows of the lists, M items, C collaborative embedding width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from llm_reranker import quality
+from llm_reranker.blend import blend
 from llm_reranker.config import DistillConfig
 from llm_reranker.encoded import Encoded, align
 from llm_reranker.fit import Chosen, Scores
@@ -42,6 +44,10 @@ class Held:
     def weight(self, raw: list[Scores], seed: int) -> float:
         """The say of a reranker beside the ranker: none without a sure gain, none where the task has no lists."""
         return quality.choose_weight(self.rank, raw, self.label, seed)
+
+    def blended(self, raw: Sequence[Scores], weight: float) -> list[Scores]:
+        """The final order when a reranker has that say, as serving joins the two; all its own order at 1."""
+        return [blend(a, b, weight) for a, b in zip(self.rank, raw, strict=True)]
 
 
 def task_of(lists: Lists, query: int) -> str:

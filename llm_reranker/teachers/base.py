@@ -41,7 +41,10 @@ class Teacher(Protocol):
 
     @property
     def fitted(self) -> bool:
-        """True when it was trained on these lists' labels, so that its log-odds need no calibration to them."""
+        """True when it was trained on these lists, whose ranker scores it reads.
+
+        What another one says is put beside the ranker's scores before anybody learns from it.
+        """
         ...
 
     def label(

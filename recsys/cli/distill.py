@@ -85,8 +85,9 @@ def _text(report: dict[str, Any]) -> str:
         lines.append(f"{task}: {said['queries']} validation lists, NDCG@10 {ndcg}")
         if gain := said.get("teacher_gain"):
             (low, high), beats = gain["ci95"], "beats" if gain["sure"] else "does not surely beat"
+            beside = f" beside the ranker (weight {said['teacher_weight']})" if 0 < said["teacher_weight"] < 1 else ""
             lines.append(
-                f"{task}: the teacher {beats} the ranker ({gain['diff']:+.4f}, {low:+.4f} to {high:+.4f})"
+                f"{task}: the teacher{beside} {beats} the ranker ({gain['diff']:+.4f}, {low:+.4f} to {high:+.4f})"
                 + ("" if gain["sure"] else ": the student learns from what shoppers did alone")
             )
         lines.append(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -21,13 +24,17 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from llm_reranker import fit
 from llm_reranker.ablation import VARIANTS
 from llm_reranker.attention import PackedCausal
 from llm_reranker.checkpoint import read
 from llm_reranker.config import DistillConfig
 from llm_reranker.distill import distill
 from llm_reranker.encoded import align
+from llm_reranker.lists import Lists
+from llm_reranker.lists import read as read_lists
 from llm_reranker.local import LocalReranker
+from llm_reranker.teachers import Judgement, local
 from llm_reranker.upcycle import upcycle
 from recsys.core import BadInput
 from recsys.core.run_dir import RunDirectory
@@ -128,6 +135,53 @@ def test_where_the_ranker_knows_all_its_order_stands(world: ModuleType, tmp_path
     for said in report["tasks"].values():
         assert said["weight"] == 0
         assert said["ndcg@10"]["blended"] == said["ndcg@10"]["rank"]
+
+
+class Whisperer:
+    """Knows the shoppers' taste, mumbles, and has never heard of the ranker. A Teacher."""
+
+    name, fitted, facts = "whisperer", False, {"name": "whisperer"}
+
+    def label(
+        self, lists: Lists, queries: Sequence[int], rows: Sequence[npt.NDArray[np.int64]]
+    ) -> Iterator[tuple[int, Judgement]]:
+        for at, (query, part) in enumerate(zip(queries, rows, strict=True)):
+            rng, likes = np.random.default_rng(query), lists.history_text[query].split("| ")[1].split("\n")[0]
+            said = [100 * (likes in lists.item_text[r]) + 45 * rng.normal() for r in part]
+            said[0] = math.nan if at % 7 == 3 else said[0]
+            yield at, Judgement(log_odds=np.array(said, np.float32))
+
+
+def test_a_teacher_who_is_worse_alone_is_believed_for_what_it_adds_to_the_ranker(
+    world: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "LocalTeacher", lambda *_: Whisperer())
+    taught: list[fit.Chosen] = []
+    train = fit.train
+
+    def noted(model: object, data: object, chosen: Sequence[fit.Chosen], *more: object, **named: object) -> float:
+        taught.extend(chosen)
+        return train(model, data, chosen, *more, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fit, "train", noted)
+    config = dataclasses.replace(world.TINY, student_epochs=1, student_steps_min=1)
+    path = world.write_lists(tmp_path / "l.parquet", queries=400, taste=2.0)
+    report = distill(path, world.items(), tmp_path / "o", config=config, teacher="hf:whisperer")
+    said = report["tasks"]["all"]
+    assert said["ndcg@10"]["teacher"] < said["ndcg@10"]["rank"]
+    assert report["teacher"]["beats_rank"]["all"]
+    assert 0 < said["teacher_weight"] < 1
+    assert said["teacher_gain"]["diff"] > 0
+    # What the student is taught is what the two say together, on the scale of what shoppers did; silence stays silence.
+    lists, soft = read_lists(path), [c for c in taught if c.teacher is not None]
+    label = np.concatenate([lists.label[c.rows] for c in soft])
+    log_odds = np.concatenate([c.teacher for c in soft])
+    known = np.isfinite(log_odds)
+    assert 0.99 < known.mean() < 1
+    p = 1 / (1 + np.exp(-log_odds[known]))
+    assert p.mean() == pytest.approx(label[known].mean(), abs=0.01)
+    rank = np.concatenate([lists.rank_score[c.rows] for c in soft])[known]
+    assert np.corrcoef(log_odds[known], label[known])[0, 1] > np.corrcoef(rank, label[known])[0, 1] + 0.02
 
 
 def test_kept_labels_spare_the_teacher_its_training_and_give_the_same_student(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llm_reranker.quality import choose_weight, ece, ndcg, platt
+from llm_reranker.quality import beside, choose_weight, ece, ndcg, platt
 
 
 def test_ndcg_by_hand() -> None:
@@ -41,3 +41,14 @@ def test_platt_never_turns_the_order_round() -> None:
     raw = np.linspace(-2, 2, 200).astype(np.float32)
     assert platt(raw, (raw < 0).astype(np.float32)) == (1.0, 0.0)
     assert platt(raw, np.zeros(200, np.float32))[0] > 0
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+def test_what_a_teacher_adds_to_the_ranker_is_found_on_any_scale(unit: float) -> None:
+    rng = np.random.default_rng(2)
+    rank, said = rng.normal(size=(2, 20_000)).astype(np.float32)
+    label = (rng.random(20_000) < 1 / (1 + np.exp(1 - 0.8 * rank - 0.4 * said))).astype(np.float32)
+    a, b, bias = beside(rank, (unit * said).astype(np.float32), label)
+    assert (a, b * unit, bias) == pytest.approx((0.8, 0.4, -1), abs=0.05)
+    a, b, bias = beside(rank, np.full(20_000, unit, np.float32), label)  # nothing said: the ranker's calibration
+    assert (a, b * unit + bias) == pytest.approx(platt(rank, label), abs=0.01)
