@@ -43,11 +43,11 @@ def table(titles, prices=None):
     return ItemTable.from_table(pa.table(columns | ({} if prices is None else {"price": prices})))
 
 
-def tower_of(items, encoder, price=False):
+def tower_of(items, encoder, price=False, dim=8, known=False):
     torch.manual_seed(0)
     text = encoder.encode([title_text(t) for t in items.column("title")]).astype(np.float16) if encoder else None
-    rows, num_rows = ItemRows.build(items, items.item_key[:0], text=text, price=price)
-    config = TowerConfig(dim=8, heads=2)
+    rows, num_rows = ItemRows.build(items, items.item_key if known else items.item_key[:0], text=text, price=price)
+    config = TowerConfig(dim=dim, heads=2)
     return Tower(TowerNet(num_rows, config, **rows.sizes).eval(), rows, config)
 
 
@@ -104,6 +104,15 @@ def test_a_text_of_any_length_is_cut():
     assert len(long) <= 4096
     assert title_text(None) == title_text(" \n ") == ""
     assert likeness(Lsa.fit(TITLES, 16), long, "ceramic mug") > 0.99
+
+
+def test_a_title_places_an_item_before_its_id_does():
+    encoder = Lsa.fit(TITLES, 32)
+    items = table(TITLES)
+    vectors = tower_of(items, encoder, dim=64, known=True).encode_items(items.item_key)
+    titles = encoder.encode(items.column("title"))
+    pairs = np.triu_indices(len(TITLES), 1)
+    assert np.corrcoef((vectors @ vectors.T)[pairs], (titles @ titles.T)[pairs])[0, 1] > 0.7
 
 
 def test_no_encoder_where_none_is_asked_for():
