@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import pytest
 
+from recsys.bench.servers import free_ports
 from recsys.core.config import Config
 
 HOME = os.environ.get("DOUBLE11_KAFKA_HOME")
@@ -89,15 +90,6 @@ class ApacheKafka:
     def stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(_START_S)
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 def started(command: list[str], port: int, log: Path) -> subprocess.Popen:

@@ -8,6 +8,7 @@ everysec; they live in a folder of the benchmark and end with it.
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -23,7 +24,9 @@ from recsys.core import Conflict, Unavailable
 
 _START_S, _STOP_S = 60.0, 20.0
 _SLOTS, _NODES = 16_384, 3
-_BUS_PORT_MAX = 55_000  # a cluster's bus listens at port + 10,000
+# Below what Linux gives to connections (32,768 on), which would take a port before its server listens; and so is the
+# bus of a Redis Cluster, at port + 10,000.
+_PORTS = range(11_000, 21_000)
 _KAFKA = """
 process.roles=broker,controller
 node.id=1
@@ -43,6 +46,26 @@ group.initial.rebalance.delay.ms=0
 """
 
 
+def free_ports(number: int) -> range:
+    """Ports in a row that nobody listens on now. Raises: Unavailable when there are none."""
+    anywhere = random.SystemRandom()  # two processes that look at once should not look in the same place
+    for _ in range(100):
+        first = anywhere.randrange(_PORTS.start, _PORTS.stop - number)
+        ports = range(first, first + number)
+        try:
+            for port in ports:
+                socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return ports
+    raise Unavailable(
+        f"{number} free ports on loopback",
+        came="none in 100 tries",
+        expected=f"some between {_PORTS.start} and {_PORTS.stop - 1}",
+        fix="Stop servers that nobody needs any more.",
+    )
+
+
 @contextmanager
 def redis_standalone(folder: Path) -> Iterator[str]:
     """URL of an empty Redis. Raises: Conflict when the one of DOUBLE11_REDIS holds something; Unavailable."""
@@ -55,7 +78,7 @@ def redis_standalone(folder: Path) -> Iterator[str]:
         yield given
         client.flushdb()
         return
-    (port,) = _free_ports(1)
+    (port,) = free_ports(1)
     with _started(_redis_command(folder, port), port, folder):
         yield f"redis://127.0.0.1:{port}"
 
@@ -63,7 +86,7 @@ def redis_standalone(folder: Path) -> Iterator[str]:
 @contextmanager
 def redis_cluster(folder: Path) -> Iterator[str]:
     """URL of an empty Redis Cluster of three nodes, each with a third of the slots. Raises: Unavailable."""
-    ports = _free_ports(_NODES)
+    ports = free_ports(_NODES)
     servers = []
     try:
         for port in ports:
@@ -100,7 +123,7 @@ def kafka(folder: Path) -> Iterator[str]:
             expected="one of them",
             fix="Set DOUBLE11_KAFKA=host:port, or DOUBLE11_KAFKA_HOME to an unpacked Apache Kafka (Java 17).",
         )
-    port, controller = _free_ports(2)
+    port, controller = free_ports(2)
     folder.mkdir(parents=True, exist_ok=True)
     properties = folder / "server.properties"
     properties.write_text(_KAFKA.format(port=port, controller=controller, folder=folder))
@@ -167,15 +190,3 @@ def _no_start(what: str, log: Path) -> Unavailable:
 def _is_joined(node: Any) -> bool:
     info = node.execute_command("CLUSTER INFO")
     return bool(info["cluster_state"] == "ok" and int(info["cluster_known_nodes"]) == _NODES)
-
-
-def _free_ports(number: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    found: list[int] = []
-    while len(found) < number:
-        with socket.create_server(("127.0.0.1", 0)) as s:
-            port = int(s.getsockname()[1])
-        port = port if port <= _BUS_PORT_MAX else port - 10_000
-        if port not in found:
-            found.append(port)
-    return found

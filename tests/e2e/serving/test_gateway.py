@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from serving_world import double11
 
+from recsys.bench.servers import free_ports
 from recsys.core import BadInput, NotFound
 from recsys.load import LoadPlan
 from recsys.load import run as run_load
@@ -291,9 +291,7 @@ async def test_open_loop_load_reports_what_came_back(gateway, shoppers):
 
 
 def test_metrics_over_http(serve):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     gateway = serve("--arm", "own_history", "--no-writer", toml=f"[serving]\nmetrics_port = {port}\n")
     double11("recommend", "--target", gateway.target, "--user", "nobody")
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:

@@ -14,9 +14,9 @@ import pytest
 from certificates import Authority
 from double11.v1 import recommend_pb2 as pb
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from kafka_broker import free_ports
 from serving_world import double11
 
+from recsys.bench.servers import free_ports
 from recsys.serving import ClientConfig, RecommendClient
 from recsys.serving.client import AdminClient
 from recsys.training.promote import promote

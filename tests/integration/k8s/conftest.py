@@ -1,29 +1,16 @@
 """A real Kubernetes control plane, where DOUBLE11_CONTROL_PLANE names one; else nothing here is collected."""
 
 import os
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from recsys.bench.servers import free_ports
+
 CONTROL_PLANE = os.environ.get("DOUBLE11_CONTROL_PLANE", "")
 collect_ignore_glob = [] if CONTROL_PLANE else ["test_*.py"]
-
-
-def free_port_block(length: int) -> int:
-    """A port whose next `length - 1` are free too, as far as anyone can tell."""
-    for _ in range(100):
-        with socket.create_server(("127.0.0.1", 0)) as first:
-            port = first.getsockname()[1]
-            try:
-                for neighbour in range(port + 1, port + length):
-                    socket.create_server(("127.0.0.1", neighbour)).close()
-            except OSError:
-                continue
-            return int(port)
-    raise RuntimeError(f"no {length} free ports in a row")
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +23,7 @@ def kubectl(
         # Its servers inherit our stdout unless it is a file, and would keep a pipe open.
         with (folder / "start.log").open("w+") as log:
             started = subprocess.run(
-                [script, "start", str(folder), str(free_port_block(3))], stdout=log, stderr=log, timeout=120
+                [script, "start", str(folder), str(free_ports(3)[0])], stdout=log, stderr=log, timeout=120
             )
             log.seek(0)
             assert started.returncode == 0, log.read()

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from certificates import Authority
-from kafka_broker import ApacheKafka, free_ports
+from kafka_broker import ApacheKafka
 
+from recsys.bench.servers import free_ports
 from recsys.cli.main import run
 from recsys.data import simulate
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import redis
 from certificates import Authority
-from redis_world import Forwarder, Server, free_port
+from redis_world import Forwarder, Server
 
+from recsys.bench.servers import free_ports
 from recsys.cli.main import run
 from recsys.data import Dataset, simulate
 
@@ -59,7 +60,7 @@ def listening(server: Server, cert_file: Path, key_file: Path) -> Iterator[int]:
         with Forwarder(server.port, cert_file, key_file) as forwarder:
             yield forwarder.port
         return
-    port = free_port()
+    (port,) = free_ports(1)
     files = {"tls-cert-file": cert_file, "tls-key-file": key_file, "tls-ca-cert-file": cert_file}
     settings = files | {"tls-auth-clients": "no", "tls-port": port}
     shop.execute_command("CONFIG SET", *(str(word) for setting in settings.items() for word in setting))

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from kafka_broker import free_ports
 
 from feature_store.online.memory import MemoryStore
 from llm_reranker.lists import read
 from llm_reranker.prompt import item_texts
+from recsys.bench.servers import free_ports
 from recsys.core import (
     BadInput,
     Conflict,
