@@ -67,7 +67,7 @@ def choose_weight(rank: Sequence[Floats], rerank: Sequence[Floats], labels: Sequ
 
 def ece(log_odds: Floats, label: Floats) -> float:
     """Expected calibration error of sigmoid(log_odds), 10 equal-width bins. Source: Guo et al., ICML 2017."""
-    p = 1 / (1 + np.exp(-log_odds.astype(np.float64)))
+    p = np.exp(-np.logaddexp(0, -log_odds.astype(np.float64)))  # no overflow, however sure
     bin_ = np.minimum((p * _ECE_BINS).astype(int), _ECE_BINS - 1)
     gap = np.bincount(bin_, weights=p - label, minlength=_ECE_BINS)
     return float(np.abs(gap).sum() / len(p))

@@ -1,9 +1,9 @@
 """Confidence intervals and paired tests by resampling users, and Holm's correction.
 
 Users are the unit: queries of one user are not independent, so they are drawn together.
-Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), sections 13.3 (percentile interval) and 16.4
-(test of a mean, statistics centred on the estimate); Holm, "A simple sequentially rejective multiple test procedure"
-(Scand. J. Statistics, 1979).
+Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), sections 13.3 (percentile interval), 15
+(permutation tests) and 16.4 (test of a mean, statistics centred on the estimate); Holm, "A simple sequentially
+rejective multiple test procedure" (Scand. J. Statistics, 1979).
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def paired_bootstrap(
     """Compare two arms on the same queries, in the same order: mean(a - b), its interval and p.
 
     p = share of resampled means, centred on the estimate, at least as far from 0 as it, counting the sample itself
-    (so never 0: at least 1 / (samples + 1)).
+    (so never 0: at least 1 / (samples + 1)). Of few users resampling knows too little, of one nothing: p is at least
+    what the test of all signs would give if all n users who differ did so in one direction, 2 / 2^n, and where that
+    alone is above 0.05 the interval reaches to 0.
     Raises: BadInput for different lengths, or as `bootstrap_mean_ci`.
     """
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
@@ -64,9 +66,11 @@ def paired_bootstrap(
     means = _resampled_means(total, count, seed, samples)
     low, high = np.quantile(means, [0.025, 0.975])
     extreme = np.abs(means - diff) >= abs(diff) - 1e-15
-    return PairedResult(
-        diff=diff, ci95=(float(low), float(high)), p=float((1 + np.count_nonzero(extreme)) / (samples + 1))
-    )
+    of_signs = min(2.0 ** (1 - np.count_nonzero(total)), 1.0)
+    if of_signs > 0.05:
+        low, high = min(low, 0.0), max(high, 0.0)
+    resampled = (1 + np.count_nonzero(extreme)) / (samples + 1)
+    return PairedResult(diff=diff, ci95=(float(low), float(high)), p=float(max(resampled, of_signs)))
 
 
 def holm(pvalues: npt.ArrayLike) -> Floats:

@@ -125,6 +125,19 @@ def test_users_are_drawn_whole():
     assert naive[1] - naive[0] < 0.5 * (once[1] - once[0])
 
 
+def test_few_users_are_never_sure():
+    """Resampled, one user is as good as another: without more a single query would have an interval of no width."""
+    for differ, p in ((1, 1.0), (2, 0.5), (5, 0.0625)):
+        test = paired_bootstrap([0.2] * differ + [0.0] * 20, np.zeros(differ + 20), 0)
+        assert (test.p, test.ci95[0]) == (p, 0.0)
+        assert paired_bootstrap([-0.2] * differ, np.zeros(differ), 0).ci95[1] == 0
+    enough = paired_bootstrap([0.2, 0.1, 0.3, 0.2, 0.1, 0.2], np.zeros(6), 0)
+    assert enough.p == 2 / 2**6
+    assert enough.ci95[0] > 0
+    same_user = paired_bootstrap([0.2] * 10, np.zeros(10), 0, users=["one"] * 10)
+    assert same_user.p == 1
+
+
 def test_the_paired_test_sees_a_small_steady_gain_and_nothing_where_nothing_is():
     rng = np.random.default_rng(2)
     base = rng.uniform(size=400)

@@ -28,6 +28,12 @@ def test_the_reranker_gets_a_say_only_where_it_adds(strength: float, lowest: flo
     assert lowest <= choose_weight(rank, rerank, labels, seed=0) <= highest
 
 
+def test_a_handful_of_lists_gives_no_say() -> None:
+    rank, label = np.array([2, 1, 0], np.float32), np.array([0, 0, 1], np.float32)
+    for lists, say in ((1, 0.0), (5, 0.0), (6, 0.6)):
+        assert choose_weight([rank] * lists, [-rank] * lists, [label] * lists, seed=0) == say
+
+
 def test_platt_finds_the_calibration_and_ece_sees_it() -> None:
     rng = np.random.default_rng(1)
     raw = rng.normal(size=20_000).astype(np.float32) * 3
@@ -35,6 +41,7 @@ def test_platt_finds_the_calibration_and_ece_sees_it() -> None:
     scale, bias = platt(raw, label)
     assert (scale, bias) == (pytest.approx(0.5, abs=0.05), pytest.approx(-1, abs=0.1))
     assert ece((scale * raw + bias).astype(np.float32), label) < 0.02 < ece(raw, label)
+    assert ece(1e4 * (2 * label - 1), label) == 0  # however sure
 
 
 def test_platt_never_turns_the_order_round() -> None:
