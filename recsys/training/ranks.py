@@ -8,6 +8,8 @@ Shape legend: B rows of a batch, b rows of this rank's share, D dimension.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,12 +20,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.optim  # if first imported inside a group, it keeps that one: as the default of an argument
 from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 from torchrec.distributed.comm_ops import set_gradient_division
 
 from recsys.core import BadInput
 from recsys.core.memory import keep_freed_memory
+
+# Gloo's threads end with the last reference to their group. One that lets go of a tensor when the interpreter is being
+# taken down aborts the process (pytorch #190489), so what only cycles hold is collected before that.
+atexit.register(gc.collect)
 
 _TIMEOUT = timedelta(minutes=30)  # the slowest rank may prepare that many windows more than the fastest
 

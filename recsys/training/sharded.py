@@ -15,7 +15,9 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, Literal, TypeVar, cast
+from weakref import proxy
 
 import psutil
 import torch
@@ -131,7 +133,8 @@ class Sharded(Generic[N]):
         self._sent: _Sent | None = None
         if ranks.size > 1:
             self._received, self.net.tables.forward = self.net.tables.forward, self._receive  # type: ignore
-            register_multi_grad_hook(self.dense, self._start_sum)
+            # Torch holds the hook where no cycle is found: with `self` in it, neither tables nor group would ever go.
+            register_multi_grad_hook(self.dense, partial(Sharded._start_sum, proxy(self)))
 
     def send(self, ids: KeyedJaggedTensor) -> None:
         """Begin to send the ids of the next batch to the ranks that hold their rows; all ranks do so at the same place.

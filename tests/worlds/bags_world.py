@@ -3,6 +3,7 @@
 torchrun bags_world.py OUT     writes losses_all, losses_alone and both nets' weights (rank 0)
 """
 
+import atexit
 import sys
 from dataclasses import replace
 
@@ -10,14 +11,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from recsys.bench.train import Ours, make_batches
-from recsys.training.ranks import joined
-
 SIZES = {"rows": 5_000, "batch": 64, "steps": 6}
 
 
 def main(out: str) -> None:
     """Same start, same samples: each rank a batch of its own, rank 0 alone then all of them at once."""
+    from recsys.bench.train import Ours, make_batches
+    from recsys.training.ranks import joined
+
     torch.set_num_threads(1)
     with joined() as ranks:
         alone = [dist.new_group([rank]) for rank in range(ranks.size)]
@@ -40,4 +41,7 @@ def main(out: str) -> None:
 
 
 if __name__ == "__main__":
+    from gloo_threads import have_ended  # beside this script
+
+    atexit.register(have_ended)  # before all others, so that it is asked last
     main(sys.argv[1])

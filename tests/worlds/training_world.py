@@ -5,6 +5,7 @@
 Writes the losses and the item vectors to OUT (rank 0). A rank that reaches KILL_STEP kills itself as the kernel would.
 """
 
+import atexit
 import os
 import signal
 import subprocess
@@ -71,6 +72,9 @@ def read(out: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 if __name__ == "__main__":
+    from gloo_threads import have_ended  # beside this script
+
+    atexit.register(have_ended)  # before all others, so that it is asked last
     dataset, work, out, kill_step = sys.argv[1:]
     made = train(Path(dataset), Path(work), int(kill_step))
     if os.environ.get("RANK", "0") == "0":
