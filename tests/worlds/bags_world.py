@@ -4,8 +4,10 @@ torchrun bags_world.py OUT     writes losses_all, losses_alone and both nets' we
 """
 
 import atexit
+import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +23,8 @@ def main(out: str) -> None:
 
     torch.set_num_threads(1)
     with joined() as ranks:
+        loops = [t.name for t in Path("/proc/self/task").iterdir() if (t / "comm").read_text() == "gloo_tcp_loop\n"]
+        assert {os.sched_getscheduler(int(loop)) for loop in loops} == {os.SCHED_BATCH}  # none: it has another name now
         alone = [dist.new_group([rank]) for rank in range(ranks.size)]
         batches = [make_batches(SIZES, seed=rank) for rank in range(ranks.size)]
         torch.manual_seed(0)
