@@ -167,7 +167,7 @@ def _let_senders_finish() -> None:
     """Have gloo's event loops preempt nobody: threads of batch jobs wait for their turn.
 
     One that takes the core from a thread that is sending asks for the lock which that one holds, over and over, until
-    the scheduler's next tick, 4 ms later.
+    the scheduler's next tick, 4 ms later (`handleEvents` in gloo's transport/tcp/pair.cc).
     """
     for thread in os.listdir("/proc/self/task") if hasattr(os, "SCHED_BATCH") else ():
         with suppress(ProcessLookupError, FileNotFoundError, PermissionError):  # ended meanwhile, or not ours to set
