@@ -117,8 +117,7 @@ def window_run(
     dataset: Dataset, until_us: int, *, seed: int, settings: Settings, work: Path
 ) -> tuple[RunDirectory, ItemTable]:
     """The base run of one window start; one that is there, whole and made alike is used again."""
-    root = work / f"window-{until_us}"
-    fields = manifest_fields(dataset, until_us, seed, settings, f"window-{until_us}")
+    root, fields = _window(dataset, until_us, seed, settings, work)
     run = _reusable(root, fields)
     if run is None:
         for lists in work.glob(f"lists-{fields['run_id']}-*"):  # made from the run that is replaced
@@ -129,9 +128,20 @@ def window_run(
     return run, ItemTable.read(run.path("items.parquet"))
 
 
+def has_window_run(dataset: Dataset, until_us: int, *, seed: int, settings: Settings, work: Path) -> bool:
+    """Whether `window_run` would find one."""
+    return _reusable(*_window(dataset, until_us, seed, settings, work)) is not None
+
+
 def iso(time_us: int) -> str:
     """Microseconds UTC as ISO 8601."""
     return datetime.fromtimestamp(time_us / 1e6, UTC).isoformat()
+
+
+def _window(dataset: Dataset, until_us: int, seed: int, settings: Settings, work: Path) -> tuple[Path, dict[str, Any]]:
+    """Folder and manifest of a window's base run."""
+    name = f"window-{until_us}"
+    return work / name, manifest_fields(dataset, until_us, seed, settings, name)
 
 
 def _reusable(root: Path, fields: dict[str, Any]) -> RunDirectory | None:

@@ -1,5 +1,6 @@
 from datetime import UTC, datetime
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -7,8 +8,9 @@ from recsys.core import BadInput, Internal
 from recsys.data import Dataset, import_dataset, simulate
 from recsys.data.schema import TIME
 from recsys.training import Settings, TrainingConfig
+from recsys.training.base_run import window_run
 from recsys.training.launch import launch
-from recsys.training.lists import window_lists, window_starts
+from recsys.training.lists import lists_ahead, window_lists, window_starts
 from recsys.training.windows import HOUR_US, Window
 
 
@@ -27,6 +29,29 @@ def test_windows_nobody_came_back_in_are_refused(tmp_path):
         window_lists(
             dataset, [Window(start_us, start_us + 1)], ("purchase",), seed=0, settings=settings, work=tmp_path / "work"
         )
+
+
+def test_lists_made_ahead_of_the_last_window_are_those_made_at_the_end(tmp_path):
+    simulate("tiny", 1, tmp_path / "data")
+    dataset = Dataset.open(tmp_path / "data")
+    settings = Settings(training=TrainingConfig(tower_epochs=1, tower_examples_max=100, windows=3))
+    windows = window_starts(dataset, dataset.last_event_us, settings)
+    made = {"seed": 0, "settings": settings, "work": tmp_path / "ahead"}
+    lists_ahead(dataset, windows, ("purchase",), **made)
+    assert not list(tmp_path.glob("ahead/lists-*"))  # no run is there
+    for window in windows[:2]:
+        window_run(dataset, window.from_us, **made)
+    lists_ahead(dataset, windows, ("purchase",), **made)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("ahead/lists-*")}
+    assert sorted(path.name.split("-")[2] for path in kept) == [str(w.from_us) for w in windows[:2]]
+    found = window_lists(dataset, windows, ("purchase",), **made)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    expected = window_lists(dataset, windows, ("purchase",), **made | {"work": tmp_path / "at-the-end"})
+    assert len(found) == len(expected) == 3
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours.item_key, theirs.item_key)
+        np.testing.assert_array_equal(ours.values, theirs.values)
+        np.testing.assert_array_equal(ours.label, theirs.label)
 
 
 def an_event_an_hour(users, source):
