@@ -7,11 +7,11 @@ import atexit
 import os
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from gloo_threads import have_ended, running
 
 SIZES = {"rows": 5_000, "batch": 64, "steps": 6}
 
@@ -23,8 +23,8 @@ def main(out: str) -> None:
 
     torch.set_num_threads(1)
     with joined() as ranks:
-        loops = [t.name for t in Path("/proc/self/task").iterdir() if (t / "comm").read_text() == "gloo_tcp_loop\n"]
-        assert {os.sched_getscheduler(int(loop)) for loop in loops} == {os.SCHED_BATCH}  # none: it has another name now
+        loops = running("gloo_tcp_loop")  # none: it has another name now
+        assert {os.sched_getscheduler(loop) for loop in loops} == {os.SCHED_BATCH}
         alone = [dist.new_group([rank]) for rank in range(ranks.size)]
         batches = [make_batches(SIZES, seed=rank) for rank in range(ranks.size)]
         torch.manual_seed(0)
@@ -45,7 +45,5 @@ def main(out: str) -> None:
 
 
 if __name__ == "__main__":
-    from gloo_threads import have_ended  # beside this script
-
-    atexit.register(have_ended)  # before all others, so that it is asked last
+    atexit.register(have_ended)
     main(sys.argv[1])

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from gloo_threads import have_ended
 
 STEP_OF_CHECKPOINTS = 5
 
@@ -72,9 +73,7 @@ def read(out: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 if __name__ == "__main__":
-    from gloo_threads import have_ended  # beside this script
-
-    atexit.register(have_ended)  # before all others, so that it is asked last
+    atexit.register(have_ended)
     dataset, work, out, kill_step = sys.argv[1:]
     made = train(Path(dataset), Path(work), int(kill_step))
     if os.environ.get("RANK", "0") == "0":
