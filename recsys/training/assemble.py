@@ -29,7 +29,7 @@ from recsys.pipeline import ARMS
 from recsys.training.base_run import iso, join_base, manifest_fields, window_run, write_base
 from recsys.training.fusion import learn_fusion
 from recsys.training.launch import launch
-from recsys.training.lists import foreseen, lists_ahead, window_lists, window_starts
+from recsys.training.lists import foreseen, window_lists, window_starts
 from recsys.training.rank_lists import ARM, RankLists, heads_of
 from recsys.training.ranker_trainer import calibrate, choose_priors, other_logits, score_lists, train_ranker
 from recsys.training.ranks import Ranks, joined, launched
@@ -75,7 +75,7 @@ def train(
             window_run(dataset, window.from_us, seed=seed, settings=settings, work=work)
         if rank == size - 1:  # nobody has fewer windows: while others make their last one
             positives = foreseen(dataset, windows, settings.training)
-            lists_ahead(dataset, windows, positives, seed=seed, settings=settings, work=work)
+            window_lists(dataset, windows, positives, seed=seed, settings=settings, work=work, ahead=True)
     with joined(settings.training.device) as ranks:
         ranks.wait_for_all()
         if not ranks.leads:

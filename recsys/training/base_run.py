@@ -128,9 +128,11 @@ def window_run(
     return run, ItemTable.read(run.path("items.parquet"))
 
 
-def has_window_run(dataset: Dataset, until_us: int, *, seed: int, settings: Settings, work: Path) -> bool:
-    """Whether `window_run` would find one."""
-    return _reusable(*_window(dataset, until_us, seed, settings, work)) is not None
+def found_window_run(
+    dataset: Dataset, until_us: int, *, seed: int, settings: Settings, work: Path
+) -> RunDirectory | None:
+    """The one that `window_run` would use again, if there is one."""
+    return _reusable(*_window(dataset, until_us, seed, settings, work))
 
 
 def iso(time_us: int) -> str:

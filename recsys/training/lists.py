@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from itertools import takewhile
 from pathlib import Path
 
 import polars as pl
@@ -17,7 +15,7 @@ from recsys.evaluation import make_queries, parse_positives
 from recsys.evaluation.queries import ANY_POSITIVE, TASKS
 from recsys.pipeline import ARMS
 from recsys.ranking.features import FEATURE_NAMES
-from recsys.training.base_run import has_window_run, iso, known_events, window_run
+from recsys.training.base_run import found_window_run, iso, known_events, window_run
 from recsys.training.config import AUTO, TrainingConfig
 from recsys.training.fusion import learn_fusion
 from recsys.training.rank_lists import ARM, COLUMNS, RankLists, bit_of, collect
@@ -62,15 +60,39 @@ def window_lists(
     seed: int,
     settings: Settings,
     work: Path,
+    ahead: bool = False,
 ) -> list[RankLists]:
     """The candidate lists of every window, oldest first; one feature store is folded forward from start to start.
 
     Each window's sources are fused as the windows before it teach. positives: from `foreseen`. They are left in `work`
-    for whoever asks next.
-    Raises: BadInput when no window has a query.
+    for whoever asks next. ahead: while others still make runs of windows, up to the first whose run is not there yet.
+    Raises: BadInput when no window has a query, unless `ahead`.
     """
-    lists = _made(dataset, windows, positives, seed=seed, settings=settings, work=work)
-    if not lists:
+    store, folded_us = MemoryStore(), None
+    lists = []
+    for window in windows:
+        if ahead:
+            run = found_window_run(dataset, window.from_us, seed=seed, settings=settings, work=work)
+        else:
+            run, _ = window_run(dataset, window.from_us, seed=seed, settings=settings, work=work)
+        if run is None:
+            break
+        kept = work / f"lists-{run.run_id}-{window.to_us}-{'+'.join(positives)}-{_FORM}.safetensors"
+        if kept.is_file():
+            lists.append(RankLists.load(kept))
+            continue
+        for batch in dataset.event_batches(before_us=window.from_us, from_us=folded_us):
+            store.apply(batch)
+        folded_us = window.from_us
+        queries = window_queries(dataset, window, positives, settings.training, seed)
+        if queries.is_empty():
+            _log.warning("window_without_queries", start=iso(window.from_us), end=iso(window.to_us))
+            continue
+        fusion = learn_fusion(lists, ARMS[ARM].feeds) if lists else None
+        most = settings.training.candidates_max
+        lists.append(collect(queries, run, store, candidates_max=most, seed=seed, fusion=fusion))
+        lists[-1].save(kept)
+    if not lists and not ahead:
         raise BadInput(
             "training windows",
             came=f"nobody who acted both before and in one of {len(windows)} windows",
@@ -78,22 +100,6 @@ def window_lists(
             fix="Pass a longer --window-days, other training.positives, or more data.",
         )
     return lists
-
-
-def lists_ahead(
-    dataset: Dataset,
-    windows: list[Window],
-    positives: tuple[str, ...],
-    *,
-    seed: int,
-    settings: Settings,
-    work: Path,
-) -> None:
-    """Leave in `work` what `window_lists` will want, of the windows up to the first whose run is not there yet."""
-    there = takewhile(
-        lambda window: has_window_run(dataset, window.from_us, seed=seed, settings=settings, work=work), windows
-    )
-    _made(dataset, there, positives, seed=seed, settings=settings, work=work)
 
 
 def foreseen(dataset: Dataset, windows: list[Window], config: TrainingConfig) -> tuple[str, ...]:
@@ -140,34 +146,3 @@ def _acted(events: pl.DataFrame, window: Window) -> pl.DataFrame:
     pairs = done.select("user_id", "item_id", bit=bit).drop_nulls().unique()
     items = pairs.group_by("user_id", "item_id").agg(pl.col("bit").sum()).sort("user_id", "item_id")
     return items.group_by("user_id", maintain_order=True).agg(acted_id="item_id", acted_bits="bit")
-
-
-def _made(
-    dataset: Dataset,
-    windows: Iterable[Window],
-    positives: tuple[str, ...],
-    *,
-    seed: int,
-    settings: Settings,
-    work: Path,
-) -> list[RankLists]:
-    store, folded_us = MemoryStore(), None
-    lists = []
-    for window in windows:
-        run, _ = window_run(dataset, window.from_us, seed=seed, settings=settings, work=work)
-        kept = work / f"lists-{run.run_id}-{window.to_us}-{'+'.join(positives)}-{_FORM}.safetensors"
-        if kept.is_file():
-            lists.append(RankLists.load(kept))
-            continue
-        for batch in dataset.event_batches(before_us=window.from_us, from_us=folded_us):
-            store.apply(batch)
-        folded_us = window.from_us
-        queries = window_queries(dataset, window, positives, settings.training, seed)
-        if queries.is_empty():
-            _log.warning("window_without_queries", start=iso(window.from_us), end=iso(window.to_us))
-            continue
-        fusion = learn_fusion(lists, ARMS[ARM].feeds) if lists else None
-        most = settings.training.candidates_max
-        lists.append(collect(queries, run, store, candidates_max=most, seed=seed, fusion=fusion))
-        lists[-1].save(kept)
-    return lists

@@ -10,7 +10,7 @@ from recsys.data.schema import TIME
 from recsys.training import Settings, TrainingConfig
 from recsys.training.base_run import window_run
 from recsys.training.launch import launch
-from recsys.training.lists import lists_ahead, window_lists, window_starts
+from recsys.training.lists import window_lists, window_starts
 from recsys.training.windows import HOUR_US, Window
 
 
@@ -37,11 +37,11 @@ def test_lists_made_ahead_of_the_last_window_are_those_made_at_the_end(tmp_path)
     settings = Settings(training=TrainingConfig(tower_epochs=1, tower_examples_max=100, windows=3))
     windows = window_starts(dataset, dataset.last_event_us, settings)
     made = {"seed": 0, "settings": settings, "work": tmp_path / "ahead"}
-    lists_ahead(dataset, windows, ("purchase",), **made)
+    window_lists(dataset, windows, ("purchase",), **made, ahead=True)
     assert not list(tmp_path.glob("ahead/lists-*"))  # no run is there
     for window in windows[:2]:
         window_run(dataset, window.from_us, **made)
-    lists_ahead(dataset, windows, ("purchase",), **made)
+    window_lists(dataset, windows, ("purchase",), **made, ahead=True)
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("ahead/lists-*")}
     assert sorted(path.name.split("-")[2] for path in kept) == [str(w.from_us) for w in windows[:2]]
     found = window_lists(dataset, windows, ("purchase",), **made)
