@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from feature_store import UserFeatures
 from recsys.candidates.behaviour import DAY_US, actions
-from recsys.candidates.linked import rows_of
 from recsys.candidates.own_history import best_first
 from recsys.candidates.ranked_list import read_table
+from recsys.candidates.rows import rows_of
 from recsys.core import Candidates, Deadline, EventType, Query
 from recsys.core.items import ItemTable
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 from recsys.candidates.behaviour import actions, faded, half_life_us
 from recsys.candidates.linked import SCHEMA, Linked, Memory
 from recsys.candidates.ranked_list import read_table
+from recsys.core import RunDirectory
 from recsys.core.config import in_range, section
 from recsys.core.items import ItemTable
 
@@ -66,6 +67,12 @@ class CovisitConfig:
 
 
 DEFAULT = CovisitConfig()
+
+
+def config_of(run: RunDirectory) -> CovisitConfig:
+    """As the run's indexes were built. Raises: VersionMismatch for settings that this release does not know."""
+    with run.settings_of("covisit"):
+        return CovisitConfig(**run.manifest["config"].get(SECTION, {}))
 
 
 def build(events: pl.DataFrame, items: ItemTable, until_us: int, config: CovisitConfig = DEFAULT) -> pa.Table:

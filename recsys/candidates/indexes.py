@@ -33,12 +33,14 @@ def build_all(
     builders: dict[str, Callable[[pl.DataFrame, ItemTable, int], pa.Table]] = {
         covisit.NAME: partial(covisit.build, config=covisit_config),
         swing.NAME: partial(swing.build, config=covisit_config),
+        swing.USERS: partial(swing.build_users, config=covisit_config),  # no source: online training goes on from it
         regression.NAME: regression.build,
         text_similar.NAME: text_similar.build,
         user_knn.NAME: user_knn.build,
         buy_again.NAME: buy_again.build,
         popular.NAME: popular.build,
         trending.NAME: trending.build,
+        trending.RATES: trending.build_rates,  # no source, as well
         new_arrivals.NAME: new_arrivals.build,
     }
     return {name: build(events, items, until_us) for name, build in builders.items()}

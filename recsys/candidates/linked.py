@@ -2,7 +2,7 @@
 
 Co-visitation, regression and text similarity are its uses: other tables, other memories of the past.
 
-Shape legend: M items, S seeds, E links of all seeds.
+Shape legend: S seeds, E links of all seeds.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from feature_store import UserFeatures
 from recsys.candidates.behaviour import DAY_US, WEIGHT, touched
 from recsys.candidates.own_history import best_first
 from recsys.candidates.ranked_list import read_table
+from recsys.candidates.rows import FreshRows, RowTable
 from recsys.core import Candidates, Deadline, Query, keys
-from recsys.core.ids import find_rows
 
 SCHEMA = pa.schema(
     [
@@ -59,48 +59,24 @@ def seeds(query: Query, user: UserFeatures, memory: Memory) -> tuple[npt.NDArray
     return distinct, strongest
 
 
-def gather(
-    start: npt.NDArray[np.int64], row: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Positions of all entries of the given rows of a CSR layout, and how many each row has."""
-    begin, count = start[row], start[row + 1] - start[row]
-    within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-    return np.repeat(begin, count) + within, count
-
-
-def rows_of(
-    sorted_key: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Row of each wanted key in ascending keys, for those that are there, and which are."""
-    row = find_rows(sorted_key, wanted)
-    known = row >= 0
-    return row[known], known
-
-
 class Linked:
     """Implements CandidateSource over links; NAME is the sum over the seeds, NAME_max the strongest single link."""
 
-    def __init__(self, name: str, table: pa.Table, memory: Memory) -> None:
-        """table: SCHEMA, sorted by item_key, best neighbour first."""
+    def __init__(self, name: str, table: pa.Table, memory: Memory, fresh: FreshRows | None = None) -> None:
+        """table: SCHEMA, sorted by item_key, best neighbour first. fresh: rows that stand in place of the table's."""
         self.name, self.memory = name, memory
-        owner = table.column("item_key").to_numpy()
-        self._neighbour = table.column("neighbour_key").to_numpy()
-        self._score = table.column("score").to_numpy()
-        self._item_key, start = np.unique(owner, return_index=True)
-        self._start = np.append(start, len(owner))
+        self._rows = RowTable(table, fresh.of(name) if fresh is not None else None)
 
     @classmethod
-    def load(cls, name: str, path: Path, memory: Memory) -> Linked:
+    def load(cls, name: str, path: Path, memory: Memory, fresh: FreshRows | None = None) -> Linked:
         """From an index file. Raises: CorruptData."""
-        return cls(name, read_table(path, SCHEMA), memory)
+        return cls(name, read_table(path, SCHEMA), memory, fresh)
 
     async def retrieve(self, query: Query, user: UserFeatures, limit: int, deadline: Deadline) -> Candidates:
         """Neighbours of the user's recent items, the cart and the item on screen."""
-        seed_key, weight = seeds(query, user, self.memory)
-        row, known = rows_of(self._item_key, seed_key)
-        edge, count = gather(self._start, row)
-        found, at = np.unique(self._neighbour[edge], return_inverse=True)
-        link = (self._score[edge] * np.repeat(weight[known], count)).astype(np.float32)
+        neighbour, link = self._rows.weighted(*seeds(query, user, self.memory))
+        found, at = np.unique(neighbour, return_inverse=True)
+        link = link.astype(np.float32)
         total = np.bincount(at, link, minlength=len(found)).astype(np.float32)
         strongest = np.zeros(len(found), np.float32)
         np.maximum.at(strongest, at, link)

@@ -3,9 +3,9 @@
 Where co-visitation counts every shopper who took both, Swing counts pairs of them, each pair the less the more the two
 have in common: shoppers who are alike anyway say little about any one link, and one shopper alone says nothing.
 
-Built whole at every training, not updated: a million events take 1.0 s of CPU (simulated `crowd`, 134,000 items), 5.4 s
-where 20,000 shoppers share 5,000 items, in proportion to the rows, where the towers beside it take minutes. New events
-alone would change all links of all items that their shoppers hold, popular ones first, and those are what costs.
+Built whole at every training (a million events take 1.0 s of CPU: simulated `crowd`, 134,000 items; 5.4 s where 20,000
+shoppers share 5,000 items). Between trainings rows are made again as shoppers take more: `train-online` keeps who took
+what (`index/swing_users.parquet` at first), says which rows that changes and publishes them as they become.
 
 Shape legend: R user-item rows, U users, M items, S rows kept per item, C items of one call, K links of an item.
 Source: Yang et al., "Large Scale Product Graph Construction for Recommendation in E-commerce" (2020), the Swing score
@@ -25,9 +25,21 @@ from feature_store.compiled.how import compiled
 from recsys.candidates.behaviour import actions, faded, half_life_us
 from recsys.candidates.covisit import DEFAULT, CovisitConfig
 from recsys.candidates.linked import SCHEMA
+from recsys.core import keys
+from recsys.core.ids import find_rows
 from recsys.core.items import ItemTable
 
-NAME = "swing"
+NAME, USERS = "swing", "swing_users"
+USERS_SCHEMA = pa.schema(
+    [
+        pa.field("user_key", pa.int64(), nullable=False),
+        pa.field("item_key", pa.int64(), nullable=False),
+        pa.field("weight", pa.float32(), nullable=False),
+        pa.field("time_us", pa.int64(), nullable=False),
+        pa.field("num_users", pa.int64(), nullable=False),
+    ]
+)
+HALF_LIFE = b"half_life_us"  # in the file's metadata
 _ITEMS_PER_CALL = 65_536  # bounds the links that are held in full width
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -62,31 +74,77 @@ def build(events: pl.DataFrame, items: ItemTable, until_us: int, config: Covisit
     the user, and of an item the newest `item_users_max` users make pairs, so that work is at most
     R x item_users_max x user_items_max / 2 steps and memory grows with R and M alone.
     """
-    graph = _bipartite(actions(events, items, until_us), until_us, config)
-    parts = []
-    for first in range(0, len(graph.item_key), _ITEMS_PER_CALL):
-        last = min(first + _ITEMS_PER_CALL, len(graph.item_key))
+    log = actions(events, items, until_us)
+    return links(_taken(log, config), until_us, half_life_us(log, until_us, config.half_life_days_max), config)
+
+
+def build_users(events: pl.DataFrame, items: ItemTable, until_us: int, config: CovisitConfig = DEFAULT) -> pa.Table:
+    """index/swing_users.parquet: what rows are made from when more is taken; USERS_SCHEMA, users together.
+
+    Only users who are among the newest of some item: no others make pairs. weight: fourth root of that of the strongest
+    action, not faded; num_users: of the item, all there are.
+    """
+    log = actions(events, items, until_us)
+    of_user = pl.DataFrame({"user_id": log["user_id"].unique(maintain_order=True)})
+    of_user = of_user.with_columns(user_key=pl.Series(keys(of_user["user_id"]), dtype=pl.Int64))
+    user_key = log.select("user", "user_id").unique().join(of_user, on="user_id").select("user", "user_key")
+    newest = pl.int_range(pl.len()).over("item_key") < config.item_users_max
+    rows = _taken(log, config).sort("time_us", "user", descending=[True, False])
+    paired = rows.filter(pl.len().over("user") > 1).filter(newest)
+    kept = pl.concat([rows.filter(newest)["user"], paired["user"]]).unique()
+    table = (
+        rows.filter(pl.col("user").is_in(kept.implode()))
+        .join(user_key, on="user")
+        .sort(["user_key", "time_us", "item_key"], descending=[False, True, False])
+        .select(USERS_SCHEMA.names)
+        .to_arrow()
+        .cast(USERS_SCHEMA)
+    )
+    half_life = half_life_us(log, until_us, config.half_life_days_max)
+    return table.replace_schema_metadata({HALF_LIFE: repr(half_life).encode()})
+
+
+def links(
+    taken: pl.DataFrame, until_us: int, half_life: float, config: CovisitConfig, wanted: Ints | None = None
+) -> pa.Table:
+    """The rows of the wanted items, None = of all; linked.SCHEMA, items ascending.
+
+    taken: user, item_key, weight (fourth root of interest), time_us, num_users, a row for each item of each user; of a
+    wanted item all users that make pairs, and of these all their items.
+    """
+    graph = _bipartite(taken, until_us, half_life, config)
+    at = np.arange(len(graph.item_key)) if wanted is None else find_rows(graph.item_key, np.sort(wanted))
+    at, parts = at[at >= 0], []
+    for first in range(0, len(at), _ITEMS_PER_CALL):
+        some = at[first : first + _ITEMS_PER_CALL]
         near, score = _links(
             graph.user, graph.item, graph.a, graph.user_at, graph.row, graph.item_at, graph.weight, graph.damp,
-            config.alpha, first, last, config.neighbours_max, config.user_items_max,
+            config.alpha, some, config.neighbours_max, config.user_items_max,
         )  # fmt: skip
         found = near >= 0
-        owner = np.repeat(graph.item_key[first:last], found.sum(axis=1))
+        owner = np.repeat(graph.item_key[some], found.sum(axis=1))
         columns = [owner, graph.item_key[near[found]], score[found].astype(np.float32)]
         parts.append(pa.table(columns, schema=SCHEMA))
     return pa.concat_tables(parts).combine_chunks() if parts else SCHEMA.empty_table()
 
 
-def _bipartite(log: pl.DataFrame, until_us: int, config: CovisitConfig) -> _Bipartite:
-    half_life = half_life_us(log, until_us, config.half_life_days_max)
-    rows = (
+def _taken(log: pl.DataFrame, config: CovisitConfig) -> pl.DataFrame:
+    """The newest items of every user, newest first, and how many users each item has."""
+    return (
         log.group_by("user", "item_key")
         .agg(weight=pl.col("weight").max().sqrt().sqrt(), time_us=pl.col("time_us").max())
-        .with_columns(a=faded(until_us, 4 * half_life), num_users=pl.len().over("item_key"))
+        .with_columns(num_users=pl.len().over("item_key"))
         .sort(["user", "time_us", "item_key"], descending=[False, True, False])
         .group_by("user", maintain_order=True)
         .head(config.user_items_max)
-        .filter(pl.len().over("user") > 1)  # who has one item has nothing in common with anybody but that
+    )
+
+
+def _bipartite(taken: pl.DataFrame, until_us: int, half_life: float, config: CovisitConfig) -> _Bipartite:
+    rows = (
+        taken.filter(pl.len().over("user") > 1)  # who has one item has nothing in common with anybody but that
+        .with_columns(a=faded(until_us, 4 * half_life))
+        .sort(["user", "time_us", "item_key"], descending=[False, True, False])
     )
     user = rows["user"].rle_id().to_numpy().astype(np.int64)
     item_key, one, item = np.unique(rows["item_key"].to_numpy(), return_index=True, return_inverse=True)
@@ -110,16 +168,16 @@ def _bipartite(log: pl.DataFrame, until_us: int, config: CovisitConfig) -> _Bipa
 @compiled
 def _links(
     user: Ints, item: Ints, a: Floats, user_at: Ints, row: Ints, item_at: Ints, weight: Floats,
-    damp: Floats, alpha: float, first: int, last: int, neighbours_max: int, user_items_max: int,
+    damp: Floats, alpha: float, wanted: Ints, neighbours_max: int, user_items_max: int,
 ) -> tuple[Ints, Floats]:  # fmt: skip
-    """Neighbours [C, K] of items first to last, best first, ties by place; -1 = none; and their scores [C, K]."""
-    near = np.full((last - first, neighbours_max), -1, np.int64)
-    score = np.zeros((last - first, neighbours_max))
+    """Neighbours [C, K] of the wanted items [C], best first, ties by place; -1 = none; and their scores [C, K]."""
+    near = np.full((len(wanted), neighbours_max), -1, np.int64)
+    score = np.zeros((len(wanted), neighbours_max))
     num_items = len(item_at) - 1
     total, mine = np.zeros(num_items), np.zeros(num_items)
     seen_by, met_by = np.full(num_items, -1, np.int64), np.full(num_items, -1, np.int64)
     met, shared = np.empty(num_items, np.int64), np.empty(user_items_max, np.int64)
-    for i in range(first, last):
+    for c, i in enumerate(wanted):
         num_met = 0
         for p in range(item_at[i], item_at[i + 1]):
             u = user[row[p]]
@@ -144,5 +202,5 @@ def _links(
         found = found[total[found] > 0]  # what has faded to nothing is no link
         link = damp[i] * damp[found] * total[found]
         best = np.argsort(-link, kind="mergesort")[:neighbours_max]
-        near[i - first, : len(best)], score[i - first, : len(best)] = found[best], link[best]
+        near[c, : len(best)], score[c, : len(best)] = found[best], link[best]
     return near, score

@@ -15,14 +15,15 @@ import pyarrow as pa
 
 from feature_store import UserFeatures
 from recsys.candidates.behaviour import actions, daily_interest, faded, half_life_us, touched
-from recsys.candidates.linked import Memory, gather, rows_of, seeds
+from recsys.candidates.linked import Memory, seeds
 from recsys.candidates.own_history import best_first
 from recsys.candidates.ranked_list import read_table, to_table
+from recsys.candidates.rows import FreshRows, RowTable
 from recsys.core import Candidates, Deadline, Query, keys
 from recsys.core.attributes import name_keys
 from recsys.core.items import ItemTable
 
-NAME = "trending"
+NAME, RATES = "trending", "trending_rates"
 HALF_LIFE_DAYS_MAX = 3.5
 LONG_TERM = 8.0  # the usual rate is measured over this many times the short half-life
 EVERYWHERE = 0  # the key of no category: the list of the whole shop
@@ -36,6 +37,14 @@ SCHEMA = pa.schema(
         pa.field("score", pa.float32(), nullable=False),
     ]
 )
+RATES_SCHEMA = pa.schema(
+    [
+        pa.field("item_key", pa.int64(), nullable=False),
+        pa.field("now", pa.float64(), nullable=False),
+        pa.field("usual", pa.float64(), nullable=False),
+    ]
+)
+HALF_LIFE = b"short_us"  # in the file's metadata
 Keys = npt.NDArray[np.int64]
 
 
@@ -48,8 +57,35 @@ def build(events: pl.DataFrame, items: ItemTable, until_us: int) -> pa.Table:
     category in which hardly anything happens is none.
     """
     log = actions(events, items, until_us)
-    short_us = half_life_us(log, until_us, HALF_LIFE_DAYS_MAX * LONG_TERM) / LONG_TERM
-    rates = (
+    return lists(_rates(log, until_us, _short_us(log, until_us)), items)
+
+
+def build_rates(events: pl.DataFrame, items: ItemTable, until_us: int) -> pa.Table:
+    """index/trending_rates.parquet: what lists are made from when more is wanted; RATES_SCHEMA, as of `until_us`."""
+    log = actions(events, items, until_us)
+    short_us = _short_us(log, until_us)
+    table = _rates(log, until_us, short_us).select(RATES_SCHEMA.names).to_arrow().cast(RATES_SCHEMA)
+    return table.replace_schema_metadata({HALF_LIFE: repr(short_us).encode()})
+
+
+def lists(rates: pl.DataFrame, items: ItemTable) -> pa.Table:
+    """The lists, SCHEMA. rates: item_key, now, usual (interest a short half-life) of each item, items ascending."""
+    smoothing = rates["usual"].to_numpy().mean() if len(rates) else 1.0  # an item seen once has not "grown" at all
+    growth = (pl.col("now") + smoothing) / (pl.col("usual") + smoothing)
+    score = (pl.col("now") * (1 + growth).log(2.0)).cast(pl.Float32)
+    scored = rates.select("item_key", score=score)
+    everywhere = to_table(scored)
+    made = pl.concat([_of_shop(everywhere), _by_category(scored, items)]).sort("category_key", maintain_order=True)
+    return made.select(SCHEMA.names).to_arrow().cast(SCHEMA)
+
+
+def _short_us(log: pl.DataFrame, until_us: int) -> float:
+    """Half-life of what counts as now."""
+    return half_life_us(log, until_us, HALF_LIFE_DAYS_MAX * LONG_TERM) / LONG_TERM
+
+
+def _rates(log: pl.DataFrame, until_us: int, short_us: float) -> pl.DataFrame:
+    return (
         daily_interest(log)
         .group_by("item_key")
         .agg(
@@ -58,13 +94,6 @@ def build(events: pl.DataFrame, items: ItemTable, until_us: int) -> pa.Table:
         )
         .sort("item_key")  # means depend on the order
     )
-    smoothing = rates["usual"].to_numpy().mean() if len(rates) else 1.0  # an item seen once has not "grown" at all
-    growth = (pl.col("now") + smoothing) / (pl.col("usual") + smoothing)
-    score = (pl.col("now") * (1 + growth).log(2.0)).cast(pl.Float32)
-    scored = rates.select("item_key", score=score)
-    everywhere = to_table(scored)
-    lists = pl.concat([_of_shop(everywhere), _by_category(scored, items)]).sort("category_key", maintain_order=True)
-    return lists.select(SCHEMA.names).to_arrow().cast(SCHEMA)
 
 
 def _of_shop(everywhere: pa.Table) -> pl.DataFrame:
@@ -97,26 +126,24 @@ class Trending:
 
     name = NAME
 
-    def __init__(self, table: pa.Table, category_of: Callable[[Keys], Keys]) -> None:
-        """table: SCHEMA, by category_key, best first. category_of: key of the category of items [N], 0 = none."""
-        self._item = table.column("item_key").to_numpy()
-        self._score = table.column("score").to_numpy()
-        self._category_key, start = np.unique(table.column("category_key").to_numpy(), return_index=True)
-        self._start = np.append(start, len(self._item))
+    def __init__(self, table: pa.Table, category_of: Callable[[Keys], Keys], fresh: FreshRows | None = None) -> None:
+        """table: SCHEMA, by category_key, best first. category_of: key of the category of items [N], 0 = none.
+
+        fresh: lists that stand in place of the table's.
+        """
+        self._lists = RowTable(table, fresh.of(NAME) if fresh is not None else None)
         self._category_of = category_of
 
     @classmethod
-    def read(cls, path: Path, category_of: Callable[[Keys], Keys]) -> Trending:
+    def read(cls, path: Path, category_of: Callable[[Keys], Keys], fresh: FreshRows | None = None) -> Trending:
         """From an index file. Raises: CorruptData."""
-        return cls(read_table(path, SCHEMA), category_of)
+        return cls(read_table(path, SCHEMA), category_of, fresh)
 
     async def retrieve(self, query: Query, user: UserFeatures, limit: int, deadline: Deadline) -> Candidates:
         """What is trending in the shop and in the shopper's categories, best first."""
-        category, weight = self._interest(query, user)
-        row, known = rows_of(self._category_key, category)
-        edge, count = gather(self._start, row)
-        found, at = np.unique(self._item[edge], return_inverse=True)
-        score = np.bincount(at, self._score[edge] * np.repeat(weight[known], count), len(found)).astype(np.float32)
+        item_key, share = self._lists.weighted(*self._interest(query, user))
+        found, at = np.unique(item_key, return_inverse=True)
+        score = np.bincount(at, share, len(found)).astype(np.float32)
         if query.new_only:
             fresh = ~np.isin(found, touched(user))
             found, score = found[fresh], score[fresh]

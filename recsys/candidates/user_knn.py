@@ -16,9 +16,10 @@ import pyarrow as pa
 
 from feature_store import UserFeatures
 from recsys.candidates.behaviour import actions, faded, half_life_us, touched
-from recsys.candidates.linked import Memory, gather, rows_of, seeds
+from recsys.candidates.linked import Memory, seeds
 from recsys.candidates.own_history import best_first
 from recsys.candidates.ranked_list import read_table
+from recsys.candidates.rows import gather, rows_of
 from recsys.core import Candidates, Deadline, Query, key, keys
 from recsys.core.items import ItemTable
 

@@ -21,7 +21,7 @@ from recsys.candidates import (
     user_knn,
 )
 from recsys.candidates.buy_again import BuyAgain
-from recsys.candidates.covisit import Covisit, CovisitConfig
+from recsys.candidates.covisit import Covisit
 from recsys.candidates.fusion import FILE as FUSION_FILE
 from recsys.candidates.fusion import Fusion
 from recsys.candidates.just_listed import JustListed
@@ -147,13 +147,13 @@ def _source(
         just_listed.NAME: lambda: JustListed(catalogue.live.new_items),
     }
     indexed: dict[str, Callable[[], CandidateSource]] = {
-        covisit.NAME: lambda: Covisit.read(run.path(file), _covisit_config(run)),
-        swing.NAME: lambda: Linked.load(name, run.path(file), _covisit_config(run).memory),
+        covisit.NAME: lambda: Covisit.read(run.path(file), covisit.config_of(run)),
+        swing.NAME: lambda: Linked.load(name, run.path(file), covisit.config_of(run).memory, ports.rows),
         regression.NAME: lambda: Linked.load(name, run.path(file), regression.MEMORY),
         text_similar.NAME: lambda: Linked.load(name, run.path(file), text_similar.MEMORY),
         user_knn.NAME: lambda: UserKnn.read(run.path(file)),
         buy_again.NAME: lambda: BuyAgain.read(run.path(file)),
-        trending.NAME: lambda: Trending.read(run.path(file), catalogue.live.category_key),
+        trending.NAME: lambda: Trending.read(run.path(file), catalogue.live.category_key, ports.rows),
         new_arrivals.NAME: lambda: RankedList.read(name, run.path(file)),
         "ann": lambda: _local_ann(run, catalogue.items),
     }
@@ -167,12 +167,6 @@ def _source(
         _log.warning("source_left_out", source=name, run=run.run_id, missing=file)
         return None
     return indexed[name]()
-
-
-def _covisit_config(run: RunDirectory) -> CovisitConfig:
-    """Of the run, so that an index is asked as it was built."""
-    with run.settings_of("covisit"):
-        return CovisitConfig(**run.manifest["config"].get(covisit.SECTION, {}))
 
 
 def _local_ann(run: RunDirectory, items: ItemTable) -> CandidateSource:

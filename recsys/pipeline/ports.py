@@ -10,6 +10,7 @@ import numpy as np
 from feature_store import FeatureReader
 from llm_reranker import Reranker
 from recsys.candidates import CandidateSource
+from recsys.candidates.rows import FreshRows
 from recsys.core import Clock, Query
 from recsys.core.config import in_range, section
 from recsys.ranking import Scorer
@@ -23,6 +24,7 @@ class Ports:
     rerank_weights: of a reranker that is not the run's; None = those of the run's.
     sources: by name, used instead of the run's; where replay hands in what no run has.
     live: what the catalogue stream says now; None where there is none to follow, as in replay.
+    rows: of indexes, that online training has made since the run; None where nobody follows it.
     """
 
     features: FeatureReader
@@ -34,6 +36,7 @@ class Ports:
     rerank_weights: RerankWeights | None = None
     sources: Mapping[str, CandidateSource] = field(default_factory=dict)
     live: LiveCatalogue | None = None
+    rows: FreshRows | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
