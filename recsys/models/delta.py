@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from recsys.core import BadInput, CorruptData, VersionMismatch
+from recsys.core.index_rows import IndexRows
 from recsys.models.embeddings import UNKNOWN_ROW, Vocabulary
 from recsys.models.ranker import Ranker
 from recsys.models.tower import Tower
@@ -39,13 +40,18 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelDelta:
-    """One version step of a run: 1, 2, 3, ... samples_until_us: newest sample that went in, microseconds UTC."""
+    """One version step of a run: 1, 2, 3, ... samples_until_us: newest sample that went in, microseconds UTC.
+
+    index_rows: by index, for gateways (`recsys.serving.deltas`); they are no part of a version, so `decode` leaves them
+    out.
+    """
 
     run_id: str
     sequence: int
     tables: Mapping[str, Rows]
     dense: Mapping[str, npt.NDArray[np.float32]]
     samples_until_us: int = 0
+    index_rows: Mapping[str, IndexRows] = field(default_factory=dict)
 
 
 def encode(delta: ModelDelta, *, part_bytes_max: int = _PART_BYTES_MAX) -> list[bytes]:
@@ -208,6 +214,21 @@ def _pieces(delta: ModelDelta, part_bytes_max: int) -> Iterator[tuple[delta_pb2.
         values = delta.dense[name].astype("<f4").tobytes()
         tensor = delta_pb2.DenseTensor(name=name, shape=delta.dense[name].shape, values_f32=values)
         yield delta_pb2.Delta(dense=[tensor]), len(values)
+    for index in sorted(delta.index_rows):
+        of_index = delta.index_rows[index]
+        stop = np.cumsum(of_index.num)
+        step = max(1, part_bytes_max // (12 * int(of_index.num.max(initial=0)) + 12))
+        for start in range(0, len(of_index), step):
+            end = min(start + step, len(of_index))
+            entries = slice(int(stop[start] - of_index.num[start]), int(stop[end - 1]))
+            piece = delta_pb2.IndexRows(
+                index=index,
+                keys=of_index.key[start:end].view(np.uint64).tolist(),
+                num_entries=of_index.num[start:end].tolist(),
+                entry_keys=of_index.entry_key[entries].astype("<i8").tobytes(),
+                scores_f32=of_index.score[entries].astype("<f4").tobytes(),
+            )
+            yield delta_pb2.Delta(index_rows=[piece]), piece.ByteSize()
 
 
 def _parse(message: bytes) -> delta_pb2.Delta:

@@ -1,23 +1,28 @@
-"""Follows the deltas topic: what online training publishes goes into this worker's models, whole or not at all.
+"""Follow the deltas topic: what online training publishes goes into this process, models whole or not at all.
 
-A worker starts from its run and reads the topic from its first record; records of other runs are not its business.
-Applying happens where scoring happens, so no call sees half a delta. After a gap (records that are gone, or bytes that
-are no delta) the models stay at the last whole delta, and the worker says so until it is restarted with a newer run.
+Whoever follows starts from its run and reads the topic from its first record; records of other runs are not its
+business. A worker's models change where scoring happens, so no call sees half a delta. After a gap (records that are
+gone, or bytes that are no delta) they stay at the last whole delta, and the worker says so until it is restarted with a
+newer run. Rows of indexes stand for themselves: a gateway takes what it can read, in whatever part it comes.
 """
 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from double11.v1 import delta_pb2
+import numpy as np
+from double11.v1 import admin_pb2, delta_pb2
 from google.protobuf.message import DecodeError
 
+from recsys.candidates.rows import FreshRows
 from recsys.core import BadInput, Clock, CorruptData, Deadline, Double11Error, Overloaded, VersionMismatch, logging
+from recsys.core.index_rows import IndexRows
 from recsys.core.metrics import DELTA_AGE_S, DELTA_SEQUENCE, DELTAS, LAG_RECORDS
 from streaming.log import Log, RecordBatch
 
@@ -31,7 +36,7 @@ _POLL_S, _RETRY_S = 0.1, 2.0
 
 @dataclass(slots=True)
 class Following:
-    """Where a worker is. stopped: why it follows no more, empty while it does."""
+    """Where a follower is. stopped: why it follows no more, empty while it does."""
 
     run_id: str
     sequence: int = 0
@@ -40,21 +45,22 @@ class Following:
     lag_records: int = 0
     stopped: str = ""
 
+    def line(self) -> str:
+        """For people."""
+        line = f"run {self.run_id}, delta {self.sequence}"
+        line += f", {self.lag_records} records behind" if self.lag_records else ""
+        return line + (f", stopped: {self.stopped}" if self.stopped else "")
 
-class DeltaFollower:
-    """Reads deltas of one run into its models. `run` until cancelled."""
+
+class Follower(ABC):
+    """Reads deltas of one run. `run` until cancelled."""
 
     def __init__(
-        self,
-        log: Log,
-        topic: str,
-        service: ScoringService,
-        clock: Clock,
-        tell: Callable[[str], None],
+        self, log: Log, topic: str, run_id: str, clock: Clock, tell: Callable[[str], None] = lambda _: None
     ) -> None:
-        """tell: called with a line on where the worker is, when that has changed."""
-        self._log, self._topic, self._service, self._clock, self._tell = log, topic, service, clock, tell
-        self.state = Following(service.models.run_id)
+        """tell: called with a line on where this follower is, when that has changed."""
+        self._log, self._topic, self._clock, self._tell = log, topic, clock, tell
+        self.state = Following(run_id)
         self._told = ""
         self._others = set[str]()
 
@@ -78,7 +84,7 @@ class DeltaFollower:
                     await self._take(batch)
                 await self._say_lag()
                 if not batches:
-                    await self._reindexed()
+                    await self._idle()
                     await asyncio.sleep(_POLL_S)
         finally:
             await asyncio.to_thread(consumer.close)
@@ -91,33 +97,29 @@ class DeltaFollower:
                 await self._offered(value)
             except (VersionMismatch, CorruptData, BadInput) as error:
                 DELTAS.labels(outcome="refused").inc()
-                self.state.stopped = str(error)
                 _log.error("delta_refused", offset=offset, sequence=self.state.sequence, error=str(error))
-                return
+                self._refused(error)
+                if self.state.stopped:
+                    return
         self.state.offset = batch.next_offset
 
+    @abstractmethod
     async def _offered(self, value: bytes) -> None:
-        while True:
-            try:
-                applied = await self._service.compute.run(
-                    "delta", partial(self._service.take_delta, value), Deadline.never()
-                )
-                break
-            except Overloaded:  # requests come first; the topic keeps what waits
-                await asyncio.sleep(_POLL_S)
-        if applied:
-            self.state.sequence, self.state.samples_until_us = (
-                self._service.models.sequence,
-                self._service.models.samples_until_us,
-            )
-            DELTAS.labels(outcome="applied").inc()
-            DELTA_SEQUENCE.labels(run_id=self.state.run_id).set(self.state.sequence)
-            _log.info("delta_applied", run=self.state.run_id, sequence=self.state.sequence)
+        """Take a record. Raises: VersionMismatch, CorruptData, BadInput for one that cannot be taken."""
 
-    async def _reindexed(self) -> None:
-        """Go on with what did not fit in the index when its delta was applied."""
-        with suppress(Overloaded):
-            await self._service.compute.run("reindex", self._service.reindex, Deadline.never())
+    @abstractmethod
+    def _refused(self, error: Double11Error) -> None:
+        """A record was not taken."""
+
+    @abstractmethod
+    async def _idle(self) -> None:
+        """Nothing came."""
+
+    def _applied(self, sequence: int, samples_until_us: int) -> None:
+        self.state.sequence, self.state.samples_until_us = sequence, samples_until_us
+        DELTAS.labels(outcome="applied").inc()
+        DELTA_SEQUENCE.labels(run_id=self.state.run_id).set(sequence)
+        _log.info("delta_applied", run=self.state.run_id, sequence=sequence)
 
     def _ours(self, value: bytes) -> bool:
         try:
@@ -138,9 +140,85 @@ class DeltaFollower:
         LAG_RECORDS.labels(topic=self._topic, partition="0").set(self.state.lag_records)
         if self.state.samples_until_us:
             DELTA_AGE_S.set((self._clock.now_us() - self.state.samples_until_us) / 1e6)
-        line = f"run {self.state.run_id}, delta {self.state.sequence}"
-        line += f", {self.state.lag_records} records behind" if self.state.lag_records else ""
-        line += f", stopped: {self.state.stopped}" if self.state.stopped else ""
+        line = self.state.line()
         if line != self._told:
             self._told = line
             self._tell(line)
+
+
+class DeltaFollower(Follower):
+    """Into a worker's models and index."""
+
+    def __init__(
+        self, log: Log, topic: str, service: ScoringService, clock: Clock, tell: Callable[[str], None]
+    ) -> None:
+        """tell: as Follower."""
+        super().__init__(log, topic, service.models.run_id, clock, tell)
+        self._service = service
+
+    async def _offered(self, value: bytes) -> None:
+        while True:
+            try:
+                applied = await self._service.compute.run(
+                    "delta", partial(self._service.take_delta, value), Deadline.never()
+                )
+                break
+            except Overloaded:  # requests come first; the topic keeps what waits
+                await asyncio.sleep(_POLL_S)
+        if applied:
+            self._applied(self._service.models.sequence, self._service.models.samples_until_us)
+
+    def _refused(self, error: Double11Error) -> None:
+        self.state.stopped = str(error)
+
+    async def _idle(self) -> None:
+        """Go on with what did not fit in the index when its delta was applied."""
+        with suppress(Overloaded):
+            await self._service.compute.run("reindex", self._service.reindex, Deadline.never())
+
+
+class RowFollower(Follower):
+    """Into the rows that a gateway's sources look in."""
+
+    def __init__(self, log: Log, topic: str, run_id: str, rows: FreshRows, clock: Clock) -> None:
+        """rows: where they go."""
+        super().__init__(log, topic, run_id, clock)
+        self._rows = rows
+
+    def status(self) -> admin_pb2.PartStatus:
+        """For AdminService."""
+        detail = f"{self.state.line()}, {len(self._rows)} rows"
+        return admin_pb2.PartStatus(name="indexes", state="ok", detail=detail)
+
+    async def _offered(self, value: bytes) -> None:
+        try:
+            part = delta_pb2.Delta.FromString(value)
+        except DecodeError as error:
+            raise _unreadable(str(error), "a double11.v1.Delta") from error
+        for rows in part.index_rows:
+            self._rows.put(rows.index, decoded(rows))
+        await asyncio.sleep(0)  # requests that came meanwhile
+        if part.part == part.num_parts - 1:
+            self._applied(part.sequence, part.samples_until_us)
+
+    def _refused(self, error: Double11Error) -> None:
+        """The rows before stand."""
+
+    async def _idle(self) -> None:
+        """There is nothing left over."""
+
+
+def decoded(rows: delta_pb2.IndexRows) -> IndexRows:
+    """The rows of a message. Raises: CorruptData for columns that contradict each other."""
+    try:
+        entry_key, score = np.frombuffer(rows.entry_keys, "<i8"), np.frombuffer(rows.scores_f32, "<f4")
+    except ValueError as error:  # no whole number of them
+        raise _unreadable(
+            f"{len(rows.entry_keys)} and {len(rows.scores_f32)} bytes", "8 and 4 bytes an entry"
+        ) from error
+    key = np.array(rows.keys, np.uint64).view(np.int64)
+    return IndexRows(key=key, num=np.array(rows.num_entries, np.int64), entry_key=entry_key, score=score)
+
+
+def _unreadable(came: str, expected: str) -> CorruptData:
+    return CorruptData("delta", came=came, expected=expected, fix="Find out who wrote this record; skip it.")

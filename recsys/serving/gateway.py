@@ -4,8 +4,9 @@
                                                            -> LogWriter -> impressions
 
 It starts what the run and the flags ask for (scoring workers, rerank worker, on `embedded:` the streaming writer),
-reads the catalogue topic, says SERVING once all is there or its time is over, and drains on SIGTERM: NOT_SERVING, calls
-in flight finished, impressions flushed, children stopped. A worker that dies costs its tier, not the answer.
+reads the catalogue and, for its indexes, the deltas, says SERVING once all is there or its time is over, and
+drains on SIGTERM: NOT_SERVING, calls in flight finished, impressions flushed, children stopped. A worker that dies
+costs its tier, not the answer.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from prometheus_client import start_http_server
 
 from feature_store.online import feature_clock, open_reader
 from llm_reranker.client import RemoteReranker
+from recsys.candidates import swing, trending
 from recsys.candidates.nearest.sharded import Shard
+from recsys.candidates.rows import FreshRows
 from recsys.core import RunDirectory, WallClock, logging
 from recsys.core.config import Config
 from recsys.core.items import ItemTable
@@ -52,6 +55,7 @@ from recsys.serving.config import (
     ServingConfig,
     TlsConfig,
 )
+from recsys.serving.deltas import RowFollower
 from recsys.serving.event_service import EventService
 from recsys.serving.impressions import Impressions
 from recsys.serving.log_writer import LogWriter
@@ -113,6 +117,7 @@ class Gateway:
             self._serving.start_deaths_max,
         )
         self._in_force: InForce | None = None
+        self._rows: RowFollower | None = None
         self._state, self._started_s = "starting", time.monotonic()
         self._servers: list[Server] = []
         self._stack = AsyncExitStack()  # what `stop` undoes, last first
@@ -144,6 +149,7 @@ class Gateway:
             scorer=scorer,
             reranker=reranker,
             live=self._follow(log, topics.catalog, items),
+            rows=self._follow_rows(log, topics.deltas),
         )
         await self._use(NO_PLAN)
         writer = LogWriter(log.producer(), serving.log_queue_bytes_max)
@@ -197,7 +203,8 @@ class Gateway:
                 for c in self._supervisor.children
             ]
             + (self._ann.status() if self._ann is not None else [])
-            + [self._catalog.status()],
+            + [self._catalog.status()]
+            + ([self._rows.status()] if self._rows is not None else []),
             peak_plan=self._peak.active.name,
         )
 
@@ -212,6 +219,15 @@ class Gateway:
         self._catalog.start()
         self._stack.push_async_callback(asyncio.to_thread, self._catalog.close)
         return live
+
+    def _follow_rows(self, log: Log, topic: str) -> FreshRows | None:
+        if not {swing.NAME, trending.NAME} & {f.source for f in self.arm.feeds}:
+            return None
+        rows = FreshRows()
+        self._rows = RowFollower(log, topic, self.run.run_id, rows, WallClock())
+        following = asyncio.create_task(self._rows.run())
+        self._stack.callback(following.cancel)
+        return rows
 
     async def _use(self, plan: PeakPlan) -> None:
         """Build the cascade of the arm under a plan and put it in force; users keep their cached slates."""

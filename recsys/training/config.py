@@ -87,6 +87,8 @@ class OnlineConfig:
     interval_s: samples are collected that long, or up to samples_max, for one delta. batch: examples of one step;
     negatives_min: uniform negatives of a smaller batch. whole_commits: every so often a commit holds all that changed.
     seen_samples_max: repeats of a sample are found that far back. idle_ms: pause when nothing came.
+    index_rows_max: rows of each index (Swing's, trending's) made anew in a delta, 0 = none. index_users_max: shoppers
+    remembered for them.
     metrics_port: Prometheus text over HTTP on metrics_host, 0 = off.
     """
 
@@ -98,6 +100,8 @@ class OnlineConfig:
     table_learning_rate: float = 0.03
     whole_commits: int = 100
     seen_samples_max: int = 1_000_000
+    index_rows_max: int = 2_048
+    index_users_max: int = 200_000
     store_timeout_ms: float = 5_000.0
     idle_ms: int = 50
     seed: int = 0
@@ -114,6 +118,8 @@ class OnlineConfig:
         in_range("training.online.table_learning_rate", self.table_learning_rate, 1e-9, 10)
         in_range("training.online.whole_commits", self.whole_commits, 1, 1 << 20)
         in_range("training.online.seen_samples_max", self.seen_samples_max, 1, 1 << 28)
+        in_range("training.online.index_rows_max", self.index_rows_max, 0, 1 << 20)
+        in_range("training.online.index_users_max", self.index_users_max, 1, 1 << 28)
         in_range("training.online.store_timeout_ms", self.store_timeout_ms, 1, 600_000)
         in_range("training.online.idle_ms", self.idle_ms, 1, 10_000)
         in_range("training.online.threads", self.threads, 1, 1_024)

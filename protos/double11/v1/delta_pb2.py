@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64ouble11/v1/delta.proto\x12\x0b\x64ouble11.v1\"\xb5\x01\n\x05\x44\x65lta\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x0c\n\x04part\x18\x03 \x01(\x05\x12\x11\n\tnum_parts\x18\x04 \x01(\x05\x12&\n\x06tables\x18\x05 \x03(\x0b\x32\x16.double11.v1.TableRows\x12\'\n\x05\x64\x65nse\x18\x06 \x03(\x0b\x32\x18.double11.v1.DenseTensor\x12\x18\n\x10samples_until_us\x18\x07 \x01(\x03\"I\n\tTableRows\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x03(\x06\x12\x0b\n\x03\x64im\x18\x03 \x01(\x05\x12\x12\n\nvalues_f32\x18\x04 \x01(\x0c\">\n\x0b\x44\x65nseTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x12\n\nvalues_f32\x18\x03 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64ouble11/v1/delta.proto\x12\x0b\x64ouble11.v1\"\xe1\x01\n\x05\x44\x65lta\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x0c\n\x04part\x18\x03 \x01(\x05\x12\x11\n\tnum_parts\x18\x04 \x01(\x05\x12&\n\x06tables\x18\x05 \x03(\x0b\x32\x16.double11.v1.TableRows\x12\'\n\x05\x64\x65nse\x18\x06 \x03(\x0b\x32\x18.double11.v1.DenseTensor\x12\x18\n\x10samples_until_us\x18\x07 \x01(\x03\x12*\n\nindex_rows\x18\x08 \x03(\x0b\x32\x16.double11.v1.IndexRows\"I\n\tTableRows\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x03(\x06\x12\x0b\n\x03\x64im\x18\x03 \x01(\x05\x12\x12\n\nvalues_f32\x18\x04 \x01(\x0c\">\n\x0b\x44\x65nseTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x12\n\nvalues_f32\x18\x03 \x01(\x0c\"e\n\tIndexRows\x12\r\n\x05index\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x03(\x06\x12\x13\n\x0bnum_entries\x18\x03 \x03(\x05\x12\x12\n\nentry_keys\x18\x04 \x01(\x0c\x12\x12\n\nscores_f32\x18\x05 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'double11.v1.delta_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DELTA']._serialized_start=41
-  _globals['_DELTA']._serialized_end=222
-  _globals['_TABLEROWS']._serialized_start=224
-  _globals['_TABLEROWS']._serialized_end=297
-  _globals['_DENSETENSOR']._serialized_start=299
-  _globals['_DENSETENSOR']._serialized_end=361
+  _globals['_DELTA']._serialized_end=266
+  _globals['_TABLEROWS']._serialized_start=268
+  _globals['_TABLEROWS']._serialized_end=341
+  _globals['_DENSETENSOR']._serialized_start=343
+  _globals['_DENSETENSOR']._serialized_end=405
+  _globals['_INDEXROWS']._serialized_start=407
+  _globals['_INDEXROWS']._serialized_end=508
 # @@protoc_insertion_point(module_scope)

@@ -31,6 +31,7 @@ class Delta(_message.Message):
     TABLES_FIELD_NUMBER: _builtins.int
     DENSE_FIELD_NUMBER: _builtins.int
     SAMPLES_UNTIL_US_FIELD_NUMBER: _builtins.int
+    INDEX_ROWS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     sequence: _builtins.int
     """Version within the run: 1, 2, 3, ...; applied in order, repeats are skipped."""
@@ -43,6 +44,10 @@ class Delta(_message.Message):
     def tables(self) -> _containers.RepeatedCompositeFieldContainer[Global___TableRows]: ...
     @_builtins.property
     def dense(self) -> _containers.RepeatedCompositeFieldContainer[Global___DenseTensor]: ...
+    @_builtins.property
+    def index_rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___IndexRows]:
+        """For gateways; they stand for themselves, whatever part or delta they come with."""
+
     def __init__(
         self,
         *,
@@ -53,10 +58,11 @@ class Delta(_message.Message):
         tables: _abc.Iterable[Global___TableRows] | None = ...,
         dense: _abc.Iterable[Global___DenseTensor] | None = ...,
         samples_until_us: _builtins.int = ...,
+        index_rows: _abc.Iterable[Global___IndexRows] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dense", b"dense", "num_parts", b"num_parts", "part", b"part", "run_id", b"run_id", "samples_until_us", b"samples_until_us", "sequence", b"sequence", "tables", b"tables"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dense", b"dense", "index_rows", b"index_rows", "num_parts", b"num_parts", "part", b"part", "run_id", b"run_id", "samples_until_us", b"samples_until_us", "sequence", b"sequence", "tables", b"tables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -124,3 +130,44 @@ class DenseTensor(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DenseTensor: _TypeAlias = DenseTensor  # noqa: Y015
+
+@_typing.final
+class IndexRows(_message.Message):
+    """Rows of an index of the run made anew: the links of an item, the list of a category. Each replaces what its key had,
+    and may have no entries.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    NUM_ENTRIES_FIELD_NUMBER: _builtins.int
+    ENTRY_KEYS_FIELD_NUMBER: _builtins.int
+    SCORES_F32_FIELD_NUMBER: _builtins.int
+    index: _builtins.str
+    """index/INDEX.parquet."""
+    entry_keys: _builtins.bytes
+    """One little-endian fixed64 an entry, those of one key together, best first; as many little-endian float32."""
+    scores_f32: _builtins.bytes
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def num_entries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How many of the entries are each key's, in order."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.str = ...,
+        keys: _abc.Iterable[_builtins.int] | None = ...,
+        num_entries: _abc.Iterable[_builtins.int] | None = ...,
+        entry_keys: _builtins.bytes = ...,
+        scores_f32: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry_keys", b"entry_keys", "index", b"index", "keys", b"keys", "num_entries", b"num_entries", "scores_f32", b"scores_f32"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IndexRows: _TypeAlias = IndexRows  # noqa: Y015

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from double11.v1.sample_pb2 import Sample
 from google.protobuf.message import DecodeError
 
+from recsys.candidates.behaviour import WEIGHT
 from recsys.core.ids import key
 from recsys.core.metrics import TRAINING_SAMPLES
 from recsys.training.tower_data import BEHAVIOUR_WEIGHT
@@ -23,12 +24,16 @@ _WEIGHT = {int(event_type): weight for event_type, weight in BEHAVIOUR_WEIGHT.it
 
 @dataclass(frozen=True, slots=True)
 class Positive:
-    """An item somebody acted on: seen at time_us (features are strictly before it)."""
+    """An item somebody acted on: seen at time_us (features are strictly before it).
+
+    weight: of the example. interest: what the action says about the item (`behaviour.WEIGHT`).
+    """
 
     user_id: str
     item_key: int
     time_us: int
     weight: float
+    interest: float
 
 
 class Seen:
@@ -74,7 +79,8 @@ def positives(values: Iterable[bytes], seen: Seen) -> tuple[list[Positive], list
                 outcome = "repeat"
             else:
                 outcome = "trained"
-                found.append(Positive(sample.user_id, key(sample.item_id), sample.event_time_us, weight))
+                interest = max(float(WEIGHT[t]) for t in sample.action_types if t in _WEIGHT)
+                found.append(Positive(sample.user_id, key(sample.item_id), sample.event_time_us, weight, interest))
                 sample_keys.append(sample_key)
         TRAINING_SAMPLES.labels(outcome=outcome).inc()
     return found, sample_keys, newest_us

@@ -1,7 +1,7 @@
-"""`double11 train-online`: samples in, towers a little better, deltas out, nothing lost or doubled by a kill.
+"""`double11 train-online`: samples in, better towers and newer indexes out, nothing lost or doubled by a kill.
 
     poll samples -> join each user's history as of the sample -> steps -> commit (rows, optimizer, offsets: one file)
-                 -> publish the commit's delta
+                 -> who did what -> rows of indexes               -> publish the commit's delta
 
 The commit is the only start position: samples after it are read again. Its delta is published after it and before the
 next one; whoever restarts looks at what of it is on the log and publishes the rest, the same bytes.
@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from double11.v1 import delta_pb2
 
-from feature_store import FeatureReader
-from recsys.core import Clock, Conflict, Deadline, RunDirectory
+from feature_store import FeatureReader, UserFeatures
+from recsys.candidates.behaviour import WEIGHT
+from recsys.core import Clock, Conflict, Deadline, RunDirectory, keys
+from recsys.core.index_rows import IndexRows
 from recsys.core.logging import get_logger
 from recsys.core.metrics import DELTAS, LAG_RECORDS, TRAINING_SAMPLES
 from recsys.models.delta import ModelDelta, encode
@@ -26,13 +30,18 @@ from recsys.models.history import Histories
 from recsys.training.config import OnlineConfig
 from recsys.training.online.journal import Arrays, Commit, Journal
 from recsys.training.online.samples import Positive, Seen, positives
+from recsys.training.online.swing import OnlineSwing
 from recsys.training.online.tower import OnlineTower
+from recsys.training.online.trending import OnlineTrending
 from recsys.training.tower_step import Examples
 from streaming.log import SCHEMA_HEADER, SCHEMA_VERSION, Consumer, Log
 from streaming.topics import Topics
 
 _POLL_BYTES_MAX = 16 << 20
 _READ_RECORDS = 1_024
+Keys = npt.NDArray[np.int64]
+_NONE = np.empty(0, np.int64)
+_RECENT = ("recent_item_key", "recent_event_type", "recent_time_us")
 _log = get_logger(__name__)
 
 
@@ -58,6 +67,8 @@ class OnlineTrainer:
         self._config, self._clock = config, clock
         self._journal = Journal(state, run.run_id)
         self._tower = OnlineTower(run, config, state)
+        kept = (OnlineSwing, OnlineTrending) if config.index_rows_max else ()
+        self._indexes = [c(run, config.index_rows_max, config.index_users_max) for c in kept if run.has(c.FILE)]
         self._seen = Seen(config.seen_samples_max)
         self._producer = log.producer()
         self._last = self._resume()
@@ -113,11 +124,15 @@ class OnlineTrainer:
         found, sample_keys, newest_us = positives(values, self._seen)
         known = self._tower.knows(np.array([p.item_key for p in found], np.int64))
         TRAINING_SAMPLES.labels(outcome="unknown-item").inc(len(found) - int(known.sum()))
-        found = [p for p, k in zip(found, known.tolist(), strict=True) if k]
-        touched = np.empty(0, np.int64)
+        touched, steps, loss = np.empty(0, np.int64), list[tuple[list[Positive], list[UserFeatures]]](), 0.0
         for start in range(0, len(found), self._config.batch):
-            loss, rows = self._tower.learn(self._examples(found[start : start + self._config.batch]))
-            touched = np.union1d(touched, rows)
+            some = found[start : start + self._config.batch]
+            users = asyncio.run(self._users(some))
+            steps.append((some, users))
+            of_known = known[start : start + self._config.batch]
+            if of_known.any():
+                loss, rows = self._tower.learn(self._examples(compress(some, of_known), compress(users, of_known)))
+                touched = np.union1d(touched, rows)
         number = self._last.number + 1
         whole = number % self._config.whole_commits == 0
         arrays = self._tower.arrays(np.flatnonzero(self._tower.changed) if whole else touched)
@@ -125,10 +140,15 @@ class OnlineTrainer:
             "touched": touched,
             "seen": self._seen.keys() if whole else np.array(sample_keys, np.int64),
         }
+        actions = _actions(steps)
+        for index in self._indexes:
+            index.tell(*actions)
+            index.make()
+            arrays |= index.arrays(whole=whole)
         commit = Commit(
             run_id=self._run.run_id,
             number=number,
-            sequence=self.sequence + bool(len(found)),
+            sequence=self.sequence + _has_delta(arrays),
             offsets=offsets,
             deltas_from=self._log.end_offsets(self._topics.deltas)[0],
             samples_until_us=max(newest_us, self._last.samples_until_us),
@@ -137,16 +157,24 @@ class OnlineTrainer:
         )
         self._journal.write(commit, arrays)
         self._last = commit
-        if len(found):
+        if _has_delta(arrays):
             self._publish(arrays, {})
-            _log.info("delta_published", sequence=commit.sequence, rows=len(touched), loss=round(loss, 4))
+            made = {name: len(rows) for name, rows in _index_rows(arrays).items()}
+            _log.info("delta_published", sequence=commit.sequence, rows=len(touched), loss=round(loss, 4), **made)
         end = self._log.end_offsets(self._topics.samples)
         for partition, offset in end.items():
             lag = offset - offsets.get(str(partition), 0)
             LAG_RECORDS.labels(topic=self._topics.samples, partition=str(partition)).set(lag)
 
-    def _examples(self, found: Sequence[Positive]) -> Examples:
-        histories = asyncio.run(self._histories(found)).last(self._tower.tower_config.history_items_max)
+    def _examples(self, found: Iterable[Positive], users: Iterable[UserFeatures]) -> Examples:
+        """Each user's actions strictly before the sample's time, and what came of them."""
+        found, users = list(found), list(users)
+        before = [u.recent_time_us < p.time_us for u, p in zip(users, found, strict=True)]
+        item_key, event_type, time_us = (
+            [getattr(u, column)[kept] for u, kept in zip(users, before, strict=True)] for column in _RECENT
+        )
+        histories = Histories.from_lists(item_key, event_type, time_us, [p.time_us for p in found])
+        histories = histories.last(self._tower.tower_config.history_items_max)
         return Examples(
             item_key=np.array([p.item_key for p in found], np.int64),
             weight=np.array([p.weight for p in found], np.float32),
@@ -154,16 +182,9 @@ class OnlineTrainer:
             histories=histories,
         )
 
-    async def _histories(self, found: Sequence[Positive]) -> Histories:
-        """Each user's actions strictly before the sample's time."""
+    async def _users(self, found: Sequence[Positive]) -> list[UserFeatures]:
         deadline = Deadline.after_ms(self._config.store_timeout_ms)
-        users = await asyncio.gather(*(self._features.user(p.user_id, p.time_us, deadline) for p in found))
-        before = [u.recent_time_us < p.time_us for u, p in zip(users, found, strict=True)]
-        columns = ("recent_item_key", "recent_event_type", "recent_time_us")
-        item_key, event_type, time_us = (
-            [getattr(u, column)[kept] for u, kept in zip(users, before, strict=True)] for column in columns
-        )
-        return Histories.from_lists(item_key, event_type, time_us, [p.time_us for p in found])
+        return await asyncio.gather(*(self._features.user(p.user_id, p.time_us, deadline) for p in found))
 
     def _resume(self) -> Commit:
         """Put the state together again and publish what of its last delta is not on the log."""
@@ -175,6 +196,8 @@ class OnlineTrainer:
         arrays: Arrays | None = None
         for last, arrays in self._journal.read():
             self._tower.restore(arrays, last.rng)
+            for index in self._indexes:
+                index.restore(arrays)
             for sample_key in arrays["seen"].tolist():
                 self._seen.add(sample_key)
         self._last = last
@@ -186,7 +209,7 @@ class OnlineTrainer:
                 came=f"delta {ahead} of another trainer", expected=f"none after {last.sequence}, this state's last",
                 fix="Use that trainer's --state, or train a new run and start from it.",
             )  # fmt: skip
-        if arrays is not None and len(arrays["touched"]):
+        if arrays is not None and _has_delta(arrays):
             self._publish(arrays, there)
         return last
 
@@ -216,6 +239,7 @@ class OnlineTrainer:
             tables=tables,
             dense=dense,
             samples_until_us=self._last.samples_until_us,
+            index_rows=_index_rows(arrays),
         )
         for part, value in enumerate(encode(delta)):
             if (delta.sequence, part) not in there:
@@ -229,3 +253,32 @@ class OnlineTrainer:
             p: int(self._last.offsets.get(str(p), o)) for p, o in self._log.begin_offsets(self._topics.samples).items()
         }
         return self._log.consumer(self._topics.samples, offsets)
+
+
+def _has_delta(arrays: Arrays) -> bool:
+    """Whether a commit has something to publish."""
+    return bool(len(arrays["touched"]) or _index_rows(arrays))
+
+
+def _index_rows(arrays: Arrays) -> dict[str, IndexRows]:
+    """The rows of indexes that a commit made, by index."""
+    return {c.NAME: rows for c in (OnlineSwing, OnlineTrending) if (rows := c.made_in(arrays)) is not None}
+
+
+def _actions(
+    steps: Iterable[tuple[Sequence[Positive], Sequence[UserFeatures]]],
+) -> tuple[Keys, Keys, npt.NDArray[np.float32], Keys]:
+    """User, item, interest and time of what the users of some samples did: those samples, and their past."""
+    user, item_key, interest, time_us = [_NONE], [_NONE], [np.empty(0, np.float32)], [_NONE]
+    for found, users in steps:
+        of_user = keys(p.user_id for p in found)
+        user.append(np.concatenate([of_user, np.repeat(of_user, [len(u.recent_item_key) for u in users])]))
+        item_key.append(np.concatenate([[p.item_key for p in found], *(u.recent_item_key for u in users)]))
+        interest.append(np.concatenate([[p.interest for p in found], *(WEIGHT[u.recent_event_type] for u in users)]))
+        time_us.append(np.concatenate([[p.time_us for p in found], *(u.recent_time_us for u in users)]))
+    return (
+        np.concatenate(user),
+        np.concatenate(item_key).astype(np.int64),
+        np.concatenate(interest).astype(np.float32),
+        np.concatenate(time_us).astype(np.int64),
+    )

@@ -269,6 +269,7 @@ def test_commands_for_people(gateway, shoppers):
         "scoring-0": "ok",
         "rerank": "ok",
         "catalog": "ok",
+        "indexes": "ok",
     }
     refused = double11("recommend", "--target", gateway.target, "--user", "u", "--limit", "501", "--json")
     assert refused.returncode == 2

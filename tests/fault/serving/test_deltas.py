@@ -1,5 +1,6 @@
 """Trainer and worker as real processes over one log, killed at random: no delta is lost, doubled or half applied."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -15,10 +16,12 @@ import online_world as world
 import pytest
 from double11.v1 import delta_pb2, scoring_pb2, scoring_pb2_grpc
 
-from recsys.core import EventType
+from recsys.candidates.rows import FreshRows
+from recsys.core import EventType, WallClock
 from recsys.models.delta import target_of
 from recsys.models.ranker import Ranker
 from recsys.models.tower import Tower
+from recsys.serving.deltas import RowFollower
 from streaming.log import open_log
 from streaming.log.base import read_all
 
@@ -173,3 +176,39 @@ def test_deltas_of_another_run_are_left_out_and_a_gap_stops_at_the_last_whole_on
     assert "snapshot" in said
     assert retrieve(port, [1, 2]).version.endswith("+1")
     serving.kill(signal.SIGTERM)
+
+
+async def test_rows_of_indexes_are_taken_in_around_records_that_cannot_be(tmp_path):
+    """Garbage, another run and columns that contradict each other cost themselves alone."""
+    url = f"embedded:{tmp_path / 'home'}"
+    world.make_log(url)
+
+    def delta(sequence, run_id="r", score=1.0, **columns):
+        scores, entries = np.array([score], "<f4").tobytes(), np.array([sequence], "<i8").tobytes()
+        columns = {"keys": [7], "num_entries": [1], "entry_keys": entries, "scores_f32": scores, **columns}
+        rows = delta_pb2.IndexRows(index="swing", **columns)
+        made = delta_pb2.Delta(run_id=run_id, sequence=sequence, num_parts=1, samples_until_us=1, index_rows=[rows])
+        return made.SerializeToString()
+
+    rows = FreshRows()
+    with open_log(url) as log:
+        follower = RowFollower(log, world.TOPICS.deltas, "r", rows, WallClock())
+        following = asyncio.create_task(follower.run())
+        producer = log.producer()
+        bad = [
+            b"\xff\xff",
+            delta(8, run_id="another"),
+            delta(9, num_entries=[2]),
+            delta(9, scores_f32=b"123"),
+            delta(9, score=float("inf")),
+        ]
+        for value in [delta(1), *bad, delta(2)]:
+            producer.send(world.TOPICS.deltas, b"r", value)
+        producer.close()
+        until = time.monotonic() + 60
+        while follower.state.sequence < 2 or follower.state.lag_records:
+            assert time.monotonic() < until
+            await asyncio.sleep(0.02)
+        following.cancel()
+    assert {item: near.tolist() for item, (near, _) in rows.of("swing").items()} == {7: [2]}
+    assert follower.status().detail == "run r, delta 2, 1 rows"

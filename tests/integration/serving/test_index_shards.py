@@ -159,7 +159,7 @@ async def test_two_shards_answer_as_one_worker(run, dataset, shoppers, store, lo
 
 async def test_a_gateway_is_told_where_the_shards_are(run, gateway, listens):
     parts = await start_over([listens["0/2"], listens["1/2"]], run, gateway.folder)
-    assert parts == {"index-shard-0/2": "ok", "index-shard-1/2": "ok", "catalog": "ok"}
+    assert parts == {"index-shard-0/2": "ok", "index-shard-1/2": "ok", "catalog": "ok", "indexes": "ok"}
     with pytest.raises(BadInput, match=r"shard 1/2 of the items; expected shard 0/2.*scoring_shards"):
         await start_over([listens["1/2"], listens["0/2"]], run, gateway.folder)
 

@@ -5,7 +5,9 @@ import json
 import numpy as np
 import online_world as world
 import pytest
+from double11.v1 import delta_pb2
 
+from recsys.candidates import trending
 from recsys.core import Conflict, CorruptData, VersionMismatch, WallClock, key
 from recsys.core.metrics import TRAINING_SAMPLES
 from recsys.models.delta import target_of
@@ -52,6 +54,12 @@ def deltas(url):
         return [value for batch in read_all(log, world.TOPICS.deltas) for value in batch.values]
 
 
+def rows_made(url, index):
+    """Keys of an index's rows that were published."""
+    rows = (rows for value in deltas(url) for rows in delta_pb2.Delta.FromString(value).index_rows)
+    return {key for some in rows if some.index == index for key in some.keys}
+
+
 def server(run):
     """The models a worker has, and what deltas change in them."""
     tower, ranker = Tower.load(run), Ranker.load(run)
@@ -80,6 +88,8 @@ def test_samples_become_deltas_that_move_the_items_acted_on(made, store, url, tm
     places = before.items.vocabulary.rows(np.array(sorted(acted)))
     assert moved[places].all()
     assert not moved[0]
+    assert acted <= rows_made(url, "swing")  # and what else their shoppers have
+    assert trending.EVERYWHERE in rows_made(url, "trending")
     for name, tensor in after.net.state_dict().items():
         fixed = name.startswith(("item.", "tables.embeddings.category", "tables.embeddings.brand"))
         assert not fixed or (tensor == before.net.state_dict()[name]).all(), name
@@ -173,3 +183,19 @@ def test_a_state_of_another_run_another_trainer_and_broken_files_are_refused(mad
     commit.write_bytes(b"\x80\x04cbuiltins\nexit\n(tR.")
     with pytest.raises(CorruptData, match="Restore"):
         trained(run, url, store, state)
+
+
+def test_rows_wait_for_their_turn_and_none_are_made_where_none_are_wanted(made, store, url, tmp_path):
+    run, dataset = made
+    few = OnlineConfig(interval_s=0.05, samples_max=40, idle_ms=1, index_rows_max=5)
+    numbers = []
+    for number in range(3):
+        world.send(url, world.samples(dataset, run, 40, seed=number))
+        trained(run, url, store, tmp_path / "state", few)
+        numbers.append(len(rows_made(url, "swing")))
+    assert numbers == [5, 10, 15]
+    none = f"embedded:{tmp_path / 'none'}"
+    world.make_log(none)
+    world.send(none, world.samples(dataset, run, 40))
+    assert trained(run, none, store, tmp_path / "other", OnlineConfig(index_rows_max=0))[0] == 1
+    assert not rows_made(none, "swing") | rows_made(none, "trending")

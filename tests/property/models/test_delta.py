@@ -1,13 +1,17 @@
 import numpy as np
 import pytest
 import torch
+from double11.v1 import delta_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from recsys.candidates.rows import FreshRows
 from recsys.core import BadInput, CorruptData, VersionMismatch
+from recsys.core.index_rows import IndexRows
 from recsys.models.delta import UNKNOWN_KEY, DeltaTarget, ModelDelta, Rows, decode, encode
 from recsys.models.embeddings import Vocabulary
+from recsys.serving.deltas import decoded
 
 KEYS = np.array([7, 3, 2**63 - 1, 11, 5], np.int64)
 DIM = 3
@@ -94,3 +98,32 @@ def test_bytes_that_are_no_delta_are_refused():
     whole = encode(_delta(), part_bytes_max=1)
     with pytest.raises(CorruptData, match="parts"):
         decode(whole[:-1])
+
+
+@st.composite
+def index_rows(draw):
+    num = np.array(draw(st.lists(st.integers(0, 5), max_size=12)), np.int64)
+    key = draw(hnp.arrays(np.int64, len(num), elements=st.integers(0, 2**63 - 1), unique=True))
+    entry_key = draw(hnp.arrays(np.int64, int(num.sum()), elements=st.integers(0, 2**63 - 1)))
+    score = draw(hnp.arrays(np.float32, len(entry_key), elements=finite))
+    return IndexRows(key=key, num=num, entry_key=entry_key, score=score)
+
+
+@given(rows=index_rows(), part_bytes_max=st.integers(1, 200))
+@settings(deadline=None, max_examples=60)
+def test_rows_of_indexes_travel_in_parts_and_are_no_business_of_the_models(rows, part_bytes_max):
+    delta = ModelDelta(
+        run_id="r", sequence=1, tables={}, dense={"w": np.ones((2, 2), np.float32)}, index_rows={"x": rows}
+    )
+    parts = encode(delta, part_bytes_max=part_bytes_max)
+    fresh, target = FreshRows(), _target()
+    for message in parts:
+        for some in delta_pb2.Delta.FromString(message).index_rows:
+            fresh.put(some.index, decoded(some))
+        target.offer(message)
+    stop = np.cumsum(rows.num)
+    assert set(fresh.of("x")) == set(rows.key.tolist())
+    for item, begin, end in zip(rows.key.tolist(), stop - rows.num, stop, strict=True):
+        np.testing.assert_array_equal(fresh.of("x")[item][0], rows.entry_key[begin:end])
+        np.testing.assert_array_equal(fresh.of("x")[item][1], rows.score[begin:end])
+    assert target.sequence == 1
