@@ -27,6 +27,7 @@ class TrainingConfig:
     they have in common with it; 0 = they learn from the target's hidden layer and teach it nothing.
     tower_examples_max: (user, time) pairs per epoch, newest kept.
     tower_batch: examples of all processes together.
+    tower_half_life_days: an example so much older than the newest counts half; 0 = age does not matter.
     device, sharding: of the tower's tables; auto = row-wise on CPU, on CUDA as TorchRec's planner chooses.
     column_wise leaves tables of less than 256 columns whole, and the halves of others have accumulators of their own.
     checkpoint_steps: tower steps between checkpoints, from which a killed training goes on; 0 = none.
@@ -40,6 +41,7 @@ class TrainingConfig:
     tower_epochs: int = 2
     tower_examples_max: int = 200_000
     tower_batch: int = 512
+    tower_half_life_days: float = 0.0
     tower_learning_rate: float = 0.003
     tower_table_learning_rate: float = 0.3
     ranker_epochs: int = 8
@@ -63,6 +65,7 @@ class TrainingConfig:
         in_range("training.candidates_max", self.candidates_max, 1, 10_000)
         in_range("training.tower_epochs", self.tower_epochs, 1, 1_000)
         in_range("training.tower_examples_max", self.tower_examples_max, 1, 1 << 40)
+        in_range("training.tower_half_life_days", self.tower_half_life_days, 0, 1e6)
         in_range("training.tower_batch", self.tower_batch, 2, 1 << 20)
         in_range("training.tower_learning_rate", self.tower_learning_rate, 1e-7, 10)
         in_range("training.tower_table_learning_rate", self.tower_table_learning_rate, 1e-7, 10)

@@ -16,7 +16,9 @@ from recsys.core.ids import keys
 from recsys.models.embeddings import Vocabulary
 from recsys.models.history import Histories
 from recsys.models.jagged import range_rows
+from recsys.training.windows import DAY_US
 
+_FADED_MIN = 1e-6  # of the newest's weight: a batch of old examples alone has a loss too
 # How much more a purchase says about taste than a view.
 BEHAVIOUR_WEIGHT: dict[EventType, float] = {
     EventType.VIEW: 1.0,
@@ -87,12 +89,16 @@ class Actions:
         chance[vocabulary.rows(acted)] = counts / counts.sum()
         return chance
 
-    def weights(self) -> npt.NDArray[np.float32]:
-        """Behaviour weight of each action [V]."""
+    def weights(self, half_life_days: float = 0.0) -> npt.NDArray[np.float32]:
+        """Behaviour weight of each action [V], halved for every half-life between it and the newest; 0 = never."""
         table = np.zeros(len(EventType), np.float32)
         for event_type, weight in BEHAVIOUR_WEIGHT.items():
             table[event_type] = weight
-        return table[self.event_type]
+        if not half_life_days or not len(self):
+            return table[self.event_type]
+        age_days = (self.time_us.max() - self.time_us) / DAY_US
+        faded: npt.NDArray[np.float32] = np.exp2(-age_days / half_life_days).clip(_FADED_MIN).astype(np.float32)
+        return table[self.event_type] * faded
 
 
 def _item_keys(item_id: pl.Series) -> npt.NDArray[np.int64]:

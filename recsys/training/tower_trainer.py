@@ -89,7 +89,7 @@ def _train(
     )
     optimizer = torch.optim.Adam(sharded.dense, lr=config.tower_learning_rate)
     step_of = TowerStep(sharded.net, rows, model, actions.chance(rows.vocabulary), rng, ranks)
-    weight = actions.weights()
+    weight = actions.weights(config.tower_half_life_days)
     # nobody came back yet: no example, no batch, vectors of categories and brands only
     schedule = Schedule(rng, examples, epochs=config.tower_epochs, batch=config.tower_batch)
     facts = _facts(actions, rows, config, model, seed)

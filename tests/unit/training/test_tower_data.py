@@ -49,5 +49,12 @@ def test_impressions_and_returns_teach_nothing_and_the_bound_keeps_the_newest():
     assert actions.histories(np.array([2]), 1).item_key.tolist() == keys("c").tolist()
 
 
+def test_older_actions_count_less_where_age_matters():
+    actions = Actions.from_events(_events([("u", "a", "view", 0), ("u", "b", "cart", 24), ("v", "c", "purchase", 48)]))
+    assert actions.weights().tolist() == [1, 2, 3]
+    assert actions.weights(half_life_days=1.0).tolist() == [0.25, 1, 3]
+    assert (actions.weights(half_life_days=1e-9) > 0).all()
+
+
 def test_no_actions_at_all():
     assert len(Actions.from_events(_events([]))) == 0
