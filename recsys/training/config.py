@@ -103,7 +103,7 @@ class OnlineConfig:
     table_learning_rate: float = 0.03
     whole_commits: int = 100
     seen_samples_max: int = 1_000_000
-    index_rows_max: int = 2_048
+    index_rows_max: int = 1_024
     index_users_max: int = 200_000
     store_timeout_ms: float = 5_000.0
     idle_ms: int = 50
