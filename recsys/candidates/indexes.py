@@ -30,17 +30,19 @@ def build_all(
 
     covisit_config: what training also writes into the manifest's config, under the section's name.
     """
+    # users and rates are no sources: online training goes on from them
     builders: dict[str, Callable[[pl.DataFrame, ItemTable, int], pa.Table]] = {
         covisit.NAME: partial(covisit.build, config=covisit_config),
         swing.NAME: partial(swing.build, config=covisit_config),
-        swing.USERS: partial(swing.build_users, config=covisit_config),  # no source: online training goes on from it
+        swing.USERS: partial(swing.build_users, config=covisit_config),
         regression.NAME: regression.build,
         text_similar.NAME: text_similar.build,
         user_knn.NAME: user_knn.build,
         buy_again.NAME: buy_again.build,
         popular.NAME: popular.build,
+        popular.RATES: popular.build_rates,
         trending.NAME: trending.build,
-        trending.RATES: trending.build_rates,  # no source, as well
+        trending.RATES: trending.build_rates,
         new_arrivals.NAME: new_arrivals.build,
     }
     return {name: build(events, items, until_us) for name, build in builders.items()}

@@ -24,7 +24,7 @@ class OwnHistoryPopular:
 
     async def retrieve(self, query: Query, user: UserFeatures, limit: int, deadline: Deadline) -> Candidates:
         """The user's items and popular ones, best first."""
-        popular = self._popular.head(query, user, len(self._popular.item_key))
+        popular = self._popular.head(query, user)
         own = user.pair_item_key[:0] if query.new_only else user.pair_item_key
         found, at = np.unique(np.concatenate([own, popular.item_key]), return_inverse=True)
         score = np.zeros(len(found), np.float64)

@@ -6,6 +6,7 @@ of runs on more or less data, mean the same to a ranker.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ import pyarrow.parquet as pq
 
 from feature_store import UserFeatures
 from recsys.candidates.behaviour import touched
+from recsys.candidates.rows import FreshRows, Row
 from recsys.core import Candidates, CorruptData, Deadline, Query
 
 SCHEMA = pa.schema([pa.field("item_key", pa.int64(), nullable=False), pa.field("score", pa.float32(), nullable=False)])
 LIST_ITEMS_MAX = 2_000
+EVERYBODY = 0  # the key of the one row that a list is, among rows made since the run
 
 
 def to_table(scored: pl.DataFrame) -> pa.Table:
@@ -44,24 +47,31 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
 class RankedList:
     """Implements CandidateSource over one list."""
 
-    def __init__(self, name: str, item_key: npt.NDArray[np.int64], score: npt.NDArray[np.float32]) -> None:
-        """item_key [M], score [M]: distinct items, best first."""
-        self.name, self.item_key, self.score = name, item_key, score
+    def __init__(
+        self,
+        name: str,
+        item_key: npt.NDArray[np.int64],
+        score: npt.NDArray[np.float32],
+        fresh: Mapping[int, Row] | None = None,
+    ) -> None:
+        """item_key [M], score [M]: distinct items, best first. fresh: where a newer list may be, under EVERYBODY."""
+        self.name, self._row, self._fresh = name, (item_key, score), {} if fresh is None else fresh
 
     @classmethod
-    def read(cls, name: str, path: Path) -> RankedList:
+    def read(cls, name: str, path: Path, fresh: FreshRows | None = None) -> RankedList:
         """From an index file. Raises: CorruptData."""
         table = read_table(path, SCHEMA)
-        return cls(name, table.column("item_key").to_numpy(), table.column("score").to_numpy())
+        newer = fresh.of(name) if fresh is not None else None
+        return cls(name, table.column("item_key").to_numpy(), table.column("score").to_numpy(), newer)
 
     async def retrieve(self, query: Query, user: UserFeatures, limit: int, deadline: Deadline) -> Candidates:
         """The head of the list."""
         return self.head(query, user, limit)
 
-    def head(self, query: Query, user: UserFeatures, limit: int) -> Candidates:
-        """The first `limit` items, without what the user has touched when the query wants only new ones."""
-        keys, score = self.item_key, self.score
+    def head(self, query: Query, user: UserFeatures, limit: int | None = None) -> Candidates:
+        """The first `limit` items, None = all, without what the user has touched when the query wants only new ones."""
+        item_key, score = self._fresh.get(EVERYBODY, self._row)
         if query.new_only:
-            fresh = ~np.isin(keys, touched(user))
-            keys, score = keys[fresh], score[fresh]
-        return Candidates.from_source(self.name, keys[:limit], score[:limit])
+            untouched = ~np.isin(item_key, touched(user))
+            item_key, score = item_key[untouched], score[untouched]
+        return Candidates.from_source(self.name, item_key[:limit], score[:limit])

@@ -69,7 +69,8 @@ def build_rates(events: pl.DataFrame, items: ItemTable, until_us: int) -> pa.Tab
 
 
 def lists(rates: pl.DataFrame, items: ItemTable) -> pa.Table:
-    """The lists, SCHEMA. rates: item_key, now, usual (interest a short half-life) of each item, items ascending."""
+    """The lists, SCHEMA. rates: item_key, now, usual (sums of `build_rates`) of each item, items ascending."""
+    rates = rates.with_columns(pl.col("usual") / LONG_TERM)  # a short half-life's worth
     smoothing = rates["usual"].to_numpy().mean() if len(rates) else 1.0  # an item seen once has not "grown" at all
     growth = (pl.col("now") + smoothing) / (pl.col("usual") + smoothing)
     score = (pl.col("now") * (1 + growth).log(2.0)).cast(pl.Float32)
@@ -87,12 +88,12 @@ def _short_us(log: pl.DataFrame, until_us: int) -> float:
 def _rates(log: pl.DataFrame, until_us: int, short_us: float) -> pl.DataFrame:
     return (
         daily_interest(log)
-        .group_by("item_key")
+        .group_by("item_key", maintain_order=True)  # sums depend on the order, and means
         .agg(
             now=faded(until_us, short_us).sum(),
-            usual=faded(until_us, short_us * LONG_TERM).sum() / LONG_TERM,
+            usual=faded(until_us, short_us * LONG_TERM).sum(),
         )
-        .sort("item_key")  # means depend on the order
+        .sort("item_key")
     )
 
 

@@ -77,7 +77,7 @@ def build(
             fix="Train again with this release, or refold the store with the release that trained the run.",
         )
     catalogue = Catalogue(ItemTable.read(run.path("items.parquet")), ports.live, Titles.load(run))
-    fallback = RankedList.read(popular.NAME, run.path(f"index/{popular.NAME}.parquet"))
+    fallback = RankedList.read(popular.NAME, run.path(f"index/{popular.NAME}.parquet"), ports.rows)
     sources = [_source(f.source, run, ports, fallback, catalogue) for f in arm.feeds]
     versions = {"run": run.run_id, "views": ports.features.view_set}
     scorer = reranker = None

@@ -34,7 +34,6 @@ from prometheus_client import start_http_server
 
 from feature_store.online import feature_clock, open_reader
 from llm_reranker.client import RemoteReranker
-from recsys.candidates import swing, trending
 from recsys.candidates.nearest.sharded import Shard
 from recsys.candidates.rows import FreshRows
 from recsys.core import RunDirectory, WallClock, logging
@@ -117,7 +116,6 @@ class Gateway:
             self._serving.start_deaths_max,
         )
         self._in_force: InForce | None = None
-        self._rows: RowFollower | None = None
         self._state, self._started_s = "starting", time.monotonic()
         self._servers: list[Server] = []
         self._stack = AsyncExitStack()  # what `stop` undoes, last first
@@ -203,8 +201,7 @@ class Gateway:
                 for c in self._supervisor.children
             ]
             + (self._ann.status() if self._ann is not None else [])
-            + [self._catalog.status()]
-            + ([self._rows.status()] if self._rows is not None else []),
+            + [self._catalog.status(), self._rows.status()],
             peak_plan=self._peak.active.name,
         )
 
@@ -220,9 +217,7 @@ class Gateway:
         self._stack.push_async_callback(asyncio.to_thread, self._catalog.close)
         return live
 
-    def _follow_rows(self, log: Log, topic: str) -> FreshRows | None:
-        if not {swing.NAME, trending.NAME} & {f.source for f in self.arm.feeds}:
-            return None
+    def _follow_rows(self, log: Log, topic: str) -> FreshRows:
         rows = FreshRows()
         self._rows = RowFollower(log, topic, self.run.run_id, rows, WallClock())
         following = asyncio.create_task(self._rows.run())

@@ -90,8 +90,8 @@ class OnlineConfig:
     interval_s: samples are collected that long, or up to samples_max, for one delta. batch: examples of one step;
     negatives_min: uniform negatives of a smaller batch. whole_commits: every so often a commit holds all that changed.
     seen_samples_max: repeats of a sample are found that far back. idle_ms: pause when nothing came.
-    index_rows_max: rows of each index (Swing's, trending's) made anew in a delta, 0 = none. index_users_max: shoppers
-    remembered for them.
+    index_rows_max: rows of each index (Swing, trending, popular) made anew in a delta, 0 = none.
+    index_users_max: shoppers remembered for them.
     metrics_port: Prometheus text over HTTP on metrics_host, 0 = off.
     """
 

@@ -29,6 +29,7 @@ from recsys.models.delta import ModelDelta, encode
 from recsys.models.history import Histories
 from recsys.training.config import OnlineConfig
 from recsys.training.online.journal import Arrays, Commit, Journal
+from recsys.training.online.popular import OnlinePopular
 from recsys.training.online.samples import Positive, Seen, positives
 from recsys.training.online.swing import OnlineSwing
 from recsys.training.online.tower import OnlineTower
@@ -41,6 +42,7 @@ _POLL_BYTES_MAX = 16 << 20
 _READ_RECORDS = 1_024
 Keys = npt.NDArray[np.int64]
 _NONE = np.empty(0, np.int64)
+_INDEXES: tuple[type[OnlineSwing | OnlineTrending | OnlinePopular], ...] = (OnlineSwing, OnlineTrending, OnlinePopular)
 _RECENT = ("recent_item_key", "recent_event_type", "recent_time_us")
 _log = get_logger(__name__)
 
@@ -67,7 +69,7 @@ class OnlineTrainer:
         self._config, self._clock = config, clock
         self._journal = Journal(state, run.run_id)
         self._tower = OnlineTower(run, config, state)
-        kept = (OnlineSwing, OnlineTrending) if config.index_rows_max else ()
+        kept = _INDEXES if config.index_rows_max else ()
         self._indexes = [c(run, config.index_rows_max, config.index_users_max) for c in kept if run.has(c.FILE)]
         self._seen = Seen(config.seen_samples_max)
         self._producer = log.producer()
@@ -262,7 +264,7 @@ def _has_delta(arrays: Arrays) -> bool:
 
 def _index_rows(arrays: Arrays) -> dict[str, IndexRows]:
     """The rows of indexes that a commit made, by index."""
-    return {c.NAME: rows for c in (OnlineSwing, OnlineTrending) if (rows := c.made_in(arrays)) is not None}
+    return {c.NAME: rows for c in _INDEXES if (rows := c.made_in(arrays)) is not None}
 
 
 def _actions(

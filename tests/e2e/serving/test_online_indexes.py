@@ -4,7 +4,7 @@ import time
 
 import grpc
 import pytest
-from double11.v1 import event_pb2, event_pb2_grpc
+from double11.v1 import event_pb2, event_pb2_grpc, recommend_pb2
 from double11.v1.sample_pb2 import Sample
 from serving_world import done
 
@@ -78,6 +78,12 @@ async def test_a_new_item_is_linked_to_what_its_shoppers_took_and_trends(gateway
             if {"swing", "trending"} <= sources.get(NEW, set()):
                 break
             assert time.monotonic() - began_s < GIVEN_UP_S, (sources.get(NEW), slate.fallbacks)
+        async with AdminClient(gateway.target) as admin:  # what answers where nothing else can
+            await admin.activate("midnight")
+            slate = await client.recommend("nobody has seen me", deadline_ms=2_000, limit=500)
+            await admin.revert()
+        assert slate.tier == recommend_pb2.TIER_POPULAR
+        assert "popular" in next(set(i.sources) for i in slate.items if i.item_id == NEW)
     told = await indexes_of(gateway)
     assert told.state == "ok"
     assert told.detail.startswith(f"run {run.run_id}, delta 1, ")

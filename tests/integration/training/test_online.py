@@ -8,6 +8,7 @@ import pytest
 from double11.v1 import delta_pb2
 
 from recsys.candidates import trending
+from recsys.candidates.ranked_list import EVERYBODY
 from recsys.core import Conflict, CorruptData, VersionMismatch, WallClock, key
 from recsys.core.metrics import TRAINING_SAMPLES
 from recsys.models.delta import target_of
@@ -90,6 +91,7 @@ def test_samples_become_deltas_that_move_the_items_acted_on(made, store, url, tm
     assert not moved[0]
     assert acted <= rows_made(url, "swing")  # and what else their shoppers have
     assert trending.EVERYWHERE in rows_made(url, "trending")
+    assert rows_made(url, "popular") == {EVERYBODY}
     for name, tensor in after.net.state_dict().items():
         fixed = name.startswith(("item.", "tables.embeddings.category", "tables.embeddings.brand"))
         assert not fixed or (tensor == before.net.state_dict()[name]).all(), name
@@ -198,4 +200,4 @@ def test_rows_wait_for_their_turn_and_none_are_made_where_none_are_wanted(made, 
     world.make_log(none)
     world.send(none, world.samples(dataset, run, 40))
     assert trained(run, none, store, tmp_path / "other", OnlineConfig(index_rows_max=0))[0] == 1
-    assert not rows_made(none, "swing") | rows_made(none, "trending")
+    assert not rows_made(none, "swing") | rows_made(none, "trending") | rows_made(none, "popular")

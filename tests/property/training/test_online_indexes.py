@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.candidates import swing, trending
+from recsys.candidates import popular, swing, trending
 from recsys.candidates.behaviour import DAY_US, WEIGHT
 from recsys.candidates.covisit import SECTION, CovisitConfig
+from recsys.candidates.ranked_list import EVERYBODY
 from recsys.core import CorruptData, EventType, RunDirectory, RunWriter, keys
 from recsys.core.index_rows import IndexRows
+from recsys.training.online.popular import OnlinePopular
 from recsys.training.online.swing import OnlineSwing
 from recsys.training.online.trending import OnlineTrending
 
@@ -44,6 +46,7 @@ def run_of(out, events, until, config):
         shop.items().write(run.path("items.parquet"))
         pq.write_table(swing.build_users(events, shop.items(), until, config), run.path(OnlineSwing.FILE))
         pq.write_table(trending.build_rates(events, shop.items(), until), run.path(OnlineTrending.FILE))
+        pq.write_table(popular.build_rates(events, shop.items(), until), run.path(OnlinePopular.FILE))
     return RunDirectory.open(out)
 
 
@@ -120,7 +123,7 @@ def test_links_made_since_are_those_of_an_index_built_now(before, steps, rows_ma
 )  # fmt: skip
 @settings(max_examples=60)
 def test_lists_made_since_are_those_of_an_index_built_now(before, steps, gaps, data, tmp_path_factory):
-    """Every step's list of the shop, and in the end those of all categories in which something happened."""
+    """Trending and popular; the lists of categories in turn."""
     first = [("user-first", "item-0", "view", 0)]  # a year before: the half-life is the longest there is
     at = itertools.accumulate([365 * DAY_US, *gaps])
     parts = [
@@ -131,28 +134,32 @@ def test_lists_made_since_are_those_of_an_index_built_now(before, steps, gaps, d
     parts = [parts[0], *([(*row[:3], row[3] + DAY_US) for row in part] for part in parts[1:])]
     events = events_of(first + parts[0])
     run = run_of(tmp_path_factory.mktemp("lists") / "run", events, until, CovisitConfig())
-    index, commits = OnlineTrending(run, 3, 100), []
+    indexes, commits = (OnlineTrending(run, 3, 100), OnlinePopular(run, 3, 100)), []
     for number, part in enumerate(parts[1:]):
         new = events_of(part) if part else events[:0]
         again = events[: len(events) if data.draw(st.booleans(), "the past is told again") else 0]
         events = pl.concat([events, new])
-        commit, made = step_of(index, again, new, whole=number % 2 == 1)
-        commits.append(commit)
+        (lists, made), (popular_list, top) = (step_of(i, again, new, whole=number % 2 == 1) for i in indexes)
+        commits.append(lists | popular_list)
         if data.draw(st.booleans(), "killed"):
-            index = OnlineTrending(run, 3, 100)
-            for one in commits:
-                index.restore(one)
+            indexes = OnlineTrending(run, 3, 100), OnlinePopular(run, 3, 100)
+            for index, commit in itertools.product(indexes, commits):
+                index.restore(commit)
         if part:
             built = rows_of_table(trending.build(events, shop.items(), until_us(events)))
             assert set(made) >= {trending.EVERYWHERE}
             for category, items in made.items():
                 assert items == pytest.approx(built.get(category, {}), rel=1e-4)
+            best = popular.build(events, shop.items(), until_us(events))
+            expected = dict(zip(*(column.to_pylist() for column in best.columns), strict=True))
+            assert top == {EVERYBODY: pytest.approx(expected, rel=1e-4)}
 
 
 def test_who_was_told_longest_ago_is_forgotten_and_stands_as_in_the_run(tmp_path):
     events = events_of([(f"user-{u}", f"item-{i}", "purchase", 10 * u + i) for u in range(3) for i in range(3)])
     run = run_of(tmp_path / "run", events, until_us(events), CovisitConfig())
-    for index, name in ((OnlineSwing(run, 100, 2), "taken"), (OnlineTrending(run, 100, 2), "shown")):
+    for kind, name in ((OnlineSwing, "taken"), (OnlineTrending, "shown"), (OnlinePopular, "shown")):
+        index = kind(run, 100, 2)
         for user in range(3):
             step_of(index, events_of([(f"user-{user}", "item-5", "view", 1_000 + user)]))
         commit, _ = step_of(index, events[:0], whole=True)
@@ -166,11 +173,13 @@ def test_who_was_told_longest_ago_is_forgotten_and_stands_as_in_the_run(tmp_path
 def test_a_run_in_which_nothing_happened_goes_on(tmp_path):
     events = events_of([("user-0", "item-0", "view", 0)])
     run = run_of(tmp_path / "run", events[:0], shop.START_US, CovisitConfig())
-    links, lists = OnlineSwing(run, 100, 100), OnlineTrending(run, 100, 100)
+    links, lists, top = (kind(run, 100, 100) for kind in (OnlineSwing, OnlineTrending, OnlinePopular))
     zero, one = keys(["item-0", "item-1"]).tolist()
     assert step_of(links, events)[1] == {zero: {}}
     assert step_of(lists, events)[1][trending.EVERYWHERE] == {zero: 1.0}
     assert step_of(lists, events)[1] == {}, "nothing new, nothing made"
+    assert step_of(top, events)[1] == {EVERYBODY: {zero: 1.0}}
+    assert step_of(top, events)[1] == {}
     both = events_of([(f"user-{u}", f"item-{i}", "view", 10 + u) for u in (0, 1) for i in (0, 1)])
     assert {item: set(near) for item, near in step_of(links, both)[1].items()} == {zero: {one}, one: {zero}}
     assert set(step_of(lists, both)[1][trending.EVERYWHERE]) == {zero, one}
@@ -187,7 +196,7 @@ def test_an_item_listed_since_trends_in_the_shop(tmp_path):
 def test_a_file_without_its_half_life_is_refused(tmp_path):
     events = events_of([("user-0", "item-0", "view", 0)])
     run = run_of(tmp_path / "run", events, until_us(events), CovisitConfig())
-    for kind in (OnlineSwing, OnlineTrending):
+    for kind in (OnlineSwing, OnlineTrending, OnlinePopular):
         table = pq.read_table(run.path(kind.FILE))
         pq.write_table(table.replace_schema_metadata(None), run.path(kind.FILE))
         with pytest.raises(CorruptData, match=r"metadata.*Train again"):

@@ -31,7 +31,7 @@ from recsys.candidates.covisit import Covisit, CovisitConfig
 from recsys.candidates.indexes import build_all
 from recsys.candidates.linked import Linked, Memory
 from recsys.candidates.own_history import OwnHistory
-from recsys.candidates.ranked_list import RankedList, read_table
+from recsys.candidates.ranked_list import EVERYBODY, RankedList, read_table
 from recsys.candidates.rows import FreshRows
 from recsys.candidates.trending import EVERYWHERE, Trending
 from recsys.candidates.user_knn import UserKnn
@@ -133,6 +133,17 @@ async def test_lists_made_since_the_run_stand_in_place_of_its_own(shop, store, r
     assert len(before) > 2
     assert after.item_key.tolist() == now.tolist()
     assert after.score("trending").tolist() == [1.0, 0.5]
+
+
+async def test_a_popular_list_made_since_the_run_stands_in_place_of_its_own(shop, store, run):
+    fresh = FreshRows()
+    source = RankedList.read("popular", run.path("index/popular.parquet"), fresh)
+    user = await store.user("user-1", shop.UNTIL_US, shop.NEVER)
+    assert len(source.head(shop.query(1), user)) > 2
+    now, score = np.array([min(shop.acted_on("user-1")), 7]), np.array([1.0, 0.5], np.float32)
+    fresh.put("popular", IndexRows(key=np.array([EVERYBODY]), num=np.array([2]), entry_key=now, score=score))
+    assert source.head(shop.query(1), user).item_key.tolist() == now.tolist()
+    assert source.head(shop.query(1, new_only=True), user).item_key.tolist() == [7]
 
 
 async def test_a_category_that_is_asked_for_is_listed_beyond_the_best_of_the_shop(shop, store, rising, monkeypatch):
