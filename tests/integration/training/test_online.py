@@ -201,3 +201,6 @@ def test_rows_wait_for_their_turn_and_none_are_made_where_none_are_wanted(made, 
     world.send(none, world.samples(dataset, run, 40))
     assert trained(run, none, store, tmp_path / "other", OnlineConfig(index_rows_max=0))[0] == 1
     assert not rows_made(none, "swing") | rows_made(none, "trending") | rows_made(none, "popular")
+    world.send(none, world.samples(dataset, run, 40, seed=1))
+    trained(run, none, store, tmp_path / "other")  # a state whose commits know nothing of indexes
+    assert rows_made(none, "popular") == {EVERYBODY}
