@@ -1,4 +1,4 @@
-"""Online training: labelled samples from the log in, deltas to the towers out.
+"""Online training: labelled samples from the log in, deltas to the towers and newer rows of indexes out.
 
 Light: what imports torch is imported by `train_online` when it is called.
 """
