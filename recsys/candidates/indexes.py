@@ -22,6 +22,8 @@ from recsys.candidates import (
 from recsys.candidates.covisit import CovisitConfig
 from recsys.core.items import ItemTable
 
+_Builder = Callable[[pl.DataFrame, ItemTable, int], pa.Table]
+
 
 def build_all(
     events: pl.DataFrame, items: ItemTable, until_us: int, *, covisit_config: CovisitConfig = covisit.DEFAULT
@@ -30,19 +32,27 @@ def build_all(
 
     covisit_config: what training also writes into the manifest's config, under the section's name.
     """
-    # users and rates are no sources: online training goes on from them
-    builders: dict[str, Callable[[pl.DataFrame, ItemTable, int], pa.Table]] = {
+    builders: dict[str, _Builder] = {
         covisit.NAME: partial(covisit.build, config=covisit_config),
         swing.NAME: partial(swing.build, config=covisit_config),
-        swing.USERS: partial(swing.build_users, config=covisit_config),
         regression.NAME: regression.build,
         text_similar.NAME: text_similar.build,
         user_knn.NAME: user_knn.build,
         buy_again.NAME: buy_again.build,
         popular.NAME: popular.build,
-        popular.RATES: popular.build_rates,
         trending.NAME: trending.build,
-        trending.RATES: trending.build_rates,
         new_arrivals.NAME: new_arrivals.build,
+    }
+    return {name: build(events, items, until_us) for name, build in builders.items()}
+
+
+def build_online(
+    events: pl.DataFrame, items: ItemTable, until_us: int, *, covisit_config: CovisitConfig = covisit.DEFAULT
+) -> dict[str, pa.Table]:
+    """What online training goes on from, to make rows of some of these again; arguments as of `build_all`."""
+    builders: dict[str, _Builder] = {
+        swing.USERS: partial(swing.build_users, config=covisit_config),
+        popular.RATES: popular.build_rates,
+        trending.RATES: trending.build_rates,
     }
     return {name: build(events, items, until_us) for name, build in builders.items()}

@@ -104,7 +104,7 @@ def _lead(
     with RunWriter(out, fields, replace=replace) as run:
         positives = foreseen(dataset, windows, settings.training)
         lists = window_lists(dataset, windows, positives, seed=seed, settings=settings, work=work)
-        tower = write_base(run, dataset, until_us, seed=seed, settings=settings, work=work, ranks=ranks)
+        tower = write_base(run, dataset, until_us, seed=seed, settings=settings, work=work, ranks=ranks, online=True)
         if tower.text_encoder is not None:  # windows need vectors only; serving encodes titles of its own
             tower.text_encoder.save(run.path(f"{FOLDER}/x").parent)
         learn_fusion(lists, ARMS[ARM].feeds).save(run.path(FUSION_FILE))

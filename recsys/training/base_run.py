@@ -15,7 +15,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from feature_store.views import VIEW_SET
-from recsys.candidates.indexes import build_all
+from recsys.candidates.indexes import build_all, build_online
 from recsys.candidates.nearest.static import AnnIndex
 from recsys.core import BadInput, CorruptData, NotFound, RunDirectory, RunWriter, VersionMismatch
 from recsys.core.hardware import commit, versions
@@ -72,16 +72,19 @@ def write_base(
     settings: Settings,
     work: Path,
     ranks: Ranks | None = None,
+    online: bool = False,
 ) -> Tower:
     """Write items.parquet, models/tower.* and index/* of everything before `until_us` into `run`.
 
     ranks: who trains the towers, this one leading; the others call `join_base`. None = this process alone.
+    online: with what online training goes on from; nobody serves the run of a window.
     """
     events = known_events(dataset, until_us)
     items = dataset.item_table(before_us=until_us)
     items.write(run.path("items.parquet"))
-    for name, table in build_all(events, items, until_us, covisit_config=settings.covisit).items():
-        pq.write_table(table, run.path(f"index/{name}.parquet"))
+    for build in (build_all, build_online) if online else (build_all,):
+        for name, table in build(events, items, until_us, covisit_config=settings.covisit).items():
+            pq.write_table(table, run.path(f"index/{name}.parquet"))
     tower = train_tower(
         events, items, config=settings.training, model=settings.tower, seed=seed, work=work, ranks=ranks
     )

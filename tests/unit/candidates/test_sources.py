@@ -28,7 +28,7 @@ from recsys.candidates import (
 from recsys.candidates.behaviour import actions
 from recsys.candidates.buy_again import ANY_ITEM, BuyAgain
 from recsys.candidates.covisit import Covisit, CovisitConfig
-from recsys.candidates.indexes import build_all
+from recsys.candidates.indexes import build_all, build_online
 from recsys.candidates.linked import Linked, Memory
 from recsys.candidates.own_history import OwnHistory
 from recsys.candidates.ranked_list import EVERYBODY, RankedList, read_table
@@ -178,8 +178,10 @@ def test_nothing_from_the_future_reaches_an_index(shop):
     past = shop.events()
     future = log(shop, [(f"user-{u}", "item-9", "purchase", -1.0) for u in range(40)])
     both = pl.concat([past, future.select(past.columns)])
-    for name, table in build_all(both, shop.items(), shop.UNTIL_US).items():
-        assert table.equals(build_all(past, shop.items(), shop.UNTIL_US)[name]), name
+    for build in (build_all, build_online):
+        expected = build(past, shop.items(), shop.UNTIL_US)
+        for name, table in build(both, shop.items(), shop.UNTIL_US).items():
+            assert table.equals(expected[name]), name
 
 
 def test_an_empty_log_makes_empty_indexes(shop):
