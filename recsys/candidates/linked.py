@@ -18,7 +18,7 @@ from feature_store import UserFeatures
 from recsys.candidates.behaviour import DAY_US, WEIGHT, touched
 from recsys.candidates.own_history import best_first
 from recsys.candidates.ranked_list import read_table
-from recsys.candidates.rows import FreshRows, RowTable
+from recsys.candidates.rows import FreshRows, RowTable, newer_rows
 from recsys.core import Candidates, Deadline, Query, keys
 
 SCHEMA = pa.schema(
@@ -65,7 +65,7 @@ class Linked:
     def __init__(self, name: str, table: pa.Table, memory: Memory, fresh: FreshRows | None = None) -> None:
         """table: SCHEMA, sorted by item_key, best neighbour first. fresh: rows that stand in place of the table's."""
         self.name, self.memory = name, memory
-        self._rows = RowTable(table, fresh.of(name) if fresh is not None else None)
+        self._rows = RowTable(table, newer_rows(fresh, name))
 
     @classmethod
     def load(cls, name: str, path: Path, memory: Memory, fresh: FreshRows | None = None) -> Linked:

@@ -6,7 +6,7 @@ import polars as pl
 import pyarrow as pa
 
 from recsys.candidates.behaviour import actions, daily_interest, faded, half_life_us
-from recsys.candidates.ranked_list import to_table
+from recsys.candidates.ranked_list import to_table, with_half_life
 from recsys.core.items import ItemTable
 
 NAME, RATES = "popular", "popular_rates"
@@ -14,7 +14,6 @@ HALF_LIFE_DAYS_MAX = 14.0
 RATES_SCHEMA = pa.schema(
     [pa.field("item_key", pa.int64(), nullable=False), pa.field("interest", pa.float64(), nullable=False)]
 )
-HALF_LIFE = b"half_life_us"  # in the file's metadata
 
 
 def build(events: pl.DataFrame, items: ItemTable, until_us: int) -> pa.Table:
@@ -29,7 +28,7 @@ def build_rates(events: pl.DataFrame, items: ItemTable, until_us: int) -> pa.Tab
     half_life = half_life_us(log, until_us, HALF_LIFE_DAYS_MAX)
     rates = _rates(log, until_us, half_life).sort("item_key")
     table = rates.select(RATES_SCHEMA.names).to_arrow().cast(RATES_SCHEMA)
-    return table.replace_schema_metadata({HALF_LIFE: repr(half_life).encode()})
+    return with_half_life(table, half_life)
 
 
 def best(rates: pl.DataFrame) -> pa.Table:

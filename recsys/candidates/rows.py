@@ -17,7 +17,6 @@ from recsys.core.ids import find_rows
 from recsys.core.index_rows import IndexRows
 
 Row = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
-_NONE: Mapping[int, Row] = {}
 
 
 def gather(
@@ -60,13 +59,18 @@ class FreshRows:
         return sum(map(len, self._rows.values()))
 
 
-class RowTable:
-    """Rows of a table, those of `fresh` in their place."""
+def newer_rows(fresh: FreshRows | None, index: str) -> Mapping[int, Row]:
+    """Where newer rows of an index are or will be; none where nobody follows online training."""
+    return {} if fresh is None else fresh.of(index)
 
-    def __init__(self, table: pa.Table, fresh: Mapping[int, Row] | None = None) -> None:
+
+class RowTable:
+    """Rows of a table, newer ones in their place."""
+
+    def __init__(self, table: pa.Table, newer: Mapping[int, Row]) -> None:
         """table: three columns, key (ascending), entry and score, best entry first."""
         key, entry, score = (table.column(i).to_numpy() for i in range(3))
-        self._entry, self._score, self._fresh = entry, score, _NONE if fresh is None else fresh
+        self._entry, self._score, self._newer = entry, score, newer
         self._key, start = np.unique(key, return_index=True)
         self._start = np.append(start, len(key))
 
@@ -74,16 +78,16 @@ class RowTable:
         self, key: npt.NDArray[np.int64], weight: npt.NDArray[np.floating]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.floating]]:
         """All entries of the keys [K], and their scores times the weights of these [E]."""
-        rows = [self._fresh.get(k) for k in key.tolist()] if self._fresh else []
-        fresh = [(row, w) for row, w in zip(rows, weight, strict=False) if row is not None]
-        if fresh:
+        rows = [self._newer.get(k) for k in key.tolist()] if self._newer else []
+        newer = [(row, w) for row, w in zip(rows, weight, strict=False) if row is not None]
+        if newer:
             old = np.array([row is None for row in rows])
             key, weight = key[old], weight[old]
         row, known = rows_of(self._key, key)
         edge, count = gather(self._start, row)
         score = self._score[edge] * np.repeat(weight[known], count)
         entry = self._entry[edge]
-        if fresh:
-            entry = np.concatenate([entry, *(entries for (entries, _), _ in fresh)])
-            score = np.concatenate([score, *(scores * w for (_, scores), w in fresh)])
+        if newer:
+            entry = np.concatenate([entry, *(entries for (entries, _), _ in newer)])
+            score = np.concatenate([score, *(scores * w for (_, scores), w in newer)])
         return entry, score

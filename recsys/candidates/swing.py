@@ -25,6 +25,7 @@ from feature_store.compiled.how import compiled
 from recsys.candidates.behaviour import actions, faded, half_life_us
 from recsys.candidates.covisit import DEFAULT, CovisitConfig
 from recsys.candidates.linked import SCHEMA
+from recsys.candidates.ranked_list import with_half_life
 from recsys.core import keys
 from recsys.core.ids import find_rows
 from recsys.core.items import ItemTable
@@ -39,7 +40,6 @@ USERS_SCHEMA = pa.schema(
         pa.field("num_users", pa.int64(), nullable=False),
     ]
 )
-HALF_LIFE = b"half_life_us"  # in the file's metadata
 _ITEMS_PER_CALL = 65_536  # bounds the links that are held in full width
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -100,8 +100,7 @@ def build_users(events: pl.DataFrame, items: ItemTable, until_us: int, config: C
         .to_arrow()
         .cast(USERS_SCHEMA)
     )
-    half_life = half_life_us(log, until_us, config.half_life_days_max)
-    return table.replace_schema_metadata({HALF_LIFE: repr(half_life).encode()})
+    return with_half_life(table, half_life_us(log, until_us, config.half_life_days_max))
 
 
 def links(

@@ -17,8 +17,8 @@ from feature_store import UserFeatures
 from recsys.candidates.behaviour import actions, daily_interest, faded, half_life_us, touched
 from recsys.candidates.linked import Memory, seeds
 from recsys.candidates.own_history import best_first
-from recsys.candidates.ranked_list import read_table, to_table
-from recsys.candidates.rows import FreshRows, RowTable
+from recsys.candidates.ranked_list import read_table, to_table, with_half_life
+from recsys.candidates.rows import FreshRows, RowTable, newer_rows
 from recsys.core import Candidates, Deadline, Query, keys
 from recsys.core.attributes import name_keys
 from recsys.core.items import ItemTable
@@ -44,7 +44,6 @@ RATES_SCHEMA = pa.schema(
         pa.field("usual", pa.float64(), nullable=False),
     ]
 )
-HALF_LIFE = b"short_us"  # in the file's metadata
 Keys = npt.NDArray[np.int64]
 
 
@@ -65,7 +64,7 @@ def build_rates(events: pl.DataFrame, items: ItemTable, until_us: int) -> pa.Tab
     log = actions(events, items, until_us)
     short_us = _short_us(log, until_us)
     table = _rates(log, until_us, short_us).select(RATES_SCHEMA.names).to_arrow().cast(RATES_SCHEMA)
-    return table.replace_schema_metadata({HALF_LIFE: repr(short_us).encode()})
+    return with_half_life(table, short_us)
 
 
 def lists(rates: pl.DataFrame, items: ItemTable) -> pa.Table:
@@ -132,7 +131,7 @@ class Trending:
 
         fresh: lists that stand in place of the table's.
         """
-        self._lists = RowTable(table, fresh.of(NAME) if fresh is not None else None)
+        self._lists = RowTable(table, newer_rows(fresh, NAME))
         self._category_of = category_of
 
     @classmethod

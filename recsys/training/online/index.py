@@ -7,13 +7,13 @@ differences. Shape legend: A actions of a step, R rows.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
+import polars as pl
 
-from recsys.core import CorruptData, RunDirectory
 from recsys.core.index_rows import IndexRows
 from recsys.training.online.journal import Arrays
 
@@ -96,15 +96,21 @@ class OnlineIndex(ABC):
             self._waiting.pop(key, None)
 
 
-def half_life_in(run: RunDirectory, file: str, name: bytes) -> float:
-    """A half-life in microseconds that the run has beside a table. Raises: CorruptData."""
-    found = (pq.read_schema(run.path(file)).metadata or {}).get(name)
-    if found is None:
-        raise CorruptData(
-            f"run {run.run_id}, {file}", came=f"no {name.decode()}", expected="a half-life in its metadata",
-            fix="Train again, or copy the run directory whole.",
-        )  # fmt: skip
-    return float(found)
+def columns_of(of: str, table: pl.DataFrame) -> Arrays:
+    """A table as arrays of a commit."""
+    return {f"{of}.{name}": table[name].to_numpy() for name in table.columns}
+
+
+def table_in(step: Arrays, of: str, schema: Mapping[str, pl.DataType | type[pl.DataType]]) -> pl.DataFrame:
+    """The table that `columns_of` gave."""
+    return pl.DataFrame({name: step[f"{of}.{name}"] for name in schema}, schema=schema)
+
+
+def remembered(told: pl.DataFrame, new: pl.DataFrame, users_max: int) -> pl.DataFrame:
+    """Rows of one `user` together: new ones in place of those they had, at the end; who was told longest ago goes."""
+    rows = pl.concat([told.filter(~pl.col("user").is_in(new["user"].implode())), new])
+    user = rows["user"].rle_id().to_numpy().astype(np.int64)
+    return rows.filter(user > user.max(initial=0) - users_max)
 
 
 def rows_of_table(key: Keys, owner: Keys, entry_key: Keys, score: npt.NDArray[np.float32]) -> IndexRows:

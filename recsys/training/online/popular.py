@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from recsys.candidates import popular
-from recsys.candidates.ranked_list import EVERYBODY
+from recsys.candidates.ranked_list import EVERYBODY, read_half_life_us
 from recsys.core import RunDirectory
 from recsys.core.index_rows import IndexRows
-from recsys.training.online.index import Keys, half_life_in, joined, rows_of_table
+from recsys.training.online.index import Keys, joined, rows_of_table
 from recsys.training.online.rates import OnlineRates
 
 
@@ -19,7 +19,7 @@ class OnlinePopular(OnlineRates):
 
     def __init__(self, run: RunDirectory, rows_max: int, users_max: int) -> None:
         """As OnlineRates."""
-        half_life_us = {"interest": half_life_in(run, self.FILE, popular.HALF_LIFE)}
+        half_life_us = {"interest": read_half_life_us(run.path(self.FILE))}
         super().__init__(run, rows_max, users_max, popular.RATES_SCHEMA, half_life_us)
 
     def _rows_of(self, item_key: Keys) -> Keys:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from recsys.candidates.behaviour import DAY_US
 from recsys.candidates.ranked_list import read_table
 from recsys.core import RunDirectory
-from recsys.training.online.index import Keys, OnlineIndex
+from recsys.training.online.index import Keys, OnlineIndex, columns_of, remembered, table_in
 from recsys.training.online.journal import Arrays
 
 _DAYS = 2  # today's and yesterday's actions are remembered, so that none counts twice
@@ -84,7 +84,11 @@ class OnlineRates(OnlineIndex):
         last = new.group_by("user", "item_key", maintain_order=True).last().select(*_SHOWN)
         kept = known.join(last, on=["user", "item_key"], how="anti")
         shown = pl.concat([kept, last]).sort("user", "time_us", "item_key")
-        return _arrays(rates, shown) | {"waiting": self._rows_of(rates["item_key"].to_numpy())}
+        return (
+            columns_of("rates", rates)
+            | columns_of("shown", shown)
+            | {"waiting": self._rows_of(rates["item_key"].to_numpy())}
+        )
 
     def _changed_by(self, change: pl.DataFrame, until_us: int) -> pl.DataFrame:
         """New rates as of `until_us`. change: item_key, interest (that taken back below 0), time_us."""
@@ -105,26 +109,20 @@ class OnlineRates(OnlineIndex):
         return rates.select("item_key", **faded)
 
     def _hold(self, step: Arrays) -> None:
-        rates = pl.DataFrame({name: step[f"rates.{name}"] for name in self._rates.columns}, schema=self._rates.schema)
+        rates = table_in(step, "rates", self._rates.schema)
         item_key = rates["item_key"]
         others = self._rates.filter(~pl.col("item_key").is_in(item_key.implode()))
         self._rates = pl.concat([others, rates]).sort("item_key")
         self._moved.update(item_key.to_list())
-        shown = pl.DataFrame({name: step[f"shown.{name}"] for name in _SHOWN}, schema=_SHOWN)
         self._until_us = max(self._until_us, int(step["rates.at_us"].max(initial=0)))
-        shown = pl.concat([self._shown.filter(~pl.col("user").is_in(shown["user"].implode())), shown])
-        shown = shown.filter(pl.col("time_us") > self._until_us - _DAYS * DAY_US)
-        user = shown["user"].rle_id().to_numpy().astype(np.int64)
-        self._shown = shown.filter(user > user.max(initial=0) - self._users_max)
+        recent = pl.col("time_us") > self._until_us - _DAYS * DAY_US
+        shown = table_in(step, "shown", _SHOWN).filter(recent)
+        self._shown = remembered(self._shown.filter(recent), shown, self._users_max)
 
     def _changed(self) -> Arrays:
         moved = pl.Series(sorted(self._moved), dtype=pl.Int64)
-        return _arrays(self._rates.filter(pl.col("item_key").is_in(moved.implode())), self._shown)
-
-
-def _arrays(rates: pl.DataFrame, shown: pl.DataFrame) -> Arrays:
-    tables = {"rates": rates, "shown": shown}
-    return {f"{of}.{name}": table[name].to_numpy() for of, table in tables.items() for name in table.columns}
+        rates = self._rates.filter(pl.col("item_key").is_in(moved.implode()))
+        return columns_of("rates", rates) | columns_of("shown", self._shown)
 
 
 def _left(until_us: int, since: str, half_life_us: float) -> pl.Expr:

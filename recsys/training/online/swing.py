@@ -14,12 +14,20 @@ import pyarrow as pa
 
 from recsys.candidates import swing
 from recsys.candidates.covisit import config_of
-from recsys.candidates.ranked_list import read_table
+from recsys.candidates.ranked_list import read_half_life_us, read_table
 from recsys.candidates.rows import gather, rows_of
 from recsys.core import RunDirectory
 from recsys.core.ids import find_rows
 from recsys.core.index_rows import IndexRows
-from recsys.training.online.index import Keys, OnlineIndex, half_life_in, joined, rows_of_table
+from recsys.training.online.index import (
+    Keys,
+    OnlineIndex,
+    columns_of,
+    joined,
+    remembered,
+    rows_of_table,
+    table_in,
+)
 from recsys.training.online.journal import Arrays
 
 _SCHEMA = {"user": pl.Int64, "item_key": pl.Int64, "weight": pl.Float32, "time_us": pl.Int64}
@@ -41,7 +49,7 @@ class OnlineSwing(OnlineIndex):
         super().__init__(rows_max)
         self._config, self._users_max = config_of(run), users_max
         self._run = _Taken(read_table(run.path(self.FILE), swing.USERS_SCHEMA))
-        self._half_life = half_life_in(run, self.FILE, swing.HALF_LIFE)
+        self._half_life = read_half_life_us(run.path(self.FILE))
         self._until_us = run.until_us
         self._takers = pl.DataFrame(schema=_SCHEMA)  # rows of one shopper together, the one told last at the end
         self._num_users: dict[int, int] = {}  # of items that have other numbers than in the run
@@ -61,22 +69,19 @@ class OnlineSwing(OnlineIndex):
         old, new = (rows.filter(pl.col("user").is_in(users.implode())) for rows in (old, new))
         added = new.join(old, on=["user", "item_key"], how="anti").group_by("item_key").len().sort("item_key")
         item = added["item_key"].to_numpy()
-        return {f"taken.{name}": new[name].to_numpy() for name in _COLUMNS} | {
+        return columns_of("taken", new) | {
             "users.item_key": item,
             "users.num": self._users_of(item) + added["len"].to_numpy().astype(np.int64),
             "waiting": np.union1d(old["item_key"].to_numpy(), new["item_key"].to_numpy()),
         }
 
     def _hold(self, step: Arrays) -> None:
-        new = pl.DataFrame({name: step[f"taken.{name}"] for name in _COLUMNS}, schema=_SCHEMA)
-        takers = pl.concat([self._takers.filter(~pl.col("user").is_in(new["user"].implode())), new])
-        user = takers["user"].rle_id().to_numpy().astype(np.int64)
-        self._takers = takers.filter(user > user.max(initial=0) - self._users_max)
+        self._takers = remembered(self._takers, table_in(step, "taken", _SCHEMA), self._users_max)
         self._until_us = max(self._until_us, int(step["taken.time_us"].max(initial=0)))
         self._num_users |= dict(zip(step["users.item_key"].tolist(), step["users.num"].tolist(), strict=True))
 
     def _changed(self) -> Arrays:
-        return {f"taken.{name}": self._takers[name].to_numpy() for name in _COLUMNS} | {
+        return columns_of("taken", self._takers) | {
             "users.item_key": np.fromiter(self._num_users, np.int64, len(self._num_users)),
             "users.num": np.fromiter(self._num_users.values(), np.int64, len(self._num_users)),
         }

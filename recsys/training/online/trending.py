@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from recsys.candidates import trending
+from recsys.candidates.ranked_list import read_half_life_us
 from recsys.core import RunDirectory
 from recsys.core.attributes import name_keys
 from recsys.core.index_rows import IndexRows
 from recsys.core.items import ItemTable
-from recsys.training.online.index import Keys, half_life_in, joined, rows_of_table
+from recsys.training.online.index import Keys, joined, rows_of_table
 from recsys.training.online.rates import OnlineRates
 
 
@@ -20,7 +21,7 @@ class OnlineTrending(OnlineRates):
 
     def __init__(self, run: RunDirectory, rows_max: int, users_max: int) -> None:
         """As OnlineRates."""
-        short_us = half_life_in(run, self.FILE, trending.HALF_LIFE)
+        short_us = read_half_life_us(run.path(self.FILE))
         half_life_us = {"now": short_us, "usual": short_us * trending.LONG_TERM}
         super().__init__(run, rows_max, users_max, trending.RATES_SCHEMA, half_life_us)
         self._items = ItemTable.read(run.path("items.parquet"))
