@@ -31,13 +31,11 @@ from recsys.candidates.covisit import Covisit, CovisitConfig
 from recsys.candidates.indexes import build_all, build_online
 from recsys.candidates.linked import Linked, Memory
 from recsys.candidates.own_history import OwnHistory
-from recsys.candidates.ranked_list import EVERYBODY, RankedList, read_table
-from recsys.candidates.rows import FreshRows
+from recsys.candidates.ranked_list import RankedList, read_table
 from recsys.candidates.trending import EVERYWHERE, Trending
 from recsys.candidates.user_knn import UserKnn
 from recsys.core import BadInput, CorruptData, EventType, key
 from recsys.core.attributes import Where
-from recsys.core.index_rows import IndexRows
 from recsys.ranking.live import LiveCatalogue
 
 
@@ -119,31 +117,6 @@ async def test_a_shopper_gets_what_is_trending_in_the_categories_of_the_past(sho
         assert place(key(in_category)) < place(key(other)), "but of category 3, like the item on screen"
     np.testing.assert_array_equal(of_none.item_key, nothing.item_key)
     np.testing.assert_array_equal(of_none.scores, nothing.scores)
-
-
-async def test_lists_made_since_the_run_stand_in_place_of_its_own(shop, store, rising):
-    _, index = trends(shop, rising)
-    fresh, now = FreshRows(), np.array([key("item-50"), key("item-51")])
-    source = Trending(index, LiveCatalogue(shop.items()).category_key, fresh)
-    user = await store.user("nobody", shop.UNTIL_US, shop.NEVER)
-    before = await source.retrieve(shop.query("nobody"), user, 100, shop.NEVER)
-    score = np.array([1.0, 0.5], np.float32)
-    fresh.put("trending", IndexRows(key=np.array([EVERYWHERE]), num=np.array([2]), entry_key=now, score=score))
-    after = await source.retrieve(shop.query("nobody"), user, 100, shop.NEVER)
-    assert len(before) > 2
-    assert after.item_key.tolist() == now.tolist()
-    assert after.score("trending").tolist() == [1.0, 0.5]
-
-
-async def test_a_popular_list_made_since_the_run_stands_in_place_of_its_own(shop, store, run):
-    fresh = FreshRows()
-    source = RankedList.read("popular", run.path("index/popular.parquet"), fresh)
-    user = await store.user("user-1", shop.UNTIL_US, shop.NEVER)
-    assert len(source.head(shop.query(1), user)) > 2
-    now, score = np.array([min(shop.acted_on("user-1")), 7]), np.array([1.0, 0.5], np.float32)
-    fresh.put("popular", IndexRows(key=np.array([EVERYBODY]), num=np.array([2]), entry_key=now, score=score))
-    assert source.head(shop.query(1), user).item_key.tolist() == now.tolist()
-    assert source.head(shop.query(1, new_only=True), user).item_key.tolist() == [7]
 
 
 async def test_a_category_that_is_asked_for_is_listed_beyond_the_best_of_the_shop(shop, store, rising, monkeypatch):
@@ -393,47 +366,6 @@ async def test_older_baskets_count_less(shop, store):
         shop.query(2), user, 10, shop.NEVER
     )
     assert found.item_key[0] == sorted((newest, earlier)).index(newest) + 1
-
-
-async def test_rows_made_since_the_run_stand_in_place_of_its_own(shop, store):
-    """Three items the shopper has: one linked as in the run, one anew, one not any more; a fourth had no row."""
-    user = await store.user("user-2", shop.UNTIL_US, shop.NEVER)
-    kept, anew, gone, added = np.unique(user.recent_item_key)[:4].tolist()
-    table = covisit.SCHEMA.empty_table().from_pylist(
-        [{"item_key": k, "neighbour_key": n, "score": 1.0} for n, k in enumerate((kept, anew, gone), 1)],
-        schema=covisit.SCHEMA,
-    )
-    fresh, memory = FreshRows(), Memory(half_life_days=1e5)
-    source = Linked("linked", table, memory, fresh)
-    before = await source.retrieve(shop.query(2), user, 10, shop.NEVER)
-    assert set(before.item_key.tolist()) == {1, 2, 3}
-    fresh.put(
-        "linked",
-        IndexRows(
-            key=np.array([anew, gone, added]), num=np.array([2, 0, 1]), entry_key=np.array([1, 4, 5]),
-            score=np.array([0.5, 2.0, 3.0], np.float32),
-        ),
-    )  # fmt: skip
-    after = await source.retrieve(shop.query(2), user, 10, shop.NEVER)
-    whole = covisit.SCHEMA.empty_table().from_pylist(
-        sorted(
-            (
-                {"item_key": k, "neighbour_key": n, "score": score}
-                for k, n, score in ((kept, 1, 1.0), (anew, 1, 0.5), (anew, 4, 2.0), (added, 5, 3.0))
-            ),
-            key=lambda row: row["item_key"],
-        ),
-        schema=covisit.SCHEMA,
-    )
-    expected = await Linked("linked", whole, memory).retrieve(shop.query(2), user, 10, shop.NEVER)
-    assert dict(zip(after.item_key, after.score("linked"), strict=True)) == pytest.approx(
-        dict(zip(expected.item_key, expected.score("linked"), strict=True))
-    )
-    fresh.put(
-        "another",
-        IndexRows(key=np.array([kept]), num=np.array([0]), entry_key=np.empty(0, np.int64), score=np.empty(0)),
-    )
-    assert (await source.retrieve(shop.query(2), user, 10, shop.NEVER)).item_key.tolist() == after.item_key.tolist()
 
 
 async def test_user_knn_leaves_the_shopper_out(shop, store):
