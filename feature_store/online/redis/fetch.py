@@ -32,6 +32,7 @@ class Fetcher:
 
     def __init__(self, client: AsyncClient, in_flight_max: int) -> None:
         self.client = client
+        self.learning = asyncio.Lock()  # held by the one read that asks for the store's record
         self._in_flight = asyncio.Semaphore(in_flight_max)
         self._opening = asyncio.Lock()
         self._wires: dict[Any, _Wire] = {}

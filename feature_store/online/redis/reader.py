@@ -119,9 +119,11 @@ class RedisReader(Reads):
             async with asyncio.timeout(longest_s) as limit:
                 with errors_of(self.what):
                     fetcher = self._connected()
-                    if time.monotonic() >= self._learn_at_s:
-                        stored: Any = await fetcher.client.hgetall(META)
-                        self._learn(Meta.of(stored, self.what))
+                    if self._is_due():
+                        async with fetcher.learning:
+                            if self._is_due():  # whoever waited knows what the first one learnt
+                                stored: Any = await fetcher.client.hgetall(META)
+                                self._learn(Meta.of(stored, self.what))
                     return await self._load(fetcher, kind, ids)
         except TimeoutError as error:
             if not limit.expired():
@@ -163,6 +165,9 @@ class RedisReader(Reads):
                 pipe.execute_command("MGET", *names)
             answers: Answers = await pipe.execute()
             return answers
+
+    def _is_due(self) -> bool:
+        return time.monotonic() >= self._learn_at_s
 
     def _learn(self, meta: Meta) -> None:
         self._keys = Keys(meta.live, meta.buckets)

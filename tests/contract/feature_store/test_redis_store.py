@@ -1,11 +1,13 @@
 """What only the Redis store has: its URL, server settings, buckets, rebuild."""
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from redis.cluster import RedisCluster
 
 from feature_store import FeatureStatus
 from feature_store.config import RedisStoreConfig
@@ -69,6 +71,24 @@ async def test_reads_at_once_share_a_connection_and_survive_its_end(redis_server
             redis_server.client.client_kill_filter(_id=connection["id"])
     found = await asyncio.gather(*(reader.items([f"i{i}"], 0, NEVER) for i in range(100)))
     assert all((f.status == FeatureStatus.NOT_FOUND).all() for f in found)
+    await reader.aclose()
+
+
+@both
+async def test_of_reads_at_once_one_looks_whether_the_store_was_rebuilt(redis_url):
+    reader = open_reader(redis_url, Config({"feature_store.redis": {"meta_refresh_s": 0.01}}))
+
+    def looks():
+        with contextlib.closing(Address.parse(redis_url).client(RedisStoreConfig())) as client:
+            nodes = client.get_primaries() if isinstance(client, RedisCluster) else [None]
+            said = [client.info("commandstats", **({"target_nodes": node} if node else {})) for node in nodes]
+        return sum(stats.get("cmdstat_hgetall", {}).get("calls", 0) for stats in said)
+
+    before, rounds = looks(), 5
+    for _ in range(rounds):
+        await asyncio.sleep(0.02)
+        await asyncio.gather(*(reader.items([f"i{i}"], 0, NEVER) for i in range(200)))
+    assert rounds <= looks() - before <= 3 * rounds
     await reader.aclose()
 
 
