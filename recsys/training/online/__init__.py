@@ -40,12 +40,14 @@ def train_online(
     with open_log(log_url, config) as log:
         topics = topics_at(log_url, config)
         log.create_topics(config.get(StreamingConfig).partitions_by_topic(topics))
-        trainer = OnlineTrainer(run, log, topics, open_reader(store_url, config), state, online, WallClock())
+        features = open_reader(store_url, config)
+        trainer = OnlineTrainer(run, log, topics, features, state, online, WallClock())
         if online.metrics_port:
             start_http_server(online.metrics_port, online.metrics_host)
         print(json.dumps({"ready": True, "run_id": run.run_id, "sequence": trainer.sequence}), flush=True)
         try:
             deltas = trainer.run(stop.is_set, until_caught_up=until_caught_up)
         finally:
+            features.close()
             trainer.close()
     return {"run_id": run.run_id, "sequence": trainer.sequence, "deltas": deltas, "state": str(state)}

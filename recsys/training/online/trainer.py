@@ -72,6 +72,7 @@ class OnlineTrainer:
         kept = _INDEXES if config.index_rows_max else ()
         self._indexes = [c(run, config.index_rows_max, config.index_users_max) for c in kept if run.has(c.FILE)]
         self._seen = Seen(config.seen_samples_max)
+        self._runner = asyncio.Runner()  # one event loop for good: a store's connections belong to theirs
         self._producer = log.producer()
         self._last = self._resume()
         self._consumer = self._open_consumer()
@@ -94,7 +95,8 @@ class OnlineTrainer:
         return self.sequence - started
 
     def close(self) -> None:
-        """Let go of the log, the state and the model."""
+        """Let go of the log, the state and the model. Close the store before: its connections need the event loop."""
+        self._runner.close()
         self._consumer.close()
         self._producer.close()
         self._tower.close()
@@ -129,7 +131,7 @@ class OnlineTrainer:
         touched, steps, loss = np.empty(0, np.int64), list[tuple[list[Positive], list[UserFeatures]]](), 0.0
         for start in range(0, len(found), self._config.batch):
             some = found[start : start + self._config.batch]
-            users = asyncio.run(self._users(some))
+            users = self._runner.run(self._users(some))
             steps.append((some, users))
             of_known = known[start : start + self._config.batch]
             if of_known.any():

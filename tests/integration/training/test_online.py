@@ -6,7 +6,9 @@ import numpy as np
 import online_world as world
 import pytest
 from double11.v1 import delta_pb2
+from redis_world import redis_server
 
+from feature_store.online import open_reader
 from recsys.candidates import trending
 from recsys.candidates.ranked_list import EVERYBODY
 from recsys.core import Conflict, CorruptData, VersionMismatch, WallClock, key
@@ -19,6 +21,7 @@ from recsys.training.online.trainer import OnlineTrainer
 from streaming.log import open_log
 from streaming.log.base import read_all
 
+__all__ = ["redis_server"]
 CONFIG = OnlineConfig(interval_s=0.05, batch=16, negatives_min=16, samples_max=40, idle_ms=1, whole_commits=3)
 
 
@@ -113,6 +116,20 @@ def test_restarts_change_nothing_in_what_is_published(made, store, url, tmp_path
     assert followed(run, url)[1].sequence == 6
     assert deltas(again) == deltas(url)
     assert len(list((tmp_path / "restarted").glob("commit-*"))) <= CONFIG.whole_commits
+
+
+def test_reads_of_all_steps_share_their_connections(made, url, tmp_path, redis_server):
+    run, dataset = made
+    world.send(url, world.samples(dataset, run, 400))
+    with open_log(url) as log:
+        features = open_reader(redis_server.url)
+        opened = redis_server.client.info("stats")["total_connections_received"]
+        trainer = OnlineTrainer(run, log, world.TOPICS, features, tmp_path / "state", CONFIG, WallClock())
+        assert trainer.run(lambda: False, until_caught_up=True) >= 10  # some steps each
+        # One for reads, one to look whether the store was rebuilt, and that of this question.
+        assert redis_server.client.info("stats")["total_connections_received"] - opened <= 3
+        features.close()  # while its event loop can still run
+        trainer.close()
 
 
 def test_a_delta_that_was_not_published_is_published_by_whoever_restarts(made, store, url, tmp_path):
