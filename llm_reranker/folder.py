@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
+from transformers.utils import logging
 
 from llm_reranker import checkpoint, fit
 from llm_reranker.base import HistoryItem
@@ -54,6 +55,7 @@ def write(
 ) -> None:
     """Write the student's folder. calibration: scale and bias of the log-odds."""
     out.mkdir(parents=True, exist_ok=True)
+    logging.disable_progress_bar()  # of a second's writing
     student.lm.save_pretrained(out)
     work.tokenizer.save(str(out / "tokenizer.json"))
     names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}

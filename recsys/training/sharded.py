@@ -32,6 +32,7 @@ from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.sharding.rw_sharding import RwPooledEmbeddingDist
 from torchrec.distributed.types import Awaitable, NoWait, ShardingEnv
@@ -44,6 +45,7 @@ from recsys.training.ranks import Ranks
 Sharding = Literal["auto", "row_wise", "table_wise", "column_wise"]
 _TYPES: tuple[str, ...] = ("row_wise", "table_wise", "column_wise")
 _BLOCK_ROWS = 4_096  # rows that one generator fills
+_RESERVED = 0.15  # share of memory left to activations and the dense part
 N = TypeVar("N", bound=nn.Module)
 
 for _noisy in ("torchrec.distributed.planner.types", "torchrec.distributed.planner.storage_reservations"):
@@ -252,6 +254,7 @@ def _plan(
             ddr_cap=psutil.virtual_memory().total // ranks.local_size,
         ),
         batch_size=batch_size,
+        storage_reservation=FixedPercentageStorageReservation(_RESERVED),
         constraints={n: ParameterConstraints(sharding_types=kinds, compute_kernels=fused) for n in names},
     )
     try:
