@@ -84,7 +84,12 @@ class OnlineTrainer:
 
     def run(self, stopping: Callable[[], bool], *, until_caught_up: bool = False) -> int:
         """Train until `stopping()`, or until what was there at the start is trained; how many deltas were published."""
-        end = dict(self._log.end_offsets(self._topics.samples)) if until_caught_up else None
+        there = dict(self._log.end_offsets(self._topics.samples))
+        if not any(there.values()):
+            _log.warning(
+                "no_samples_yet", topic=self._topics.samples, fix="double11 ingest with --archive and --offline"
+            )
+        end = there if until_caught_up else None
         started = self.sequence
         while not stopping():
             values, offsets = self._collect(stopping, end)

@@ -145,6 +145,16 @@ def test_a_delta_that_was_not_published_is_published_by_whoever_restarts(made, s
     assert deltas(lost) == deltas(url)  # and it is not doubled
 
 
+def test_a_log_without_a_sample_is_said_with_what_makes_them(made, store, url, tmp_path, capsys):
+    run, dataset = made
+    assert trained(run, url, store, tmp_path / "state") == (0, 0)
+    assert "no_samples_yet" in (said := "".join(capsys.readouterr()))
+    assert "--offline" in said
+    world.send(url, world.samples(dataset, run, 40))
+    trained(run, url, store, tmp_path / "state")
+    assert "no_samples_yet" not in "".join(capsys.readouterr())
+
+
 def test_repeats_and_samples_without_actions_train_nothing(made, store, url, tmp_path):
     run, dataset = made
     some = list(world.samples(dataset, run, 40))
