@@ -23,6 +23,9 @@ TO_WORKERS = (
     ("grpc.max_receive_message_length", 16 << 20),
 )
 SERVER = (
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),  # by default pings like KEEPALIVE's end a connection
+    (
+        "grpc.http2.min_ping_interval_without_data_ms",
+        1_000,
+    ),  # by default pings like those of KEEPALIVE end a connection
     ("grpc.keepalive_permit_without_calls", 1),
 )

@@ -1,4 +1,9 @@
-"""A real server and channel on loopback: errors become statuses, malformed bytes are the caller's mistake."""
+"""A real server and channel on loopback: errors become statuses, malformed bytes are the caller's mistake.
+
+And who is silent keeps its connection.
+"""
+
+import asyncio
 
 import grpc
 import pytest
@@ -6,6 +11,7 @@ from double11.v1 import event_pb2, event_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from recsys.core import BadInput, CorruptData, Deadline, Overloaded, Unavailable
+from recsys.core.rpc import TO_WORKERS
 from recsys.serving.server import Server, on_loopback
 from recsys.serving.wire import deadline_of
 
@@ -118,3 +124,15 @@ async def test_taken_port_and_bad_address():
 def test_loopback_is_recognised():
     assert all(map(on_loopback, ("127.0.0.1:1", "localhost:1", "[::1]:1")))
     assert not any(map(on_loopback, ("0.0.0.0:1", "[::]:1", "10.0.0.1:1", "gateway:1")))
+
+
+async def test_pings_do_not_end_a_connection_that_nobody_uses():
+    server = Server(1.0)
+    port = await server.start("127.0.0.1:0", [])
+    often = dict(TO_WORKERS) | {"grpc.keepalive_time_ms": 1_100}  # the third ping too many would be the end
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=list(often.items())) as channel:
+        await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(6.0):
+                await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+    await server.drain()
