@@ -45,7 +45,7 @@ class EmbeddedReader:
         """
         self.path = path / "store"
         self._env = embedded.acquire(self.path, (config or EmbeddedStoreConfig()).map_bytes_max)
-        with self._env.begin(write=True) as txn:
+        with embedded.writing(self._env) as txn:
             meta = {"store_id": uuid.uuid4().hex[:12], "views": VIEW_SET, "generation": 1}
             txn.put(_META, json.dumps(meta).encode(), overwrite=False)
 
@@ -142,14 +142,11 @@ class EmbeddedStore(EmbeddedReader):
 
     def commit(self, step: Commit) -> None:
         """Take the whole step in one fsynced transaction. Raises: Conflict, Overloaded."""
-        try:
-            with self._env.begin(write=True) as txn:
-                generation = self._meta(txn)["generation"]
-                self._check_generation(generation)
-                self._check_offsets(txn, generation, step)
-                write(txn, generation, step)
-        except (lmdb.MapFullError, lmdb.DiskError) as error:
-            raise embedded.full(self.path, error) from error
+        with embedded.writing(self._env) as txn:
+            generation = self._meta(txn)["generation"]
+            self._check_generation(generation)
+            self._check_offsets(txn, generation, step)
+            write(txn, generation, step)
 
     def close(self) -> None:
         """Let go of the environment and of the lock."""
@@ -158,7 +155,7 @@ class EmbeddedStore(EmbeddedReader):
 
     def bind(self, log_id: str) -> None:
         """Say which log the offsets are of. Raises: VersionMismatch."""
-        with self._env.begin(write=True) as txn:
+        with embedded.writing(self._env) as txn:
             meta = self._meta(txn)
             if meta.setdefault("log", log_id) != log_id:
                 raise other_log(f"feature store {self.path}", log_id, meta["log"])
@@ -208,12 +205,12 @@ class Rebuild:
 
     def commit(self, step: Commit) -> None:
         """Write into the new generation."""
-        with self._env.begin(write=True) as txn:
+        with embedded.writing(self._env) as txn:
             write(txn, self._generation, step)
 
     def switch(self, log_id: str = "") -> None:
         """Make the new generation live and drop the old one. A writer at work gets a Conflict at its next step."""
-        with self._env.begin(write=True) as txn:
+        with embedded.writing(self._env) as txn:
             meta = json.loads(bytes(txn.get(_META) or b"{}")) | {"views": VIEW_SET, "generation": self._generation}
             meta.pop("log", None)
             txn.put(_META, json.dumps(meta | ({"log": log_id} if log_id else {})).encode())
@@ -256,7 +253,7 @@ def _drop_others(env: lmdb.Environment, live: int) -> None:
     for after, before in pairwise([*keep, b"\xff\xff\xff"]):
         is_left = True
         while is_left:
-            with env.begin(write=True) as txn, txn.cursor() as cursor:
+            with embedded.writing(env) as txn, txn.cursor() as cursor:
                 is_left = cursor.set_range(after + b"\xff" * _KEY_BYTES_MAX)
                 for _ in range(_DROP_KEYS_PER_STEP):
                     is_left = is_left and bytes(cursor.key()) < before

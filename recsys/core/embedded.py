@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import lmdb
@@ -23,7 +25,7 @@ def acquire(folder: Path, map_bytes_max: int, *, sequential: bool = False) -> lm
 
     map_bytes_max bounds the file; it is address space, not memory or disk, until used. Commits are fsynced.
     sequential: read from one end to the other, so that the system does well to read ahead.
-    Raises: CorruptData when the folder holds something else than a whole LMDB file.
+    Raises: CorruptData when the folder holds something else than a whole LMDB file; Overloaded for a full disk.
     """
     folder = folder.resolve()
     with _lock:
@@ -34,6 +36,8 @@ def acquire(folder: Path, map_bytes_max: int, *, sequential: bool = False) -> lm
                 env = lmdb.open(str(folder), map_size=map_bytes_max, max_readers=READERS_MAX, readahead=sequential)
                 env.reader_check()
             except lmdb.Error as error:
+                if _is_out_of_room(error):
+                    raise _full(str(folder), error) from error
                 raise CorruptData(
                     f"embedded store {folder}",
                     came=str(error),
@@ -55,11 +59,30 @@ def release(folder: Path) -> None:
             env.close()
 
 
-def full(folder: Path, error: lmdb.Error) -> Overloaded:
-    """The error for a file that reached map_bytes_max."""
+@contextmanager
+def writing(env: lmdb.Environment) -> Iterator[lmdb.Transaction]:
+    """A write transaction, undone by whatever is raised inside.
+
+    Raises: Overloaded when the file is at map_bytes_max, or the disk is full.
+    """
+    try:
+        with env.begin(write=True) as txn:
+            yield txn
+    except lmdb.Error as error:
+        if _is_out_of_room(error):
+            raise _full(env.path(), error) from error
+        raise
+
+
+def _is_out_of_room(error: lmdb.Error) -> bool:
+    # What the system answers is a plain Error but for ENOSPC: EIO where a full disk cut a write short, EFBIG, EDQUOT.
+    return type(error) is lmdb.Error or isinstance(error, lmdb.MapFullError | lmdb.DiskError)
+
+
+def _full(folder: str, error: lmdb.Error) -> Overloaded:
     return Overloaded(
         f"embedded store {folder}",
         came=str(error),
-        expected="room below map_bytes_max",
-        fix="Raise map_bytes_max in double11.toml ([streaming.embedded], [feature_store.embedded]) or free disk.",
+        expected="room below map_bytes_max and on the disk",
+        fix="Free disk, or raise map_bytes_max in double11.toml ([streaming.embedded], [feature_store.embedded]).",
     )

@@ -59,7 +59,7 @@ class EmbeddedLog:
         for topic, number in partitions.items():
             env = embedded.acquire(self.path / topic, self.config.map_bytes_max, sequential=True)
             try:
-                with env.begin(write=True) as txn:
+                with embedded.writing(env) as txn:
                     txn.put(_PARTITIONS, str(number).encode(), overwrite=False)
                     stored = int(txn.get(_PARTITIONS) or 0)
             finally:
@@ -213,19 +213,16 @@ class EmbeddedProducer:
 
     def _write(self, topic: str, records: list[tuple[int, bytes, bytes, Mapping[str, bytes]]]) -> None:
         env, _ = self._log.env(topic)
-        try:
-            with env.begin(write=True) as txn, txn.cursor() as cursor:
-                now_us = self._log.clock.now_us()
-                end: dict[int, int] = {}
-                items = []
-                for partition, key, value, headers in records:
-                    offset = end[partition] if partition in end else _end(txn, partition)
-                    end[partition] = offset + 1
-                    items.append((_KEY.pack(partition, offset), _pack(now_us, key, value, headers)))
-                items.sort()
-                cursor.putmulti(items)
-        except (lmdb.MapFullError, lmdb.DiskError) as error:
-            raise embedded.full(self._log.path / topic, error) from error
+        with embedded.writing(env) as txn, txn.cursor() as cursor:
+            now_us = self._log.clock.now_us()
+            end: dict[int, int] = {}
+            items = []
+            for partition, key, value, headers in records:
+                offset = end[partition] if partition in end else _end(txn, partition)
+                end[partition] = offset + 1
+                items.append((_KEY.pack(partition, offset), _pack(now_us, key, value, headers)))
+            items.sort()
+            cursor.putmulti(items)
 
 
 class EmbeddedConsumer:
