@@ -30,6 +30,7 @@ from llm_reranker.extras import Extras
 from llm_reranker.linear import Precision
 from llm_reranker.model import Model, ModelConfig
 from llm_reranker.prompt import CONTROL_TOKENS
+from recsys.core import disk
 from recsys.core.errors import CorruptData, VersionMismatch
 from recsys.core.ids import find_rows
 
@@ -157,9 +158,9 @@ def read_items(path: Path, soft_tokens: int, hidden: int) -> SoftItems:
 def write_items(path: Path, item_key: npt.NDArray[np.int64], soft_MSD: Tensor) -> None:
     """Write items.safetensors, rows sorted by key."""
     order = np.argsort(item_key, kind="stable")
-    save_file(
-        {"item_key": torch.from_numpy(item_key[order]), "soft": soft_MSD[torch.from_numpy(order)].contiguous()}, path
-    )
+    rows = {"item_key": torch.from_numpy(item_key[order]), "soft": soft_MSD[torch.from_numpy(order)].contiguous()}
+    with disk.writing(path):
+        save_file(rows, path)
 
 
 def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:

@@ -27,6 +27,7 @@ from llm_reranker.model import Model, ModelConfig
 from llm_reranker.prompt import Prompt, history_text
 from llm_reranker.splits import ItemVectors
 from llm_reranker.trainable import TrainableReranker
+from recsys.core import disk
 from recsys.core.items import ItemTable
 
 _ENCODE_ITEMS = 4096
@@ -56,12 +57,13 @@ def write(
     """Write the student's folder. calibration: scale and bias of the log-odds."""
     out.mkdir(parents=True, exist_ok=True)
     logging.disable_progress_bar()  # of a second's writing
-    student.lm.save_pretrained(out)
+    with disk.writing(out):
+        student.lm.save_pretrained(out)
+        save_file(student.extras.state_dict(), out / "extras.safetensors")
     work.tokenizer.save(str(out / "tokenizer.json"))
     names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     tokenizer_config = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
     (out / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=1), "utf-8")
-    save_file(student.extras.state_dict(), out / "extras.safetensors")
     shape = ModelConfig.from_json(checkpoint.read_json(out / "config.json"), str(out))
     model = Model(shape, checkpoint.read_model_tensors(out, shape))
     yes, no = (checkpoint.label_token(work.tokenizer, word, out) for word in ("yes", "no"))

@@ -12,7 +12,7 @@ from feature_store.columns import EntityKind
 from feature_store.state import decode
 from feature_store.update import Load
 from feature_store.views import ITEM, USER
-from recsys.core import NotFound
+from recsys.core import NotFound, disk
 
 _ENTITIES_MAX = 1 << 16  # read at once
 
@@ -42,7 +42,8 @@ def write(frame: pl.DataFrame, root: Path, kind: EntityKind) -> Path:
     path = root / kind / f"day={np.datetime64(at_us, 'us').astype('datetime64[D]')}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    frame.write_parquet(temporary)
+    with disk.writing(temporary):
+        frame.write_parquet(temporary)
     temporary.replace(path)
     return path
 

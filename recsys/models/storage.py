@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from recsys.core import CorruptData, RunDirectory
+from recsys.core import CorruptData, RunDirectory, disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,8 @@ def save(folder: Path, name: str, settings: Mapping[str, Any], tensors: Mapping[
     """Write both files and return the version. The same tensors give the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
-    save_file({n: tensors[n].detach().contiguous().clone() for n in sorted(tensors)}, path)
+    with disk.writing(path):
+        save_file({n: tensors[n].detach().contiguous().clone() for n in sorted(tensors)}, path)
     (folder / f"{name}.json").write_text(json.dumps(settings, indent=1, sort_keys=True), "utf-8")
     return _version(path)
 

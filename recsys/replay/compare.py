@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recsys.core import BadInput, Conflict, ManualClock, RunDirectory, VersionMismatch
+from recsys.core import BadInput, Conflict, ManualClock, RunDirectory, VersionMismatch, disk
 from recsys.core.hardware import commit, describe
 from recsys.core.items import ItemTable
 from recsys.core.logging import get_logger
@@ -170,8 +170,9 @@ def _write(
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
-        slates.write_parquet(temporary / "slates.parquet")
-        queries.write_parquet(temporary / "queries.parquet")
+        with disk.writing(temporary):
+            slates.write_parquet(temporary / "slates.parquet")
+            queries.write_parquet(temporary / "queries.parquet")
         (temporary / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
         (temporary / "report.html").write_text(page.render(report, slates, queries, titles), "utf-8")
         temporary.chmod(0o755)

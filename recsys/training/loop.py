@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from recsys.core import CorruptData
+from recsys.core import CorruptData, disk
 
 _EXPLODED_TIMES = 1e4
 
@@ -49,7 +49,8 @@ class LossGuard:
         self._folder.mkdir(parents=True, exist_ok=True)
         share = f"-rank-{self._rank}" if self._rank else ""
         path = self._folder / f"{self._what}-bad-batch-{step}{share}.safetensors"
-        save_file({n: t.contiguous().clone() for n, t in batch.items()}, path)
+        with disk.writing(path):
+            save_file({n: t.contiguous().clone() for n, t in batch.items()}, path)
         raise CorruptData(
             f"training the {self._what}, step {step}",
             came=f"a loss of {value}",

@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 
 from feature_store import FeatureReader
 from recsys.candidates.fusion import Fusion
-from recsys.core import Candidates, Deadline, Query, RunDirectory, keys
+from recsys.core import Candidates, Deadline, Query, RunDirectory, disk, keys
 from recsys.core.clock import ManualClock
 from recsys.core.events import EVENT_TYPE_BY_LABEL
 from recsys.core.ids import find_rows
@@ -103,7 +103,8 @@ class RankLists:
         words = {n: json.dumps(list(getattr(self, n))) for n in _WORDS}
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        save_file({n: np.ascontiguousarray(c) for n, c in columns.items()}, temporary, metadata=words)
+        with disk.writing(temporary):
+            save_file({n: np.ascontiguousarray(c) for n, c in columns.items()}, temporary, metadata=words)
         temporary.rename(path)
 
     @classmethod

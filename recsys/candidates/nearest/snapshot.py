@@ -27,7 +27,7 @@ from safetensors.numpy import load_file, save_file
 from recsys.candidates.nearest.live import LiveIndex
 from recsys.candidates.nearest.rows import RowSet
 from recsys.candidates.nearest.static import AnnIndex
-from recsys.core import CorruptData, NotFound, VersionMismatch
+from recsys.core import CorruptData, NotFound, VersionMismatch, disk
 from recsys.core.attributes import COLUMNS, Attributes
 from recsys.core.run_dir import sha256_file
 from recsys.models.config import IndexConfig, LiveIndexConfig
@@ -69,7 +69,8 @@ def write(
         }
         arrays |= {"base.alive": alive.bits, "delta.item_key": item_key, "delta.vectors": vectors}
         arrays |= {f"more.{name}": array for name, array in (more or {}).items()}
-        save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, temporary / _LIVE)
+        with disk.writing(temporary / _LIVE):
+            save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, temporary / _LIVE)
         manifest = {
             "format_version": FORMAT_VERSION, "run_id": run_id, "dim": index.dim,
             "positions": {str(p): o for p, o in positions.items()},

@@ -5,6 +5,7 @@ Shape legend: M items, D dimension, B queries, Q sample queries, K neighbours.
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -92,7 +93,10 @@ class AnnIndex:
         with_keys = faiss.IndexIDMap(faiss.IndexFlatIP(self.dim))  # it wants an empty one at first
         with_keys.index, with_keys.ntotal = self.engine.index, len(self)
         faiss.copy_array_to_vector(self.row_key, with_keys.id_map)
-        faiss.write_index(with_keys, str(folder / Path(INDEX_FILE).name))
+        try:
+            faiss.write_index(with_keys, str(folder / Path(INDEX_FILE).name))
+        except RuntimeError as error:  # FAISS has no other
+            raise OSError(errno.EIO, str(error), str(folder)) from error
         (folder / Path(FACTS_FILE).name).write_text(json.dumps(self.facts(run_id)), "utf-8")
 
     def facts(self, run_id: str) -> dict[str, Any]:

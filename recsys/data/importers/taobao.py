@@ -14,6 +14,7 @@ from pathlib import Path
 
 import polars as pl
 
+from recsys.core import disk
 from recsys.data.importers import base
 from recsys.data.importers.multi_behaviour import behaviour
 
@@ -49,7 +50,8 @@ def _first_known(rows: pl.DataFrame) -> pl.DataFrame:
 def _put_down(rows: pl.DataFrame, folder: Path, number: int) -> None:
     for (hour,), part in rows.group_by(pl.col("timestamp").dt.strftime("%Y%m%d%H"), maintain_order=True):
         (folder / str(hour)).mkdir(parents=True, exist_ok=True)
-        part.write_parquet(folder / str(hour) / f"{number:06d}.parquet", compression="lz4")
+        with disk.writing(folder):
+            part.write_parquet(folder / str(hour) / f"{number:06d}.parquet", compression="lz4")
 
 
 def _by_hour(folder: Path) -> Iterator[pl.DataFrame]:

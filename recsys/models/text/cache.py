@@ -20,7 +20,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from recsys.core import CorruptData, metrics
+from recsys.core import CorruptData, disk, metrics
 from recsys.core.ids import find_rows, keys
 from recsys.core.progress import bar
 from recsys.models.text.base import TextEncoder
@@ -93,5 +93,6 @@ def _write(path: Path, text_key: Keys, vectors: Half) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(descriptor)
-    save_file({"text_key": text_key, "vectors": vectors}, name)
+    with disk.writing(name):
+        save_file({"text_key": text_key, "vectors": vectors}, name)
     Path(name).replace(path)

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from recsys.core import Conflict, CorruptData, VersionMismatch
+from recsys.core import Conflict, CorruptData, VersionMismatch, disk
 
 Arrays = dict[str, npt.NDArray[Any]]
 _FORMAT = 1
@@ -76,7 +76,8 @@ class Journal:
         final = self.folder / f"commit-{commit.number:08d}.safetensors"
         temporary = final.with_suffix(".tmp")
         facts = {"commit": json.dumps({"format": _FORMAT, **asdict(commit)})}
-        save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, temporary, metadata=facts)
+        with disk.writing(temporary):
+            save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, temporary, metadata=facts)
         _fsync(temporary)
         temporary.rename(final)
         _fsync(self.folder)
