@@ -38,18 +38,27 @@ class Checkpoints:
         self._folder, self._facts, self._ranks = folder, json.loads(json.dumps(facts)), ranks
 
     def save(self, state: dict[str, Any], place: Mapping[str, Any]) -> None:
-        """Write what `Sharded.state` gave and the place in the training. Every rank calls it at the same step."""
+        """Write what `Sharded.state` gave and the place in the training. Every rank calls it at the same step.
+
+        Raises: OSError on all ranks where the disk of one refuses it.
+        """
         final = self._folder / f"step-{place['step']:08d}"
         temporary = self._folder / f".{final.name}.tmp"
         if self._ranks.leads:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         self._ranks.wait_for_all()
-        save(
-            state,
-            storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True),
-            process_group=self._ranks.group,
-        )
+        try:
+            save(
+                state,
+                storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True),
+                process_group=self._ranks.group,
+            )
+        except CheckpointException as error:
+            refused = [e for e, _ in error.failures.values() if isinstance(e, OSError)]
+            if not refused:
+                raise
+            raise OSError(refused[0].errno, refused[0].strerror, str(temporary)) from error
         self._ranks.wait_for_all()
         if self._ranks.leads:
             _write_json(temporary / _PLACE, {"facts": self._facts, "place": place})

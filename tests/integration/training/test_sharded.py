@@ -1,5 +1,6 @@
 """Towers trained by several processes: as by one, killed and gone on with, on another number of processes too."""
 
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import bags_world
 import numpy as np
 import pytest
 import training_world as world
+from full_disk import files_end_at
 
 from recsys.core import CorruptData, VersionMismatch
 from recsys.data import simulate
@@ -115,6 +117,13 @@ def test_a_checkpoint_that_is_no_safetensors_is_refused_and_never_unpickled(data
         shard.write_bytes(b"\x80\x04cbuiltins\nexit\n(tR.")
     with pytest.raises(CorruptData, match="Delete"):
         world.train(dataset, tmp_path / "work")
+
+
+def test_a_disk_that_is_full_is_said_and_training_goes_on_once_it_is_not(dataset, by_one, tmp_path):
+    with files_end_at(10_000), pytest.raises(OSError, match="tower-checkpoint") as refused:
+        world.train(dataset, tmp_path / "work")
+    assert refused.value.errno == errno.EFBIG
+    np.testing.assert_allclose(world.train(dataset, tmp_path / "work")[1], by_one[1], rtol=0, atol=1e-5)
 
 
 def test_a_bounded_table_serves_more_items_than_it_has_rows(dataset, tmp_path):

@@ -1,8 +1,6 @@
 """A disk that refuses a file is an OSError, whatever the library that wrote calls it."""
 
-import contextlib
 import errno
-import resource
 
 import numpy as np
 import polars as pl
@@ -10,23 +8,13 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
+from full_disk import files_end_at
 from safetensors import SafetensorError
 
 from recsys.candidates.nearest.static import AnnIndex
 from recsys.core import disk
 
 ROWS = 100_000
-
-
-@contextlib.contextmanager
-def files_end_at(num_bytes):
-    """The system refuses what this process writes behind that, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize(
