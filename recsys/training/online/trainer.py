@@ -21,7 +21,7 @@ from double11.v1 import delta_pb2
 
 from feature_store import FeatureReader, UserFeatures
 from recsys.candidates.behaviour import WEIGHT
-from recsys.core import Clock, Conflict, Deadline, RunDirectory, keys
+from recsys.core import Clock, Conflict, Deadline, DeadlineExceeded, Overloaded, RunDirectory, Unavailable, keys
 from recsys.core.index_rows import IndexRows
 from recsys.core.logging import get_logger
 from recsys.core.metrics import DELTAS, LAG_RECORDS, TRAINING_SAMPLES
@@ -40,6 +40,7 @@ from streaming.topics import Topics
 
 _POLL_BYTES_MAX = 16 << 20
 _READ_RECORDS = 1_024
+_RETRY_S = 1.0
 Keys = npt.NDArray[np.int64]
 _NONE = np.empty(0, np.int64)
 _INDEXES: tuple[type[OnlineSwing | OnlineTrending | OnlinePopular], ...] = (OnlineSwing, OnlineTrending, OnlinePopular)
@@ -94,7 +95,7 @@ class OnlineTrainer:
         while not stopping():
             values, offsets = self._collect(stopping, end)
             if offsets != self._last.offsets:
-                self._train(values, offsets)
+                self._train(values, offsets, stopping)
             if end is not None and all(int(self._last.offsets.get(str(p), 0)) >= o for p, o in end.items()):
                 break
         return self.sequence - started
@@ -129,15 +130,19 @@ class OnlineTrainer:
                 time.sleep(config.idle_ms / 1e3)
         return [v for partition in sorted(values) for v in values[partition]], offsets
 
-    def _train(self, values: list[bytes], offsets: dict[str, int]) -> None:
+    def _train(self, values: list[bytes], offsets: dict[str, int], stopping: Callable[[], bool]) -> None:
+        """One step, or none when told to stop before it could begin."""
         found, sample_keys, newest_us = positives(values, self._seen)
         known = self._tower.knows(np.array([p.item_key for p in found], np.int64))
         TRAINING_SAMPLES.labels(outcome="unknown-item").inc(len(found) - int(known.sum()))
-        touched, steps, loss = np.empty(0, np.int64), list[tuple[list[Positive], list[UserFeatures]]](), 0.0
-        for start in range(0, len(found), self._config.batch):
-            some = found[start : start + self._config.batch]
-            users = self._runner.run(self._users(some))
+        starts = range(0, len(found), self._config.batch)
+        steps = list[tuple[list[Positive], list[UserFeatures]]]()
+        for some in (found[start : start + self._config.batch] for start in starts):
+            if (users := self._users(some, stopping)) is None:
+                return
             steps.append((some, users))
+        touched, loss = np.empty(0, np.int64), 0.0
+        for start, (some, users) in zip(starts, steps, strict=True):
             of_known = known[start : start + self._config.batch]
             if of_known.any():
                 loss, rows = self._tower.learn(self._examples(compress(some, of_known), compress(users, of_known)))
@@ -191,7 +196,18 @@ class OnlineTrainer:
             histories=histories,
         )
 
-    async def _users(self, found: Sequence[Positive]) -> list[UserFeatures]:
+    def _users(self, found: Sequence[Positive], stopping: Callable[[], bool]) -> list[UserFeatures] | None:
+        """Who acted, asked again while the store is away; None when told to stop meanwhile."""
+        while True:
+            try:
+                return self._runner.run(self._read(found))
+            except (Unavailable, DeadlineExceeded, Overloaded) as error:
+                _log.warning("store_away", error=str(error), again_in_s=_RETRY_S)
+                if stopping():
+                    return None
+                time.sleep(_RETRY_S)
+
+    async def _read(self, found: Sequence[Positive]) -> list[UserFeatures]:
         deadline = Deadline.after_ms(self._config.store_timeout_ms)
         return await asyncio.gather(*(self._features.user(p.user_id, p.time_us, deadline) for p in found))
 

@@ -1,6 +1,8 @@
 """Online training in this process: what is trained, what is published, and what a restart makes of it."""
 
 import json
+import threading
+from contextlib import closing
 
 import numpy as np
 import online_world as world
@@ -8,7 +10,8 @@ import pytest
 from double11.v1 import delta_pb2
 from redis_world import redis_server
 
-from feature_store.online import open_reader
+from feature_store.materialize import materialize
+from feature_store.online import open_reader, open_store
 from recsys.candidates import trending
 from recsys.candidates.ranked_list import EVERYBODY
 from recsys.core import Conflict, CorruptData, VersionMismatch, WallClock, key
@@ -130,6 +133,46 @@ def test_reads_of_all_steps_share_their_connections(made, url, tmp_path, redis_s
         assert redis_server.client.info("stats")["total_connections_received"] - opened <= 3
         features.close()  # while its event loop can still run
         trainer.close()
+
+
+@pytest.fixture
+def mortal_redis(made, redis_server):
+    """A Redis that knows the users and comes back as it was."""
+    run, dataset = made
+    redis_server.client.config_set("appendfsync", "always")
+    with closing(open_store(redis_server.url)) as store:
+        materialize(dataset.event_batches(before_us=run.until_us), store)
+    return redis_server
+
+
+def test_a_store_that_is_away_is_waited_for_and_changes_nothing(made, mortal_redis, url, tmp_path):
+    run, dataset = made
+    again = f"embedded:{tmp_path / 'again'}"
+    world.make_log(again)
+    for at in (url, again):
+        world.send(at, world.samples(dataset, run, 120))
+    with closing(open_reader(mortal_redis.url)) as features:
+        trained(run, url, features, tmp_path / "state")
+        mortal_redis.kill()
+        back = threading.Timer(2.0, mortal_redis.start)
+        back.start()
+        trained(run, again, features, tmp_path / "waited")
+        back.join()
+    assert deltas(again) == deltas(url) != []
+
+
+def test_who_waits_for_a_store_can_be_stopped(made, mortal_redis, url, tmp_path):
+    run, dataset = made
+    world.send(url, world.samples(dataset, run, 40))
+    with closing(open_reader(mortal_redis.url)) as features, open_log(url) as log:
+        mortal_redis.kill()
+        trainer = OnlineTrainer(run, log, world.TOPICS, features, tmp_path / "state", CONFIG, WallClock())
+        stop = threading.Event()
+        threading.Timer(0.5, stop.set).start()
+        assert trainer.run(stop.is_set) == 0
+        trainer.close()
+        mortal_redis.start()
+        assert trained(run, url, features, tmp_path / "state") == (1, 1)
 
 
 def test_a_delta_that_was_not_published_is_published_by_whoever_restarts(made, store, url, tmp_path):
