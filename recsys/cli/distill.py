@@ -94,6 +94,8 @@ def _text(report: dict[str, Any]) -> str:
             f"{task}: blend weight {said['weight']}"
             + ("" if said["weight"] else f": {_why(said)}, the ranker's order stands")
         )
+    if not any(said["weight"] for said in report["tasks"].values()):
+        lines.append("no say in any task: double11 serve --no-reranker gives the same slates for less")
     return "\n".join(lines + [_ablated(row) for row in report.get("ablation", [])])
 
 

@@ -22,10 +22,7 @@ TO_WORKERS = (
     ("grpc.max_reconnect_backoff_ms", 1_000),  # a restarted worker is found within a second
     ("grpc.max_receive_message_length", 16 << 20),
 )
-SERVER = (
-    (
-        "grpc.http2.min_ping_interval_without_data_ms",
-        1_000,
-    ),  # by default pings like those of KEEPALIVE end a connection
+SERVER = (  # gRPC's own, five minutes and none, end a connection that KEEPALIVE looks after
+    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )

@@ -34,6 +34,8 @@ async def test_one_command_swaps_in_a_folder(
     said = capsys.readouterr().out
     assert "reranker 2" in said
     assert "all: blend weight" in said
+    has_none = [f"{task}: blend weight 0.0" in said for task in ("all", "new-only")]
+    assert ("serve --no-reranker" in said) == all(has_none)
     swapped = RunDirectory.open(copy)
     assert swapped.reranker_versions() == ["1", "2"]
     reranker = LocalReranker.load(swapped)  # gives the known answer
