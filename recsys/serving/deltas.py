@@ -91,10 +91,10 @@ class Follower(ABC):
 
     async def _take(self, batch: RecordBatch) -> None:
         for offset, value in zip(batch.offset.tolist(), batch.values, strict=True):
-            if not self._ours(value):
-                continue
             try:
-                await self._offered(value)
+                part = _parsed(value)
+                if self._is_ours(part):
+                    await self._offered(value, part)
             except (VersionMismatch, CorruptData, BadInput) as error:
                 DELTAS.labels(outcome="refused").inc()
                 _log.error("delta_refused", offset=offset, sequence=self.state.sequence, error=str(error))
@@ -104,8 +104,8 @@ class Follower(ABC):
         self.state.offset = batch.next_offset
 
     @abstractmethod
-    async def _offered(self, value: bytes) -> None:
-        """Take a record. Raises: VersionMismatch, CorruptData, BadInput for one that cannot be taken."""
+    async def _offered(self, value: bytes, part: delta_pb2.Delta) -> None:
+        """Take a record; part: what it says. Raises: VersionMismatch, CorruptData, BadInput for one that is no use."""
 
     @abstractmethod
     def _refused(self, error: Double11Error) -> None:
@@ -121,17 +121,13 @@ class Follower(ABC):
         DELTA_SEQUENCE.labels(run_id=self.state.run_id).set(sequence)
         _log.info("delta_applied", run=self.state.run_id, sequence=sequence)
 
-    def _ours(self, value: bytes) -> bool:
-        try:
-            run_id = delta_pb2.Delta.FromString(value).run_id
-        except DecodeError:
-            return True  # `offer` says what is wrong with it
-        if run_id == self.state.run_id:
+    def _is_ours(self, part: delta_pb2.Delta) -> bool:
+        if part.run_id == self.state.run_id:
             return True
         DELTAS.labels(outcome="other-run").inc()
-        if run_id not in self._others:
-            self._others.add(run_id)
-            _log.warning("deltas_of_another_run_left_out", came=run_id, serving=self.state.run_id)
+        if part.run_id not in self._others:
+            self._others.add(part.run_id)
+            _log.warning("deltas_of_another_run_left_out", came=part.run_id, serving=self.state.run_id)
         return False
 
     async def _say_lag(self) -> None:
@@ -156,7 +152,7 @@ class DeltaFollower(Follower):
         super().__init__(log, topic, service.models.run_id, clock, tell)
         self._service = service
 
-    async def _offered(self, value: bytes) -> None:
+    async def _offered(self, value: bytes, part: delta_pb2.Delta) -> None:
         while True:
             try:
                 applied = await self._service.compute.run(
@@ -190,11 +186,7 @@ class RowFollower(Follower):
         detail = f"{self.state.line()}, {len(self._rows)} rows"
         return admin_pb2.PartStatus(name="indexes", state="ok", detail=detail)
 
-    async def _offered(self, value: bytes) -> None:
-        try:
-            part = delta_pb2.Delta.FromString(value)
-        except DecodeError as error:
-            raise _unreadable(str(error), "a double11.v1.Delta") from error
+    async def _offered(self, value: bytes, part: delta_pb2.Delta) -> None:
         for rows in part.index_rows:
             self._rows.put(rows.index, decoded(rows))
         await asyncio.sleep(0)  # requests that came meanwhile
@@ -206,6 +198,13 @@ class RowFollower(Follower):
 
     async def _idle(self) -> None:
         """There is nothing left over."""
+
+
+def _parsed(value: bytes) -> delta_pb2.Delta:
+    try:
+        return delta_pb2.Delta.FromString(value)
+    except DecodeError as error:
+        raise _unreadable(str(error), "a double11.v1.Delta") from error
 
 
 def decoded(rows: delta_pb2.IndexRows) -> IndexRows:
