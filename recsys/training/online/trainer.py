@@ -203,9 +203,9 @@ class OnlineTrainer:
                 return self._runner.run(self._read(found))
             except (Unavailable, DeadlineExceeded, Overloaded) as error:
                 _log.warning("store_away", error=str(error), again_in_s=_RETRY_S)
-                if stopping():
-                    return None
                 time.sleep(_RETRY_S)
+                if stopping():  # or the next try would take as long as the store is given
+                    return None
 
     async def _read(self, found: Sequence[Positive]) -> list[UserFeatures]:
         deadline = Deadline.after_ms(self._config.store_timeout_ms)
