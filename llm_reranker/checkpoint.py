@@ -33,6 +33,7 @@ from llm_reranker.prompt import CONTROL_TOKENS
 from recsys.core import disk
 from recsys.core.errors import CorruptData, VersionMismatch
 from recsys.core.ids import find_rows
+from recsys.core.run_dir import permitted
 
 CARD_FORMAT = 2
 _FIX = "Take the folder whole, or distil again."
@@ -106,7 +107,8 @@ def read(folder: Path, *, has: Callable[[str], bool] | None = None, precision: P
 
     precision: of the model's products; files are float32 or narrower floats.
 
-    Raises: CorruptData for missing files or keys, and missing, extra or mis-shaped tensors; VersionMismatch.
+    Raises: CorruptData for missing files or keys, and missing, extra or mis-shaped tensors; VersionMismatch; BadInput
+    for a file that this user may not read.
     """
     has = has or (lambda name: (folder / name).is_file())
     config = ModelConfig.from_json(read_json(folder / "config.json"), str(folder / "config.json"))
@@ -213,9 +215,10 @@ def label_token(tokenizer: Tokenizer, word: str, folder: Path) -> int:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises: CorruptData."""
+    """A JSON object. Raises: CorruptData; BadInput for a file that this user may not read."""
     try:
-        values = json.loads(path.read_text("utf-8"))
+        with permitted(path, path.parent):
+            values = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise CorruptData(str(path), came=error, expected="a JSON object", fix=_FIX) from error
     if not isinstance(values, dict):
@@ -244,6 +247,8 @@ def _open(files: Sequence[Path]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for path in files:
         try:
+            with permitted(path, path.parent):
+                path.open("rb").close()  # safetensors would say that there is no such file
             with safe_open(path, framework="pt") as f:
                 tensors |= {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 not a mapping
         except (SafetensorError, OSError) as error:

@@ -5,7 +5,8 @@
     RUN/models/ index/ reranker/VERSION/
 
 A run is written under a temporary name beside its final one and renamed. `add_files` (distill) writes new files
-first and then replaces the manifest by rename; nothing else is ever rewritten. Never pickle.
+first and then replaces the manifest by rename; nothing else is ever rewritten. Never pickle. Its files are readable by
+whom the umask lets: it is often served by another user than trained it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -46,12 +48,15 @@ class RunDirectory:
 
         verify=False checks presence and size only (for a second process on the same host that trusts the first).
         Raises: NotFound when there is no manifest; CorruptData when a file is missing, short or altered, or the
-        manifest is unreadable; VersionMismatch when a newer format wrote it.
+        manifest is unreadable; VersionMismatch when a newer format wrote it; BadInput for a file that this user may
+        not read.
         """
         root = Path(root)
         path = root / MANIFEST
         fix = "Train again, or copy the run directory whole (it is written to a temporary name and renamed)."
-        if not path.is_file():
+        with permitted(path, root):
+            there = path.is_file()
+        if not there:
             raise NotFound(
                 f"run {root}",
                 came="no manifest.json",
@@ -59,7 +64,8 @@ class RunDirectory:
                 fix=f"Make one: double11 train DIR --out {root}",
             )
         try:
-            manifest = json.loads(path.read_text("utf-8"))
+            with permitted(path, root):
+                manifest = json.loads(path.read_text("utf-8"))
         except (ValueError, UnicodeDecodeError) as error:
             raise CorruptData(f"{path}", came=str(error), expected="JSON", fix=fix) from error
         missing = [k for k in _REQUIRED if not isinstance(manifest, dict) or k not in manifest]
@@ -75,7 +81,10 @@ class RunDirectory:
         for name, entry in _file_list(manifest["files"], path, fix):
             _check_name(name)
             file = root / name
-            size = file.stat().st_size if file.is_file() else -1
+            with permitted(file, root):
+                size = file.stat().st_size if file.is_file() else -1
+                if size >= 0:
+                    file.open("rb").close()  # safetensors would say that there is no such file
             if size != entry["bytes"]:
                 came = "no such file" if size < 0 else f"{size} bytes"
                 raise CorruptData(f"run file {file}", came=came, expected=f"{entry['bytes']} bytes", fix=fix)
@@ -96,6 +105,11 @@ class RunDirectory:
     def has(self, name: str) -> bool:
         """True when the manifest lists the file."""
         return name in self.manifest["files"]
+
+    @property
+    def work(self) -> Path:
+        """The folder beside a run for what is made on the way: windows, lists, labels."""
+        return beside(self.root, ".work")
 
     def path(self, name: str) -> Path:
         """Path of a listed file.
@@ -156,7 +170,7 @@ class RunDirectory:
         fresh = json.loads((self.root / MANIFEST).read_text("utf-8"))
         added = {n: e for n, e in _describe(self.root).items() if n.startswith(folder.rstrip("/") + "/")}
         manifest = {**fresh, **changes, "files": {**fresh["files"], **added}}
-        _write_manifest(self.root, manifest)
+        _write_manifest(self.root, manifest, [target, *target.rglob("*")])
         return RunDirectory(self.root, manifest)
 
 
@@ -170,11 +184,16 @@ class RunWriter:
     def __init__(self, out: Path | str, fields: Mapping[str, Any], *, replace: bool = False) -> None:
         """fields: every manifest key but format_version and files.
 
-        Raises: Conflict when `out` exists and replace is false; BadInput when a field is missing.
+        Raises: Conflict when `out` exists and replace is false, or it is no run; BadInput when a field is missing.
         """
         self.out, self._replace = Path(out), replace
         if self.out.exists() and not replace:
             raise Conflict(f"run {out}", came="it exists", expected="a new path", fix="Choose another --out.")
+        if self.out.exists() and not _is_run(self.out):
+            raise Conflict(
+                f"run {out}", came="it exists and is no run", expected="a run, which is replaced, or a new path",
+                fix="Choose another --out.",
+            )  # fmt: skip
         self.fields: dict[str, Any] = dict(fields)
         self.root = Path()
 
@@ -199,7 +218,7 @@ class RunWriter:
         if missing:
             shutil.rmtree(self.root, ignore_errors=True)
             raise BadInput("run manifest", came=f"no {', '.join(missing)}", expected="every field", fix="Pass them.")
-        _write_manifest(self.root, manifest)
+        _write_manifest(self.root, manifest, self.root.rglob("*"))
         self.root.chmod(0o755)
         if self._replace and self.out.exists():
             old = self.out.with_name(f".{self.out.name}.old")
@@ -212,6 +231,26 @@ class RunWriter:
         _fsync(self.out.parent)
 
 
+@contextmanager
+def permitted(path: Path, folder: Path) -> Iterator[None]:
+    """Around the opening of a folder's file, which another user may have written. Raises: BadInput where we may not."""
+    try:
+        yield
+    except PermissionError as error:
+        raise BadInput(
+            f"file {path}",
+            came=f"{error.strerror} for user {os.geteuid()}",
+            expected="a file that the process may read, in folders that it may enter",
+            fix=f"As its owner: chmod -R a+rX {folder}; or let its owner run this.",
+        ) from error
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """PATH with a suffix, also of "." and ".."."""
+    whole = Path(os.path.abspath(path))
+    return whole.with_name(whole.name + suffix)
+
+
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
@@ -219,6 +258,17 @@ def sha256_file(path: Path) -> str:
         while chunk := f.read(_HASH_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _is_run(root: Path) -> bool:
+    """True for a run, be it damaged: other things have a manifest.json too."""
+    try:
+        manifest = json.loads((root / MANIFEST).read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except ValueError:
+        return (root / "items.parquet").is_file()
+    return isinstance(manifest, dict) and {"run_id", "files"} <= manifest.keys()
 
 
 def _file_list(files: Any, path: Path, fix: str) -> list[tuple[str, dict[str, Any]]]:
@@ -238,9 +288,15 @@ def _describe(root: Path) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
-def _write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:
+def _write_manifest(root: Path, manifest: Mapping[str, Any], new: Iterable[Path]) -> None:
+    """new: files and folders that it lists from now on. They get its mode: safetensors makes files for their owner
+    alone, and copies have the mode of what was copied.
+    """
     temporary = root / f".{MANIFEST}.tmp"
     with temporary.open("w", encoding="utf-8") as f:
+        mode = stat.S_IMODE(os.fstat(f.fileno()).st_mode)
+        for path in new:
+            path.chmod(mode | (mode & 0o444) >> 2 if path.is_dir() else mode)
         json.dump(manifest, f, indent=1, sort_keys=True)
         f.flush()
         os.fsync(f.fileno())

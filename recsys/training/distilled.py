@@ -54,7 +54,7 @@ def add_reranker(
                 config=config,
                 teacher=teacher,
                 teacher_config=teacher_config,
-                labels=labels or run.root.with_name(f"{run.root.name}.work") / "labels",
+                labels=labels or run.work / "labels",
                 item_vectors=Tower.load(run).item_vectors() if run.has("models/tower.json") else None,
                 version=version,
                 ablate=ablate,

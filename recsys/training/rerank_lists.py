@@ -56,7 +56,7 @@ def make(dataset_dir: Path | str, run: RunDirectory) -> Path:
         )
     with run.settings_of("training"):
         settings, seed = Settings.from_dict(run.manifest["config"]), int(run.manifest["seed"])
-    work = run.root.with_name(run.root.name + ".work")
+    work = run.work
     windows = window_starts(dataset, run.until_us, settings)
     positives = foreseen(dataset, windows, settings.training)
     lists = window_lists(dataset, windows, positives, seed=seed, settings=settings, work=work)

@@ -104,7 +104,7 @@ def fit(dataset: Dataset, run: RunDirectory, seed: int) -> NoLlmReranker:
     """Fitted on the run's candidate lists for distillation: those beside it where they are, else made again there."""
     from llm_reranker.splits import TASKS, held, split  # heavy
 
-    work = run.root.with_name(f"{run.root.name}.work")
+    work = run.work
     path = work / rerank_lists.FILE
     lists = read(path if path.is_file() else rerank_lists.make(dataset.root, run))
     items = ItemTable.read(run.path("items.parquet"))

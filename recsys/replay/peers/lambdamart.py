@@ -7,7 +7,6 @@ Source: Burges, "From RankNet to LambdaRank to LambdaMART" (MSR-TR-2010-82); htt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,7 +71,7 @@ def fit(dataset: Dataset, run: RunDirectory, seed: int) -> LambdaMartScorer:
         foreseen(dataset, windows, settings.training),
         seed=int(run.manifest["seed"]),
         settings=settings,
-        work=Path(run.root).with_name(Path(run.root).name + ".work"),
+        work=run.work,
     )
     return LambdaMartScorer(train(lists, seed), lists[0].names)
 

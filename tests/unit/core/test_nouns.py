@@ -1,5 +1,6 @@
 """Ids, candidates, item tables and the error tree."""
 
+import socket
 from pathlib import Path
 
 import grpc
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recsys.core import Candidates, CorruptData, Double11Error, Query, errors, ids, key, keys
+from recsys.core import Candidates, CorruptData, Double11Error, Query, errors, ids, key, keys, metrics
 from recsys.core.items import ItemTable
 
 
@@ -90,6 +91,14 @@ def test_every_error_maps_to_a_grpc_status_and_an_exit_code() -> None:
         assert cls.exit_code in (1, 2, 3, 4)
         assert (cls.__doc__ or "").strip()
     assert len({c.code for c in classes}) == len(classes) - 1  # the base shares INTERNAL
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1"])
+def test_metrics_that_cannot_be_served_name_setting_and_port(host: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(errors.Unavailable, match=rf"serving\.metrics_port {port}: got .*\({host}:{port}\)"):
+            metrics.serve_http("serving.metrics_port", port, host)
 
 
 def test_message_says_what_came_what_was_expected_and_what_to_do() -> None:

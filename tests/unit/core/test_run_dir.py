@@ -1,6 +1,10 @@
 """A run is whole or absent: every way it can be damaged has its own answer."""
 
 import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -57,6 +61,49 @@ def test_missing_file_is_named(tmp_path: Path, verify: bool) -> None:
     run.path("models/ranker.json").unlink()
     with pytest.raises(CorruptData, match=r"ranker\.json.*no such file"):
         RunDirectory.open(run.root, verify=verify)
+
+
+@contextmanager
+def somebody() -> Iterator[int]:
+    """A user to whom modes apply: us, or nobody instead of root."""
+    user = os.geteuid()
+    os.seteuid(user or 65_534)
+    try:
+        yield os.geteuid()
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("name", ["models/ranker.json", "manifest.json"])
+def test_a_file_that_may_not_be_read_is_no_missing_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, verify: bool
+) -> None:
+    (tmp_path / "open").mkdir(mode=0o755)
+    monkeypatch.chdir(tmp_path / "open")  # tmp_path is its owner's alone
+    run = write_run(Path("run"))
+    (run.root / name).chmod(0)
+    with somebody() as user, pytest.raises(BadInput, match=rf"{name}: got Permission denied for user {user};.*a\+rX"):
+        RunDirectory.open(run.root, verify=verify)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_everybody_whom_the_umask_lets_may_read_a_run(tmp_path: Path, umask: int) -> None:
+    """Weights are written for their owner alone, and copies have the mode of the original."""
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    os.close(os.open(private / "model.safetensors", os.O_CREAT, 0o600))
+    before = os.umask(umask)
+    try:
+        with RunWriter(tmp_path / "run", FIELDS) as run:
+            shutil.copy2(private / "model.safetensors", run.path("models/ranker.safetensors"))
+        RunDirectory.open(run.out).add_files(private, "reranker/v1", {})
+    finally:
+        os.umask(before)
+    files = [p for p in run.out.rglob("*") if p.is_file()]
+    assert len(files) == 3
+    assert {p.stat().st_mode & 0o777 for p in files} == {0o666 & ~umask}
+    assert {p.stat().st_mode & 0o777 for p in run.out.rglob("*") if p.is_dir()} == {0o777 & ~umask}
 
 
 @pytest.mark.parametrize("verify", [True, False])
@@ -141,6 +188,23 @@ def test_existing_run_is_kept_unless_replaced(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
+def test_what_is_no_run_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("keep me")
+    for manifest in (None, '{"name": "an extension of a browser"}', "[]", "{"):
+        if manifest is not None:
+            (tmp_path / "manifest.json").write_text(manifest)
+        with pytest.raises(Conflict, match="no run"):
+            RunWriter(tmp_path, FIELDS, replace=True)
+    with pytest.raises(Conflict, match="no run"):
+        RunWriter(tmp_path / "precious.txt", FIELDS, replace=True)
+    run = write_run(tmp_path / "run")
+    (run.root / "items.parquet").write_bytes(b"damaged, and so is the manifest")
+    (run.root / "manifest.json").write_text("{")
+    with RunWriter(run.root, FIELDS, replace=True):
+        pass
+    assert RunDirectory.open(run.root).manifest["files"] == {}
+
+
 def test_missing_manifest_field_is_bad_input(tmp_path: Path) -> None:
     fields = {k: v for k, v in FIELDS.items() if k != "seed"}
     with pytest.raises(BadInput, match="no seed"), RunWriter(tmp_path / "run", fields):
@@ -173,3 +237,12 @@ def test_add_files_takes_over_what_a_dead_writer_left(tmp_path: Path) -> None:
     run.add_files(source, "reranker/v1", {})
     assert RunDirectory.open(run.root).files_under("reranker/v1") == ["reranker/v1/config.json"]
     assert not (left / "half.bin").exists()
+
+
+def test_what_is_made_on_the_way_is_beside_a_run_however_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "run")
+    assert run.work == tmp_path / "run.work"
+    monkeypatch.chdir(run.root)
+    assert RunDirectory.open(".").work == tmp_path / "run.work"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3Moe
 from llm_reranker.attention import PackedCausal, SharedPrefix, _to_prefix
 from llm_reranker.checkpoint import read_json, read_model_tensors
 from llm_reranker.model import Model, ModelConfig
-from recsys.core import CorruptData
+from recsys.core import BadInput, CorruptData
 
 COMMON = {
     "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -265,6 +266,17 @@ def test_damaged_tensors_are_a_clear_error(damage: str, tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(CorruptData, match=r"model\.safetensors"):
         ours(tmp_path)
+
+
+def test_weights_of_another_user_are_not_called_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path, *_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    theirs("moe", tmp_path)
+    config = ModelConfig.from_json(read_json(tmp_path / "config.json"), "config.json")
+    monkeypatch.setattr(Path, "open", refused)  # modes do not hold root back
+    with pytest.raises(BadInput, match=r"model\.safetensors: got Permission denied"):
+        read_model_tensors(tmp_path, config)
 
 
 def test_config_that_is_not_json_is_a_clear_error(tmp_path: Path) -> None:
