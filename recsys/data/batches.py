@@ -40,16 +40,26 @@ def archived_actions(
 ) -> Iterator[EventBatch]:
     """As `ordered_actions`, of an archive: a day's files are freed of repeats and put in order, one day at a time."""
     for _, day in groupby(files, key=lambda f: f.parent):
-        frame = read(list(day)).unique("event_id", keep="first", maintain_order=True)
-        table = frame.sort("event_time", maintain_order=True).collect().to_arrow()
+        table = delivered_once(read(list(day))).collect().to_arrow()
         for batch in _cut(_as_batch(table), before_us, from_us):
             yield from batch.chunks(rows_max)
+
+
+def delivered_once(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Rows of an archive in time order, ties as they arrived, each event once: a log delivers at least once.
+
+    What was sent again too late stands there a second time, marked so: then the row that was accepted is the event.
+    """
+    if "late" in rows.collect_schema():
+        rows = rows.sort(pl.col("late").fill_null(value=False), maintain_order=True)
+    return rows.unique("event_id", keep="first", maintain_order=True).sort("event_time", maintain_order=True)
 
 
 def catalogue_changes(items: pl.DataFrame, catalog: pl.DataFrame | None, *, static_us: int) -> EventBatch:
     """Items and catalog.parquet as ITEM, PRICE and STOCK events, by time; static_us dates items without a time.
 
-    An item that catalog.parquet lists at available_from takes that listing, with the text of items.parquet.
+    An item that catalog.parquet lists at available_from takes that listing, with the text of items.parquet. What was
+    before 1970 (the year of a book) is dated to its first microsecond: streaming takes no earlier time.
     """
     first = items.with_columns(
         event_time=pl.col("available_from").dt.timestamp("us").fill_null(static_us),
@@ -78,6 +88,7 @@ def catalogue_changes(items: pl.DataFrame, catalog: pl.DataFrame | None, *, stat
             else pl.col("event_time"),
         )
         .sort("event_time", maintain_order=True)
+        .with_columns(pl.col("event_time", "known_at").clip(lower_bound=1))
     )
     return EventBatch.from_table(frame.to_arrow())
 

@@ -10,6 +10,7 @@ DIR/users.parquet     optional
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -121,11 +122,23 @@ class Dataset:
         """Latest event time, microseconds UTC."""
         return self._span_us[1]
 
+    @property
+    def last_change_us(self) -> int:
+        """Latest time of an event or a catalogue change, microseconds UTC: what `event_batches` ends with."""
+        changes = batches.catalogue_changes(self.items(), self.catalog(), static_us=self.first_event_us - 1)
+        return max(self.last_event_us, int(changes.numpy("event_time").max(initial=0)))
+
     def events(
-        self, *, before_us: int | None = None, from_us: int | None = None, types: Sequence[str] | None = None
+        self,
+        *,
+        before_us: int | None = None,
+        from_us: int | None = None,
+        known_before_us: int | None = None,
+        types: Sequence[str] | None = None,
     ) -> pl.DataFrame:
         """Events in [from_us, before_us) of the given types, sorted by event_time, ties in source order.
 
+        known_before_us: only those that had happened and were known strictly before it (known_at; null = at once).
         Columns: event_id, user_id, item_id, event_type (str), event_time (Datetime[us, UTC]) and the optional ones that
         are present. Row groups outside the time range are not read.
         Raises: BadInput for an unknown event type.
@@ -133,16 +146,17 @@ class Dataset:
         if types is not None and (unknown := sorted(set(types) - set(schema.EVENT_TYPES))):
             raise BadInput("event types", came=unknown, expected=f"some of {schema.EVENT_TYPES}", fix="Correct them.")
         scan = self._scan("events")
+        if known_before_us is not None:
+            before_us = known_before_us if before_us is None else min(before_us, known_before_us)
+            if "known_at" in self._columns["events"]:
+                scan = scan.filter((pl.col("known_at") < at(known_before_us)) | pl.col("known_at").is_null())
         if before_us is not None:
             scan = scan.filter(pl.col("event_time") < at(before_us))
         if from_us is not None:
             scan = scan.filter(pl.col("event_time") >= at(from_us))
         if types is not None:
             scan = scan.filter(pl.col("event_type").is_in(list(types)))
-        frame = scan.collect()
-        if self._is_folder("events"):  # delivered at least once, in the order of arrival within a day
-            frame = frame.unique("event_id", keep="first", maintain_order=True).sort("event_time", maintain_order=True)
-        return frame
+        return (batches.delivered_once(scan) if self._is_folder("events") else scan).collect()
 
     def items(self) -> pl.DataFrame:
         """Each item once, every optional column present (null where unknown)."""
@@ -187,6 +201,7 @@ class Dataset:
         *,
         before_us: int | None = None,
         from_us: int | None = None,
+        known_before_us: int | None = None,
         rows_max: int = 65_536,
         include_catalog: bool = True,
     ) -> Iterator[EventBatch]:
@@ -194,8 +209,10 @@ class Dataset:
 
         Catalogue changes come before actions of the same time: each item is one ITEM event (listed, with its text and
         price) at available_from, in a static catalogue one microsecond before the first event; catalog.parquet adds
-        later listings, delistings, prices and stock.
+        later listings, delistings, prices and stock. known_before_us: as for `events`.
         """
+        if known_before_us is not None:
+            before_us = known_before_us if before_us is None else min(before_us, known_before_us)
         changes = None
         if include_catalog:
             changes = batches.catalogue_changes(self.items(), self.catalog(), static_us=self.first_event_us - 1)
@@ -203,7 +220,10 @@ class Dataset:
             actions = batches.archived_actions(self._files("events"), self._read, before_us, from_us, rows_max)
         else:
             actions = batches.ordered_actions(self.root / "events.parquet", before_us, from_us, rows_max)
-        yield from batches.merge(actions, changes, before_us=before_us, from_us=from_us, rows_max=rows_max)
+        for batch in batches.merge(actions, changes, before_us=before_us, from_us=from_us, rows_max=rows_max):
+            known = batch if known_before_us is None else batch.filter(batch.numpy("known_at") < known_before_us)
+            if len(known):
+                yield known
 
     @cached_property
     def _span_us(self) -> tuple[int, int]:
@@ -218,7 +238,8 @@ class Dataset:
 
     def _files(self, name: str) -> list[Path]:
         if self._is_folder(name):
-            return sorted((self.root / name).glob("*.parquet" if name == "items" else "day=*/*.parquet"))
+            files = (self.root / name).glob("*.parquet" if name == "items" else "day=*/*.parquet")
+            return sorted(files, key=_arrival)
         file = self.root / f"{name}.parquet"
         return [file] if file.is_file() else []
 
@@ -274,6 +295,11 @@ class Dataset:
 def at(time_us: int) -> pl.Expr:
     """A time as a literal that Parquet statistics can be compared with."""
     return pl.lit(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time_us), schema.TIME)
+
+
+def _arrival(file: Path) -> tuple[str, list[tuple[int, str]]]:
+    """Day by day, then as an archive numbers its files: offsets 5 to 8 come before 13 to 16."""
+    return file.parent.name, [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", file.name)]
 
 
 def _plain(field: pa.Field) -> pa.Field:

@@ -4,18 +4,28 @@ A duplicate, a dead letter or a marked event of a stress test leaves nothing in 
 tell a hole from such a stretch. `coverage/SOURCE.json` is written after all files of its offsets are durable: what it
 does not list does not count. Offsets only ever go forward: what is covered is not written a second time when the log is
 read again from further back (a Redis that lost its last second, a rebuild), since it would be classified the same.
+
+A worker that has lost a source may not know yet, and still flush. So whoever writes a source holds its lock,
+`coverage/SOURCE.lock`, and goes by the coverage on disk: what another has written is neither written again nor taken
+back.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from recsys.core import CorruptData, VersionMismatch
-from streaming.archive.files import Writes
+from recsys.core import CorruptData, Unavailable, VersionMismatch
+from streaming.archive.files import Writes, make_folder, writing
+
+_LOCK_WAIT_S_MAX = 5.0  # a flush takes less; whoever hangs in one must not hang the others
+_LOCK_ASK_S = 0.01
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +69,20 @@ def covered(root: Path) -> dict[str, Coverage]:
     return {path.stem: _read(path) for path in sorted((root / "coverage").glob("*.json"))}
 
 
+@contextmanager
+def locked(root: Path, sources: Iterable[str]) -> Iterator[dict[str, Coverage]]:
+    """Coverage of those of some sources that have one, which nobody else changes inside.
+
+    Raises: Unavailable while another worker writes one of them; Overloaded for a full disk; CorruptData.
+    """
+    with ExitStack() as held:
+        until_s = time.monotonic() + _LOCK_WAIT_S_MAX
+        paths = [root / "coverage" / f"{source}.json" for source in sorted(sources)]
+        for path in paths:  # in one order, so that no two wait for each other
+            held.enter_context(_lock(path.with_suffix(".lock"), until_s))
+        yield {path.stem: _read(path) for path in paths if path.is_file()}
+
+
 def save(writes: Writes, root: Path, source: str, coverage: Coverage) -> None:
     """Write one source's coverage with the next commit of `writes`."""
     document = {
@@ -68,6 +92,27 @@ def save(writes: Writes, root: Path, source: str, coverage: Coverage) -> None:
         "purged": dict(coverage.purged),
     }
     writes.text(root / "coverage" / f"{source}.json", json.dumps(document) + "\n")
+
+
+def _lock(path: Path, until_s: float) -> IO[str]:
+    """A lock that ends with its file, or its process."""
+    with writing(path):
+        make_folder(path.parent)
+        lock = path.open("a", encoding="utf-8")
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError as error:
+            if time.monotonic() >= until_s:
+                lock.close()
+                raise Unavailable(
+                    f"archive {path.parent.parent}",
+                    came=f"another worker that writes source {path.stem}",
+                    expected=f"its lock within {_LOCK_WAIT_S_MAX:g} s",
+                    fix="The job asks again; if it stays so, end the worker that hangs.",
+                ) from error
+        time.sleep(_LOCK_ASK_S)
 
 
 def _read(path: Path) -> Coverage:

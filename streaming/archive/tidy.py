@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from streaming.archive.tombstones import tombstones
 from streaming.config import ArchiveConfig
 
 _log = logging.get_logger(__name__)
+_WRITING_S_MAX = 600.0  # an unfinished file that nobody has touched for so long is of a process that died
 
 
 class Tidy:
@@ -40,6 +42,7 @@ class Tidy:
         """
         if time.monotonic() < self._due_s:
             return {}
+        self._due_s = time.monotonic() + self._config.tidy_s  # no sooner again where the disk refuses it
         applied = self.purge(mine, files_max=self._config.purge_files_max)
         is_busy = bool(self._purging) or self.merge(mine)
         self._due_s = time.monotonic() + (0.0 if is_busy else self._config.tidy_s)
@@ -63,10 +66,10 @@ class Tidy:
             self._purging = []
             return {}
         self._purging = [(source, path) for source, path in self._purging if not source or source in self._round]
-        some, self._purging = self._purging[:files_max], self._purging[files_max:] if files_max else []
         of_all = pl.concat(self._round.values()).unique()
-        rows = sum(purged(path, self._round.get(source, of_all), source) for source, path in some)
-        metrics.PURGED.inc(rows)
+        for source, path in self._purging[:files_max]:
+            metrics.PURGED.inc(purged(path, self._round.get(source, of_all), source))
+            self._purging.pop(0)  # one that a full disk refused comes again
         if self._purging:
             return {}
         ends = of_all.group_by("of").agg(pl.col("before").max())
@@ -75,7 +78,10 @@ class Tidy:
         return {source: {**mine[source].purged, **applied} for source in self._round}
 
     def merge(self, mine: Mapping[str, Coverage]) -> bool:
-        """Merge one run of small files of a source and day, if there is one; delete what was merged long enough ago."""
+        """Merge one run of small files of a source and day, if there is one; delete what was merged long enough ago,
+        and what processes that died have left unfinished.
+        """
+        self._drop_temporary()
         newest = max((p.parent.name for f in DAILY for p in found(self._root, f)), default="")
         for folder in (*DAILY, ITEMS):
             whole, merged = split(p for p in found(self._root, folder) if Span.of(p).source in mine)
@@ -88,6 +94,14 @@ class Tidy:
                     _merge(run)
                     return True
         return False
+
+    def _drop_temporary(self) -> None:
+        keep_s = max(self._config.merged_keep_s, _WRITING_S_MAX)
+        for root in (self._root, *([self._offline / "samples"] if self._offline is not None else [])):
+            for path in root.rglob(".*.tmp"):
+                with suppress(FileNotFoundError):  # it has got its name meanwhile
+                    if time.time() - path.stat().st_mtime >= keep_s:
+                        path.unlink()
 
     def _run(self, files: list[Path], enough: int) -> list[Path]:
         """The first run of neighbours that are small, together not too large, and enough of them."""

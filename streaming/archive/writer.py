@@ -2,7 +2,7 @@
 
 A step is durable in the journal before the store's offset moves. Nothing is ever taken back: offsets that the archive
 has already are skipped when the log is read again (see coverage.py), and so a store that was rebuilt or has lost its
-last second does not disturb it.
+last second does not disturb it, nor does a worker that has lost a partition and does not know yet.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.core import EventBatch, EventKind, VersionMismatch, logging
-from streaming.archive.coverage import Coverage, covered, save
+from recsys.core import EventBatch, EventKind, Overloaded, Unavailable, VersionMismatch, logging
+from streaming.archive.coverage import Coverage, covered, locked, save
 from streaming.archive.files import EVENTS, ITEMS, SHOWN, Span, Writes, drop_unfinished, tables
 from streaming.archive.items import seen
 from streaming.archive.journal import Journal, Segment, chained, delete_passed, joined, rows_of
@@ -108,14 +108,14 @@ class Archive:
     def take(self, log_id: str, stored: Mapping[tuple[str, str], Mapping[int, int]]) -> None:
         """Begin to write partitions from the offsets stored on, by (prefix, topic); with what earlier writers left.
 
-        Raises: VersionMismatch when the archive is of another log or topic; CorruptData.
+        Raises: VersionMismatch when the archive is of another log or topic; Overloaded, Unavailable; CorruptData.
         """
         self._write_dataset(log_id)
         self.flush()
         left = self._journal.others()
-        known = covered(self.root)  # after the journal: what somebody has flushed since is in here
         mine = [f"{prefix}{p}" for (prefix, _), offsets in stored.items() for p in offsets]
-        drop_unfinished(self.root, {s: known[s].end if s in known else 0 for s in mine})
+        with locked(self.root, mine) as known:  # after the journal: what somebody has flushed since is in here
+            drop_unfinished(self.root, {s: known[s].end if s in known else 0 for s in mine})
         for (prefix, topic), offsets in stored.items():
             for partition, offset in offsets.items():
                 source = f"{prefix}{partition}"
@@ -171,7 +171,10 @@ class Archive:
         return self._ends[source]
 
     def write(self, parts: Sequence[Part]) -> None:
-        """Take a step; durable on return. What an earlier step brought is flushed first when there is enough of it."""
+        """Take a step; durable on return. What an earlier step brought is flushed first when there is enough of it.
+
+        Raises: Overloaded for a full disk; Unavailable.
+        """
         if self._journal.num_rows >= self._config.flush_rows_max or self._is_old():
             self.flush()
         self._tidy_up()
@@ -200,7 +203,10 @@ class Archive:
         return replace(part, first=first, batch=batch, offset=part.offset[new])
 
     def flush(self) -> None:
-        """Move the journal into the day files: all of them durable, then the coverage, then the journal goes."""
+        """Move the journal into the day files: all of them durable, then the coverage, then the journal goes.
+
+        Raises: Overloaded for a full disk, Unavailable; the journal stays.
+        """
         self._flushed_s = self._monotonic_s()
         if not self._journal.segments:
             return
@@ -208,7 +214,23 @@ class Archive:
         for segment in self._journal.segments:
             for source, (first, end) in segment.ranges.items():
                 ranges[source] = (ranges.get(source, (first, end))[0], end)
-        by_folder, writes = tables(_frame(joined([s.rows for s in self._journal.segments]))), Writes()
+        rows = _frame(joined([s.rows for s in self._journal.segments]))
+        with locked(self.root, ranges) as known:
+            self._write_days(rows, ranges, {source: known.get(source, self._coverage[source]) for source in ranges})
+        self._journal.clear()
+        self._waiting.clear()
+        self._forgets.clear()
+
+    def _write_days(
+        self, rows: pl.DataFrame, ranges: Mapping[str, tuple[int, int]], known: Mapping[str, Coverage]
+    ) -> None:
+        """Write rows of the journal, by source of offsets [first, end), but for those that `known` has: another worker
+        has taken the source over, or had lost it and was late.
+        """
+        ranges = {s: (max(first, known[s].end), end) for s, (first, end) in ranges.items() if end > known[s].end}
+        firsts = {source: first for source, (first, _) in ranges.items()}
+        begin = pl.col("source").replace_strict(firsts, default=None, return_dtype=pl.Int64)
+        by_folder, writes = tables(rows.filter(pl.col("offset") >= begin)), Writes()
         if "forgotten" in by_folder:
             stones = effective([by_folder["forgotten"]])
             by_folder |= {"events": without(by_folder["events"], stones)} if "events" in by_folder else {}
@@ -222,14 +244,11 @@ class Archive:
             first, end = ranges[source]
             writes.parquet(self.root / ITEMS / Span(source, first, end - 1).file_name, items)
         writes.commit()
-        for source, (first, end) in ranges.items():
-            known = self._coverage[source]
-            self._coverage[source] = replace(known, ranges=known.having(first, end))
-            save(writes, self.root, source, self._coverage[source])
+        new = {s: replace(known[s], ranges=known[s].having(first, end)) for s, (first, end) in ranges.items()}
+        for source, coverage in new.items():
+            save(writes, self.root, source, coverage)
         writes.commit()
-        self._journal.clear()
-        self._waiting.clear()
-        self._forgets.clear()
+        self._coverage |= {**known, **new}
 
     def idle(self) -> None:
         """Work that can wait: flush what has waited long enough, a bounded bit of tidying, and the follower's."""
@@ -255,17 +274,24 @@ class Archive:
     def _end_tidying(self) -> None:
         """Wait for the bit under way, if there is one."""
         if self._tidying is not None:
-            applied = self._tidying.result()
-            self._tidying = None
-            self._applied(applied)
+            tidying, self._tidying = self._tidying, None
+            try:
+                self._applied(tidying.result())
+            except (
+                Overloaded,
+                Unavailable,
+            ) as error:  # a merge may need more room than steps, which do not wait for it
+                _log.warning("archive_tidying_refused", cause=str(error))
 
     def _applied(self, purged: Mapping[str, Mapping[str, int]]) -> None:
         """Note which tombstones have been applied to the files of our sources."""
-        writes = Writes()
-        for source in purged.keys() & self._coverage.keys():
-            self._coverage[source] = replace(self._coverage[source], purged=purged[source])
-            save(writes, self.root, source, self._coverage[source])
-        writes.commit()
+        mine, writes = {s: c for s, c in self._coverage.items() if s in purged}, Writes()
+        with locked(self.root, mine) as known:
+            for source, coverage in mine.items():
+                if known.get(source, coverage) == coverage:  # else somebody else was at its files: another round
+                    self._coverage[source] = replace(coverage, purged=purged[source])
+                    save(writes, self.root, source, self._coverage[source])
+            writes.commit()
 
     def _is_old(self) -> bool:
         return bool(self._journal.segments) and self._monotonic_s() - self._flushed_s >= self._config.flush_s

@@ -1,24 +1,30 @@
 """The archive on disk: journal, merging, erasing; whole after a crash at any of their points."""
 
+import contextlib
 import copy
+import fcntl
+import json
 import os
 import shutil
 import time
 from collections import Counter
 from pathlib import Path
+from threading import Event as StopEvent
 
+import numpy as np
 import polars as pl
 import pytest
 from double11.v1.event_pb2 import Action, Event, ForgetUser, Impression, ImpressionItem
+from full_disk import files_end_at
 from traffic_world import USERS, T, send, traffic
 
 from feature_store.materialize import materialize
 from feature_store.offline.samples import by_day, read_samples
 from feature_store.online import MemoryStore, open_rebuildable, open_store
-from recsys.core import EventKind
+from recsys.core import EventBatch, EventKind, Overloaded, Unavailable
 from recsys.data import Dataset
 from recsys.data.importers import import_dataset
-from streaming.archive import Archive, archived, files, goes_on, read_items
+from streaming.archive import Archive, Part, archived, coverage, files, goes_on, read_items
 from streaming.archive.coverage import covered
 from streaming.archive.tidy import Tidy
 from streaming.archive.tombstones import tombstones
@@ -28,6 +34,7 @@ from streaming.job import Job
 from streaming.log import open_log
 
 SENT = traffic(2, 900, forgets=True)
+FEW_BYTES = 2_000  # less than a file of some hundred events has
 EVENT = ["kind", "item_id", "event_time", "listed"]
 
 
@@ -154,6 +161,150 @@ def test_a_worker_that_takes_partitions_during_a_flush_does_not_disturb_it(log, 
     archive.flush()
     ingest(log, MemoryStore(), tmp_path / "whole")
     assert rows(root) == rows(tmp_path / "whole")
+
+
+def purchases(first: int, end: int) -> list[Part]:
+    """Offsets [first, end) of partition 0 of `events`."""
+    n = end - first
+    columns = {
+        "event_id": [f"e{i}" for i in range(first, end)], "kind": [1] * n, "event_type": [5] * n,
+        "event_time": [T + i for i in range(first, end)], "user_id": [f"u{i % 2}" for i in range(first, end)],
+        "item_id": ["x"] * n,
+    }  # fmt: skip
+    return [Part("", 0, first, end, EventBatch.from_columns(columns), np.arange(first, end), T)]
+
+
+def taken(root, offset: int, **config) -> Archive:
+    """A worker that has taken partition 0 of `events`, of which the store has this offset."""
+    archive = Archive(root, "test", ArchiveConfig(**config))
+    archive.take("log", {("", "events"): {0: offset}})
+    return archive
+
+
+@pytest.mark.parametrize("lost_at", [10, 15, 20, 25])
+def test_a_worker_that_has_lost_its_partition_takes_nothing_back(lost_at, tmp_path):
+    """It hangs with a journal up to 20, of which the store has some, and wakes up when another one has gone on."""
+    for wakes_first in (False, True):
+        root = tmp_path / f"{wakes_first}"
+        first = taken(root, 0)
+        first.write(purchases(0, 10))
+        first.write(purchases(10, 20))
+        second = taken(root, min(lost_at, 20))
+        if lost_at > 10:
+            second.write(purchases(min(lost_at, 20), lost_at + 10))
+        if wakes_first:
+            first.leave(["0"])
+        second.flush()
+        if not wakes_first:
+            first.leave(["0"])
+        ids = [f"e{i}" for i in range(max(20, lost_at + 10))]
+        assert json.loads((root / "coverage" / "0.json").read_text("utf-8"))["ranges"] == [[0, len(ids)]]
+        assert rows(root) == Counter((i, False) for i in ids)
+        third = taken(root, len(ids))
+        third.write(purchases(len(ids), 50))
+        third.flush()
+        assert rows(root) == Counter((f"e{i}", False) for i in range(50))
+        goes_on(root)
+
+
+def test_a_worker_that_hangs_in_a_flush_does_not_hang_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(coverage, "_LOCK_WAIT_S_MAX", 0)
+    archive = taken(tmp_path, 0)
+    archive.write(purchases(0, 10))
+    with (tmp_path / "coverage" / "0.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for write in (archive.flush, lambda: taken(tmp_path, 10)):
+            with pytest.raises(Unavailable, match="writes source 0"):
+                write()
+    assert not rows(tmp_path)
+    taken(tmp_path, 10)
+    archive.flush()
+    assert rows(tmp_path) == Counter((f"e{i}", False) for i in range(10))
+
+
+def temporary(root) -> list[Path]:
+    return list(root.rglob(".*"))
+
+
+def test_a_job_waits_for_room_on_the_archive_s_disk(log, tmp_path):
+    now_us, root, waited = time.time_ns() // 1_000, tmp_path / "archive", []
+    bodies = [(f"u{i % 7}", Action(type=2, user_id=f"u{i % 7}", item_id="i")) for i in range(1_000)]
+    sent = [Event(event_id=f"e{i}", event_time_us=now_us, action=body) for i, (_, body) in enumerate(bodies)]
+    send(log, [("events", e.action.user_id.encode(), e.SerializeToString()) for e in sent])
+    with contextlib.ExitStack() as full:
+        full.enter_context(files_end_at(FEW_BYTES))
+
+        class Stop(StopEvent):
+            def wait(self, timeout: float | None = None) -> bool:
+                waited.append(temporary(root))
+                if len(waited) == 3:
+                    full.close()
+                return False
+
+        archive = Archive(root, "test")
+        job = Job(log, MemoryStore(), JobConfig(batch_records_max=500), archive=archive)
+        job.run(until_caught_up=True, stop=Stop())
+        job.close()
+    archive.flush()
+    assert len(waited) >= 3
+    assert not any(waited)
+    assert rows(root) == Counter((e.event_id, False) for e in sent)
+
+
+def test_a_flush_for_which_there_is_no_room_keeps_the_journal(tmp_path):
+    archive = taken(tmp_path, 0)
+    archive.write(purchases(0, 1_000))
+    for num_bytes in (0, FEW_BYTES):
+        with files_end_at(num_bytes), pytest.raises(Overloaded, match=r"archive file .*Free disk"):
+            archive.flush()
+        assert not temporary(tmp_path)
+        assert not rows(tmp_path)
+    archive.write(purchases(1_000, 1_010))
+    archive.flush()
+    assert rows(tmp_path) == Counter((f"e{i}", False) for i in range(1_010))
+
+
+def test_tidying_for_which_there_is_no_room_waits_and_steps_do_not(tmp_path):
+    archive, last = taken(tmp_path, 0), 2_000
+    for first in range(0, last, 500):
+        archive.write(purchases(first, first + 500))
+        archive.flush()
+    columns = {"event_id": ["f"], "kind": [int(EventKind.FORGET)], "event_time": [T], "user_id": ["u1"]}
+    archive.write([Part("", 0, last, last + 1, EventBatch.from_columns(columns), np.array([last]), T)])
+    archive.flush()
+    before, mine, tidy = rows(tmp_path), covered(tmp_path), Tidy(tmp_path, ArchiveConfig(merge_files_min=2))
+    with files_end_at(FEW_BYTES):
+        for work in (lambda: tidy.purge(mine, files_max=2), lambda: tidy.merge(mine)):
+            with pytest.raises(Overloaded):
+                work()
+        archive = taken(tmp_path, last + 1, tidy_s=0.01, merge_files_min=2)
+        for _ in range(2):
+            time.sleep(0.02)
+            archive.idle()
+            archive.leave([])
+    assert not temporary(tmp_path)
+    assert on_disk(tmp_path, "u1") == last // 2
+    while not tidy.purge(mine, files_max=2):
+        pass
+    assert on_disk(tmp_path, "u1") == 0
+    assert tidy.merge(mine)
+    assert rows(tmp_path) == before
+
+
+def test_what_a_process_that_died_left_unfinished_goes(tmp_path):
+    archive = taken(tmp_path, 0)
+    archive.write(purchases(0, 10))
+    archive.flush()
+    offline = tmp_path / "offline"
+    (offline / "samples" / "day=2020-09-13").mkdir(parents=True)
+    folders = [tmp_path / "journal", tmp_path / "coverage", *tmp_path.glob("events/day=*"), *offline.glob("samples/*")]
+    for folder in folders:
+        for name, age_s in (("dead", 700), ("at-work", 0)):
+            path = folder / f".{name}.parquet.7.tmp"
+            path.touch()
+            os.utime(path, (time.time() - age_s,) * 2)
+    Tidy(tmp_path, ArchiveConfig(merged_keep_s=0), offline).merge(covered(tmp_path))
+    assert sorted(p.name for p in temporary(tmp_path)) == [".at-work.parquet.7.tmp"] * len(folders)
 
 
 def test_small_files_are_merged_up_to_a_size(log, tmp_path):

@@ -13,6 +13,7 @@ from recsys.core.events import EventBatch, EventKind, EventType
 from recsys.core.ids import keys
 from recsys.data import Dataset, write_dataset
 from recsys.data.write import content_hash
+from streaming.codec import decode_events, encode_events
 
 T0 = datetime(2024, 11, 11, tzinfo=UTC)
 T0_US = int(T0.timestamp()) * 1_000_000
@@ -33,6 +34,23 @@ def test_events_are_cut_by_time_and_type(dataset_dir: Path) -> None:
     assert dataset.events(types=["purchase"])["event_id"].to_list() == ["e3", "e7"]
     with pytest.raises(BadInput, match="bought"):
         dataset.events(types=["bought"])
+
+
+def test_events_are_cut_by_when_they_were_learnt(tmp_path: Path, dataset_dir: Path) -> None:
+    source = Dataset.open(dataset_dir)
+    events = source.events().with_columns(
+        known_at=pl.when(pl.col("event_id") == "e2").then(pl.lit(T0 + timedelta(minutes=7)))  # null: at once
+    )
+    write_dataset(tmp_path / "k", events=events, items=source.items(), info={})
+    dataset = Dataset.open(tmp_path / "k")
+    for before_us, ids in ((T0_US + 7 * MINUTE_US, [0, 1, 3, 4, 5, 6]), (T0_US + 7 * MINUTE_US + 1, range(8))):
+        kept = dataset.events(known_before_us=before_us)
+        assert kept["event_id"].to_list() == [f"e{n}" for n in ids]
+        for rows_max in (1, 1_000):
+            batch = whole(dataset, known_before_us=before_us, include_catalog=False, rows_max=rows_max)
+            assert batch.strings("event_id") == kept["event_id"].to_list()
+    assert source.events(known_before_us=T0_US + MINUTE_US).equals(source.events(before_us=T0_US + MINUTE_US))
+    assert len(dataset.events(known_before_us=T0_US + 9 * MINUTE_US, before_us=T0_US + MINUTE_US)) == 1
 
 
 def test_item_table_knows_only_what_was_listed_before(dataset_dir: Path) -> None:
@@ -120,6 +138,23 @@ def test_catalog_changes_are_merged_with_the_text_of_items(tmp_path: Path, datas
     assert (rows["c3"]["kind"], rows["c3"]["listed"]) == (EventKind.ITEM, False)
 
 
+def test_changes_from_before_1970_can_be_streamed_and_keep_their_order(tmp_path: Path, dataset_dir: Path) -> None:
+    source = Dataset.open(dataset_dir)
+    time = pl.Datetime("us", "UTC")
+    years = [datetime(y, 1, 1, tzinfo=UTC) for y in (1951, 1960, 1969)]
+    catalog = pl.DataFrame(
+        {"event_id": ["c0", "c2", "c1"], "item_id": ["i0", "i0", "i0"], "event_time": [years[0], years[2], years[1]]},
+        schema_overrides={"event_time": time},
+    ).with_columns(kind=pl.Series(["list", "price", "price"]), price=pl.Series([100, 300, 200]))
+    items = source.items().with_columns(available_from=pl.lit(years[0]).cast(time))
+    write_dataset(tmp_path / "old", events=source.events(), items=items, info={}, catalog=catalog)
+    changes = whole(Dataset.open(tmp_path / "old"), before_us=T0_US)
+    assert set(changes.numpy("event_time").tolist()) == set(changes.numpy("known_at").tolist()) == {1}
+    assert [i for i in changes.strings("event_id") if i.startswith("c")] == ["c0", "c1", "c2"]
+    assert len(changes) == 5  # with the listings of i1 and i2
+    assert not decode_events([value for _, _, value in encode_events(changes)]).rejected
+
+
 def test_an_archive_that_grows_is_read_in_order_and_without_repeats(tmp_path: Path, dataset_dir: Path) -> None:
     source = Dataset.open(dataset_dir)
     events = source.events()
@@ -141,6 +176,25 @@ def test_an_archive_that_grows_is_read_in_order_and_without_repeats(tmp_path: Pa
     assert before == Dataset.open(root).hash
     events[[9]].write_parquet(root / "events" / "day=2024-11-12" / "1-0-0.parquet")
     assert Dataset.open(root).hash != before
+
+
+@pytest.mark.parametrize("name", ["0-13-16", "0-1-4", "1-0-3"])  # by name before or after 0-5-8
+def test_what_was_sent_again_too_late_does_not_stand_for_what_was_accepted(
+    name: str, tmp_path: Path, dataset_dir: Path
+) -> None:
+    source = Dataset.open(dataset_dir)
+    day = tmp_path / "archive" / "events" / "day=2024-11-11"
+    day.mkdir(parents=True)
+    accepted = source.events()[:4].with_columns(late=pl.lit(False))
+    accepted.write_parquet(day / "0-5-8.parquet")
+    accepted[[1, 2]].with_columns(late=pl.lit(True)).write_parquet(day / f"{name}.parquet")
+    source.items().write_parquet(tmp_path / "archive" / "items.parquet")
+    (tmp_path / "archive" / "dataset.json").write_text("{}")
+    archive = Dataset.open(tmp_path / "archive")
+    events = archive.events()
+    assert events["event_id"].to_list() == [f"e{n}" for n in range(4)]
+    assert not events["late"].any()
+    assert not whole(archive, include_catalog=False).numpy("late").any()
 
 
 def test_what_cannot_be_opened_says_why(tmp_path: Path, dataset_dir: Path) -> None:
@@ -187,6 +241,14 @@ def test_a_directory_cut_by_others_does_not_pass_for_what_it_was(dataset_dir: Pa
     (dataset_dir / "dataset.json").write_text("{}")
     with pytest.raises(BadInput, match="canonical"):
         Dataset.open(dataset_dir).verify()
+
+
+def test_what_others_put_into_the_folder_is_no_data(dataset_dir: Path) -> None:
+    dataset = Dataset.open(dataset_dir)
+    for name in ("report/slates.parquet", "runs/run/items.parquet", "rejected.parquet"):
+        (dataset_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        dataset.items().write_parquet(dataset_dir / name)
+    assert dataset.verify() == dataset.hash == content_hash(dataset_dir)
 
 
 def test_hash_is_that_of_the_data(dataset_dir: Path, tmp_path: Path) -> None:
