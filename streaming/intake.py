@@ -176,7 +176,7 @@ class Intake:
                 self._consumers[topic].assign(start)
             else:
                 self._consumers[topic] = log.consumer(topic, start)
-            self.offsets[topic] = start
+            self.offsets[topic] = dict(offsets[topic])  # as stored: what a step expects, wherever reading begins
             self.furthest[topic] |= {p: max(o, self.furthest[topic].get(p, 0)) for p, o in start.items()}
 
     def poll(self) -> list[RecordBatch]:
@@ -260,7 +260,9 @@ class Intake:
         topics, config = self._means.topics, self._means.config
         is_slate = source.topic == topics.impressions
         decoded = (decode_impressions if is_slate else decode_events)(source.values, source.headers)
-        ahead_us = decoded.batch.numpy("event_time") - source.append_us[decoded.row]
+        now_us = self._means.clock.now_us()
+        taken_us = np.minimum(source.append_us, now_us)  # a topic of others may have its producers' clocks
+        ahead_us = decoded.batch.numpy("event_time") - taken_us[decoded.row]
         future = ahead_us > config.future_skew_max_s * _SECOND_US
         detail = f"an event time more than {config.future_skew_max_s} s after the record's; expected at most that"
         decoded = _without(decoded, future, FUTURE, detail)
@@ -269,7 +271,6 @@ class Intake:
             decoded = _without(decoded, acts, INVALID, f"an event of a user; expected on {topics.events}")
         if self._num_buckets is not None:
             decoded = self._in_place(decoded, source)
-        now_us = self._means.clock.now_us()
         for r in decoded.rejected:
             put_aside(self._means.outbox, topics.dead_letter, source, r.row, r, now_us)
             _log.warning(

@@ -41,6 +41,7 @@ _log = logging.get_logger(__name__)
 _LAG_S = 2.0
 _GROUP_COMMIT_S = 1.0
 _CAUGHT_UP_S = 0.1
+_RELAPSE_S = 10.0  # refused so soon after it was back, it had not been
 _Ends = Mapping[str, Mapping[int, int]]
 
 
@@ -92,6 +93,8 @@ class Job:
         self._next_s = dict.fromkeys(("lag", "group", "caught up"), 0.0)
         self._emitted: _Ends | None = None
         self._away: _Away | None = None
+        self._was_away: _Away | None = None  # until a record is taken
+        self._back_s = 0.0
         try:
             self._follow()
         except Double11Error:  # whoever tries again makes another job, and this one should not stay in the group
@@ -119,7 +122,7 @@ class Job:
             except (Conflict, Unavailable, Overloaded) as error:
                 stop.wait(self._refused(error))
                 continue
-            self._back()
+            self._back(taken)
             if not taken:
                 stop.wait(self._config.idle_ms / 1e3)
         self.report.seconds += time.perf_counter() - started
@@ -186,11 +189,12 @@ class Job:
         if isinstance(error, Conflict) and (not has_buckets(self._store) or self._is_overtaken()):
             raise error
         now_s = time.monotonic()
-        if self._away is None:
+        before = self._away or (self._was_away if now_s - self._back_s < _RELAPSE_S else None)
+        if before is None:
             of_store = has_buckets(self._store) and error.what.startswith(self._store.what)
             away = _Away("store" if of_store else "log", now_s, self._config.retry_ms / 1e3)
         else:
-            away = replace(self._away, wait_s=min(2 * self._away.wait_s, self._config.retry_ms_max / 1e3))
+            away = replace(before, wait_s=min(2 * before.wait_s, self._config.retry_ms_max / 1e3))
         if now_s - away.since_s > self._config.away_s_max:
             raise error
         self._away = away
@@ -210,12 +214,15 @@ class Job:
             self._outbox.renew()
             self._assigned.clear()
 
-    def _back(self) -> None:
-        """A step went through."""
+    def _back(self, taken: int) -> None:
+        """A step went through. One that took nothing says little: the next may be refused as the last one was."""
         if self._away is not None:
-            metrics.AWAY_S.labels(self._away.of).inc(time.monotonic() - self._away.since_s)
-            _log.info("steps_go_on", after_s=round(time.monotonic() - self._away.since_s, 3))
-            self._away = None
+            now_s = time.monotonic()
+            metrics.AWAY_S.labels(self._away.of).inc(now_s - max(self._away.since_s, self._back_s))
+            _log.info("steps_go_on", after_s=round(now_s - self._away.since_s, 3))
+            self._was_away, self._away, self._back_s = self._away, None, now_s
+        if taken:
+            self._was_away = None
 
     def _reached(self, target: _Ends) -> bool:
         """Whether the store has everything up to these ends, and every item update that came of it."""
@@ -232,8 +239,12 @@ class Job:
         return self._stored_reach(self._emitted)
 
     def _stored_reach(self, ends: _Ends) -> bool:
-        stored = {t: self._store.offsets(t) for t in ends}
-        return all(stored[t].get(p, 0) >= end for t, at in ends.items() for p, end in at.items())
+        """Of what the log still has: a store that was rebuilt reads item updates from where they begin now."""
+        for topic, at in ends.items():
+            stored, begin = self._store.offsets(topic), self._log.begin_offsets(topic)
+            if any(max(stored.get(p, 0), begin.get(p, 0)) < end for p, end in at.items()):
+                return False
+        return True
 
     def _housekeeping(self, *, idle: bool) -> None:
         """Measure the lag, tell the group, and do what of the archive can wait."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from threading import Event as StopEvent
 
@@ -44,7 +45,8 @@ def check_not_future(last_event_us: int, clock: Clock) -> None:
             "dataset",
             came=f"events up to {np.datetime64(last_event_us, 'us')}Z, in the future",
             expected="events that have happened",
-            fix="Move them: --shift-to ISO gives the last event that time and all others the same shift.",
+            fix="Move them: --shift-to ISO gives the last event or catalogue change that time and all others the same "
+            "shift; --until ISO leaves out what comes later.",
         )
 
 
@@ -63,42 +65,42 @@ def produce(
 
     speed: 1.0 = as fast as the events happened, None = as fast as it goes. shift_us is added to all times.
     Actions and forgets go to `events` by user, catalogue changes to `catalog` by item.
-    Raises: BadInput for an event in the future.
+    Raises: BadInput for an event in the future; what comes before its batch has been sent.
     """
     topics, clock, stop = topics or Topics(), clock or WallClock(), stop or StopEvent()
-    producer, started, sent, first_us = log.producer(), time.perf_counter(), 0, None
+    started, sent, first_us = time.perf_counter(), 0, None
     num_partitions = log.num_partitions(topics.catalog)
-    for batch in batches:
-        batch = shifted(batch, shift_us)
-        if not len(batch):
-            continue
-        times = batch.numpy("event_time")
-        check_not_future(int(times.max()), clock)
-        first_us = int(times[0]) if first_us is None else first_us
-        done = 0
-        while done < len(batch) and not stop.is_set():
-            upto = len(batch)
-            if speed is not None:
-                due_us = first_us + int((time.perf_counter() - started) * 1e6 * speed)
-                upto = int(np.searchsorted(times, due_us, side="right"))
-            if upto > done:
-                part = batch.slice(done, upto - done)
-                for kind, key, value in encode_events(part):
-                    if kind in (EventKind.ACTION, EventKind.FORGET):
-                        producer.send(topics.events, key, value, _HEADERS)
-                    else:
-                        partition = partition_of(owner_of(key), num_partitions)
-                        producer.send(topics.catalog, key, value, _HEADERS, partition)
-                done = upto
-                if on_sent is not None:
-                    on_sent(len(part))
-            if speed is not None:
-                producer.flush()
-                stop.wait(_SLICE_S)
-        sent += done
-        if stop.is_set():
-            break
-    producer.close()
+    with closing(log.producer()) as producer:
+        for batch in batches:
+            batch = shifted(batch, shift_us)
+            if not len(batch):
+                continue
+            times = batch.numpy("event_time")
+            check_not_future(int(times.max()), clock)
+            first_us = int(times[0]) if first_us is None else first_us
+            done = 0
+            while done < len(batch) and not stop.is_set():
+                upto = len(batch)
+                if speed is not None:
+                    due_us = first_us + int((time.perf_counter() - started) * 1e6 * speed)
+                    upto = int(np.searchsorted(times, due_us, side="right"))
+                if upto > done:
+                    part = batch.slice(done, upto - done)
+                    for kind, key, value in encode_events(part):
+                        if kind in (EventKind.ACTION, EventKind.FORGET):
+                            producer.send(topics.events, key, value, _HEADERS)
+                        else:
+                            partition = partition_of(owner_of(key), num_partitions)
+                            producer.send(topics.catalog, key, value, _HEADERS, partition)
+                    done = upto
+                    if on_sent is not None:
+                        on_sent(len(part))
+                if speed is not None:
+                    producer.flush()
+                    stop.wait(_SLICE_S)
+            sent += done
+            if stop.is_set():
+                break
     return ProduceReport(sent, time.perf_counter() - started)
 
 

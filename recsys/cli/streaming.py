@@ -66,7 +66,7 @@ def init(
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--sink", required=True, help="Log URL.")
 @click.option("--speed", type=float, help="Multiple of the events' own speed (default: as fast as it goes).")
-@click.option("--shift-to", help="ISO time that the last event gets; all others move with it.")
+@click.option("--shift-to", help="ISO time that the last event or catalogue change gets; all others move with it.")
 @click.option("--from", "from_", help="Only events from this ISO time on (before any shift).")
 @click.option("--until", help="Only events before this ISO time (before any shift).")
 @config_option
@@ -92,7 +92,8 @@ def produce(
         raise BadInput("--speed", came=speed, expected="above 0", fix="Leave it out to go as fast as possible.")
     config, dataset, clock = Config.load(config_path), Dataset.open(directory), WallClock()
     before_us = parse_time_us(until, "--until")
-    last_us = dataset.last_event_us if before_us is None else min(dataset.last_event_us, before_us - 1)
+    last_us = dataset.last_change_us  # nothing is sent of a dataset that would be refused at its end
+    last_us = last_us if before_us is None else min(last_us, before_us - 1)
     target_us = parse_time_us(shift_to, "--shift-to")
     shift_us = 0 if target_us is None else target_us - last_us
     check_not_future(last_us + shift_us, clock)
@@ -132,10 +133,8 @@ def ingest(
 
     With an archive and an offline store, impressions become labelled samples there and on the `samples` topic.
     """
-    from prometheus_client import start_http_server
-
     from feature_store.online import open_store
-    from recsys.core import progress
+    from recsys.core import metrics, progress
     from streaming.archive import Archive
     from streaming.config import ArchiveConfig, JobConfig, SamplesConfig
     from streaming.job import Job, begun
@@ -148,8 +147,8 @@ def ingest(
     config = Config.load(config_path)
     topics, settings, stop = topics_at(source, config), config.get(JobConfig), _stop_on_signal()
     if settings.metrics_port:
-        start_http_server(settings.metrics_port, settings.metrics_host)
-    with open_log(source, config) as log, progress.bar(what="ingest", unit="records") as bar:
+        metrics.serve_http("streaming.job.metrics_port", settings.metrics_port, settings.metrics_host)
+    with open_log(source, config, stop=stop) as log, progress.bar(what="ingest", unit="records") as bar:
         for topic in (topics.events, topics.impressions, topics.catalog):
             # A mistyped source ends here, and makes neither a log nor a store.
             begun(partial(log.num_partitions, topic), settings, stop)
@@ -164,11 +163,13 @@ def ingest(
             make = partial(Job, log, writer, settings, topics=topics, archive=kept, on_step=bar.update)
             job = begun(make, settings, stop)
             report = job.run(until_caught_up=until_caught_up, stop=stop)
-            job.close()
-            if kept is not None:
-                kept.flush()
-                if until_caught_up:
-                    kept.purge()
+            try:
+                if kept is not None:  # before who comes next takes our partitions over
+                    kept.flush()
+                    if until_caught_up:
+                        kept.purge()
+            finally:
+                job.close()
         finally:
             writer.close()
     document = {"source": source, "store": store, **report.as_json()}

@@ -5,7 +5,12 @@ Owners import the metric object from here. Names end in the unit; counters in `_
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram
+from threading import Thread
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
+
+from recsys.core.errors import Unavailable
 
 _MS_BUCKETS = (1, 2, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000, 2000, 5000)
 
@@ -93,3 +98,19 @@ INDEX_RECALL = Histogram(
     buckets=(0.5, 0.8, 0.9, 0.95, 0.96, 0.97, 0.98, 0.99, 1.0),
 )
 INDEX_RECALL_SAMPLES = Counter("double11_index_recall_samples_total", "Sampled queries by outcome", ["outcome"])
+
+
+def serve_http(setting: str, port: int, host: str) -> tuple[WSGIServer, Thread]:
+    """Serve all metrics as Prometheus text over HTTP from a thread. setting: where the port is from, for the error.
+
+    Raises: Unavailable when the address is taken or not this host's.
+    """
+    try:
+        return start_http_server(port, host)
+    except OSError as error:
+        raise Unavailable(
+            f"{setting} {port}",
+            came=f"{error} ({host}:{port})",
+            expected="a free address of this host",
+            fix="Choose another port, or 0 for no metrics over HTTP.",
+        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from threading import Event as StopEvent
 
 from recsys.core import BadInput, Clock
 from recsys.core.config import Config
@@ -36,9 +37,11 @@ __all__ = [
 ]
 
 
-def open_log(url: str, config: Config | None = None, clock: Clock | None = None) -> Log:
+def open_log(url: str, config: Config | None = None, clock: Clock | None = None, stop: StopEvent | None = None) -> Log:
     """The log at a URL; topics are made by `create_topics` (double11 streaming init).
 
+    clock: what stamps the records of an embedded log; on Kafka the broker does.
+    stop: set when the process is to end; a call waits a few seconds more for a broker then.
     Raises: BadInput for a scheme without a driver, or a URL that is not one.
     """
     config = config or Config()
@@ -48,10 +51,10 @@ def open_log(url: str, config: Config | None = None, clock: Clock | None = None)
         if settings.driver == "confluent":
             from streaming.log.kafka.confluent import ConfluentLog
 
-            return ConfluentLog(servers, settings, topics, clock)
+            return ConfluentLog(servers, settings, topics, stop)
         from streaming.log.kafka.kafka_python import KafkaPythonLog
 
-        return KafkaPythonLog(servers, settings, topics, clock)
+        return KafkaPythonLog(servers, settings, topics, stop)
     if scheme(url) != "embedded":
         raise BadInput("log URL", came=url, expected="embedded:PATH or kafka://HOST:PORT", fix="Use one of the two.")
     return EmbeddedLog(embedded_path(url, "log URL"), config.get(EmbeddedLogConfig), clock)

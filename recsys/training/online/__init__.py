@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from recsys.core import RunDirectory, WallClock
+from recsys.core import RunDirectory, WallClock, metrics
 from recsys.core.config import Config
 from recsys.training.config import OnlineConfig
 
@@ -25,8 +25,6 @@ def train_online(
 
     Raises: whatever the run, the state, the log and the store raise.
     """
-    from prometheus_client import start_http_server
-
     from feature_store.online import check_exists, open_reader
     from recsys.training.online.trainer import OnlineTrainer
     from streaming.log import open_log, topics_at
@@ -43,7 +41,7 @@ def train_online(
         features = open_reader(store_url, config)
         trainer = OnlineTrainer(run, log, topics, features, state, online, WallClock())
         if online.metrics_port:
-            start_http_server(online.metrics_port, online.metrics_host)
+            metrics.serve_http("training.online.metrics_port", online.metrics_port, online.metrics_host)
         print(json.dumps({"ready": True, "run_id": run.run_id, "sequence": trainer.sequence}), flush=True)
         try:
             deltas = trainer.run(stop.is_set, until_caught_up=until_caught_up)

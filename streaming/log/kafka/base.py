@@ -7,19 +7,19 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import lru_cache
+from threading import Event as StopEvent
 from types import MappingProxyType
 from typing import Self
 
 from recsys.core import (
     BadInput,
-    Clock,
     Conflict,
     Double11Error,
     NotFound,
     Overloaded,
     Unavailable,
     VersionMismatch,
-    WallClock,
+    logging,
     metrics,
 )
 from streaming.config import KafkaConfig
@@ -27,6 +27,7 @@ from streaming.log.base import Consumer, Membership, Producer, RecordBatch, chec
 from streaming.log.kafka.buffer import FairBuffer
 from streaming.topics import Topics
 
+_log = logging.get_logger(__name__)
 MESSAGE_BYTES_MAX = 2 << 20  # a value of a mebibyte with key, headers and framing
 REFILL_RECORDS = 1 << 16
 _PAUSE_S = 0.05
@@ -36,15 +37,31 @@ _NO_CERTIFICATE = (
 )
 _LOGIN = " A wrong login may look the same, where the line is cut before the answer: check user and sasl_password_file."
 _LAST_COMMIT_S = 5.0
+_LEAVE_S = 5.0
+_LAST_CALL_S = 3.0
+
+
+class Patience:
+    """How long one call may wait for a broker: `timeout_s`, and a few seconds more once the process is to end."""
+
+    def __init__(self, timeout_s: float, stop: StopEvent) -> None:
+        self._until_s, self._stop, self._ends = time.monotonic() + timeout_s, stop, False
+
+    def left_s(self) -> float:
+        """Seconds left, 0 or less when it is over. To be asked every second or so."""
+        now_s = time.monotonic()
+        if not self._ends and self._stop.is_set():
+            self._ends, self._until_s = True, min(self._until_s, now_s + _LAST_CALL_S)
+        return self._until_s - now_s
 
 
 class KafkaLog(ABC):
-    """A Log on a Kafka cluster. clock gives the records' timestamps."""
+    """A Log on a Kafka cluster, whose clock stamps the records; topics that others made may have those of producers."""
 
-    def __init__(self, servers: str, config: KafkaConfig, topics: Topics, clock: Clock | None = None) -> None:
-        """servers: host:port[,host:port]. topics: their names; the catalogue's is compacted."""
-        self.servers, self.config, self.clock = servers, config, clock or WallClock()
-        self._topics = topics
+    def __init__(self, servers: str, config: KafkaConfig, topics: Topics, stop: StopEvent | None = None) -> None:
+        """servers: host:port[,host:port]. topics: their names; the catalogue's is compacted. stop: see `open_log`."""
+        self.servers, self.config = servers, config
+        self._topics, self._stop = topics, stop or StopEvent()
         self._partitions: dict[str, int] = {}
 
     def create_topics(self, partitions: Mapping[str, int]) -> None:
@@ -98,6 +115,10 @@ class KafkaLog(ABC):
         """Last stable offset, by partition: open transactions are not counted."""
         return self._offsets(topic, end=True)
 
+    def patience(self, timeout_s: float) -> Patience:
+        """For a call that begins now."""
+        return Patience(timeout_s, self._stop)
+
     def check(self) -> None:
         """Raises: Unavailable unless a broker answers."""
         self._present()
@@ -148,6 +169,7 @@ class KafkaLog(ABC):
         settings = {
             "max.message.bytes": str(MESSAGE_BYTES_MAX),
             "min.insync.replicas": str(self.config.min_insync_replicas),
+            "message.timestamp.type": "LogAppendTime",  # a producer's clock cannot vouch for itself
         }
         c, t = self.config, self._topics
         if topic == t.catalog:
@@ -308,7 +330,12 @@ class KafkaMembership(ABC):
         while self._unanswered > 0 and time.monotonic() < until_s:
             self._serve()
             time.sleep(_PAUSE_S)
-        self._leave()
+        # A client waits a minute and more for a broker that is silent; the group forgets who goes without a word.
+        leaving = threading.Thread(target=self._leave, name="leave-group", daemon=True)
+        leaving.start()
+        leaving.join(_LEAVE_S)
+        if leaving.is_alive():
+            _log.warning("group_not_left", topic=self._topic, waited_s=_LEAVE_S)
 
     def _answered(self, failed: bool) -> None:
         """Group offsets are information: a failure costs nothing but their freshness."""

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from concurrent.futures import Future, wait
+from threading import Event as StopEvent
 from typing import Any
 
 from confluent_kafka import Consumer as Client
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka import Producer as ProducerClient
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from confluent_kafka.admin import AdminClient, ClusterMetadata, NewTopic, OffsetSpec
 
-from recsys.core import Clock, Double11Error, logging
+from recsys.core import Double11Error, logging
 from streaming.config import KafkaConfig
 from streaming.log.kafka.base import (
     MESSAGE_BYTES_MAX,
@@ -24,6 +26,7 @@ from streaming.log.kafka.base import (
     KafkaLog,
     KafkaMembership,
     KafkaProducer,
+    Patience,
     headers_of,
 )
 from streaming.log.kafka.buffer import Records
@@ -55,8 +58,8 @@ _MOVING = {
 class ConfluentLog(KafkaLog):
     """A Log on Kafka through librdkafka."""
 
-    def __init__(self, servers: str, config: KafkaConfig, topics: Topics, clock: Clock | None = None) -> None:
-        super().__init__(servers, config, topics, clock)
+    def __init__(self, servers: str, config: KafkaConfig, topics: Topics, stop: StopEvent | None = None) -> None:
+        super().__init__(servers, config, topics, stop)
         self._timeout_s = config.request_timeout_ms / 1e3
         self._refusal: KafkaError | None = None  # the last one; calls only say that no broker was reached
         self._admin = AdminClient(self.settings())
@@ -95,7 +98,8 @@ class ConfluentLog(KafkaLog):
         return ConfluentMembership(self, group, topic, alone=alone)
 
     def close(self) -> None:
-        """The admin client has nothing to finish; its connections go with it."""
+        """The admin client has nothing to finish; its connections go with it. Calls under way end soon."""
+        self._stop.set()
 
     def error(self, error: KafkaError | KafkaException, topic: str) -> Double11Error:
         """An error of librdkafka as one of ours."""
@@ -114,10 +118,7 @@ class ConfluentLog(KafkaLog):
         return self.unavailable(error.str())
 
     def _cluster_id(self) -> str:
-        try:
-            return str(self._admin.list_topics(timeout=self._timeout_s).cluster_id)
-        except KafkaException as error:
-            raise self.error(error, "") from error
+        return str(self._metadata().cluster_id)
 
     def _on_error(self, error: KafkaError) -> None:
         """Librdkafka goes on trying by itself; the reader of the log should know what it is about."""
@@ -126,23 +127,35 @@ class ConfluentLog(KafkaLog):
         _log.warning("kafka_client_error", code=error.name(), detail=error.str())
 
     def _present(self) -> dict[str, int]:
-        until_s = time.monotonic() + self._timeout_s
+        topics = self._metadata().topics
+        return {name: len(t.partitions) for name, t in topics.items() if t.error is None and t.partitions}
+
+    def _metadata(self) -> ClusterMetadata:
+        patience = self.patience(self._timeout_s)
         while True:
-            left_s = until_s - time.monotonic()
+            left_s = patience.left_s()
             try:
-                topics = self._admin.list_topics(timeout=min(max(left_s, _WAIT_S), _ASK_S)).topics
+                found = self._admin.list_topics(timeout=min(max(left_s, _WAIT_S), _ASK_S))
                 break
             except KafkaException as error:
                 self._admin.poll(0)  # hands over what `_on_error` gets
                 if self._refusal is not None or left_s <= _ASK_S:  # who is not let in need not ask on
                     raise self.error(error, "") from error
         self._refusal = None
-        return {name: len(t.partitions) for name, t in topics.items() if t.error is None and t.partitions}
+        return found
+
+    def _wait(self, answers: Collection[Future[Any]], patience: Patience) -> None:
+        """Until all are there: by itself librdkafka asks for leaders first, and then waits as long again."""
+        while wait(answers, min(max(patience.left_s(), 0), _ASK_S)).not_done:
+            if patience.left_s() <= 0:
+                raise self.unavailable("no answer in time") if self._refusal is None else self.error(self._refusal, "")
 
     def _create(self, partitions: Mapping[str, int]) -> None:
         replicas = self.config.replication_factor
         new = [NewTopic(t, n, replicas, config=self.topic_settings(t)) for t, n in partitions.items()]
+        patience = self.patience(self._timeout_s + 1)
         for topic, made in self._admin.create_topics(new, request_timeout=self._timeout_s).items():
+            self._wait([made], patience)
             try:
                 made.result()
             except KafkaException as error:
@@ -152,15 +165,16 @@ class ConfluentLog(KafkaLog):
     def _offsets(self, topic: str, *, end: bool) -> dict[int, int]:
         spec = OffsetSpec.latest() if end else OffsetSpec.earliest()
         asked: dict[Any, Any] = {TopicPartition(topic, p): spec for p in range(self.num_partitions(topic))}
-        deadline_s = time.monotonic() + self._timeout_s
+        patience = self.patience(self._timeout_s + 1)
         while True:
             found: dict[Any, Any] = self._admin.list_offsets(
                 asked, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=self._timeout_s
             )
+            self._wait(found.values(), patience)
             try:
                 return {at.partition: made.result().offset for at, made in found.items()}
             except KafkaException as error:
-                if _inner(error).code() not in _MOVING or time.monotonic() > deadline_s:
+                if _inner(error).code() not in _MOVING or patience.left_s() <= 0:
                     raise self.error(error, topic) from error
             time.sleep(_WAIT_S)
             self._present()  # asks for the leaders again
@@ -201,25 +215,24 @@ class ConfluentProducer(KafkaProducer):
         self._client.purge(in_queue=True, in_flight=True, blocking=False)
 
     def _send(self, topic: str, partition: int, key: bytes, value: bytes, headers: Any) -> None:
-        timestamp_ms = self._log.clock.now_us() // 1_000
-        deadline_s = 0.0
+        patience: Patience | None = None
         while True:
             try:
-                self._client.produce(topic, value, key, partition, timestamp=timestamp_ms, headers=headers)
+                self._client.produce(topic, value, key, partition, headers=headers)
                 return
             except BufferError as error:
-                now_s = time.monotonic()
-                deadline_s = deadline_s or now_s + self._timeout_s
-                if now_s > deadline_s:
+                patience = patience or self._log.patience(self._timeout_s)
+                if patience.left_s() <= 0:
                     raise self._full() from error
                 self._client.poll(_WAIT_S)
             except KafkaException as error:
                 raise self._log.error(error, topic) from error
 
     def _flush(self) -> None:
-        left = self._client.flush(self._timeout_s + 1)  # by then each has been delivered or given up
-        if left:
-            raise self._log.unavailable(f"{left} records not acknowledged")
+        patience = self._log.patience(self._timeout_s + 1)  # by then each has been delivered or given up
+        while left := self._client.flush(min(max(patience.left_s(), 0), _ASK_S)):
+            if patience.left_s() <= 0:
+                raise self._log.unavailable(f"{left} records not acknowledged")
 
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from threading import Event as StopEvent
 from typing import Any, TypeVar
 
 from kafka import KafkaAdminClient, TopicPartition, errors
@@ -15,7 +16,7 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 from kafka.structs import OffsetAndMetadata
 
-from recsys.core import Clock, Double11Error, Unavailable
+from recsys.core import Double11Error, Unavailable
 from recsys.core.logging import get_logger
 from streaming.config import KafkaConfig
 from streaming.log.kafka.base import (
@@ -42,8 +43,8 @@ _GONE = (errors.OffsetOutOfRangeError, errors.NoOffsetForPartitionError, errors.
 class KafkaPythonLog(KafkaLog):
     """A Log on Kafka through kafka-python."""
 
-    def __init__(self, servers: str, config: KafkaConfig, topics: Topics, clock: Clock | None = None) -> None:
-        super().__init__(servers, config, topics, clock)
+    def __init__(self, servers: str, config: KafkaConfig, topics: Topics, stop: StopEvent | None = None) -> None:
+        super().__init__(servers, config, topics, stop)
         self._reason = _Reason()
         self._client: Any = None
         self._lock = threading.Lock()
@@ -218,11 +219,10 @@ class KafkaPythonProducer(KafkaProducer):
             self._client.close(timeout=0)
 
     def _send(self, topic: str, partition: int, key: bytes, value: bytes, headers: list[tuple[str, bytes]]) -> None:
-        timestamp_ms = self._log.clock.now_us() // 1_000
         self._waiting_bytes += len(key) + len(value)
         if self._waiting_bytes > self._log.config.buffer_bytes_max:
             self._flush()
-        sent = self._log.guarded(lambda: self._client.send(topic, value, key, headers, partition, timestamp_ms), topic)
+        sent = self._log.guarded(lambda: self._client.send(topic, value, key, headers, partition), topic)
         sent.add_errback(lambda error: self._failed(self._log.error(error, topic)))
 
     def _flush(self) -> None:

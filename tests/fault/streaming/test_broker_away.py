@@ -95,6 +95,22 @@ async def test_what_a_broker_acknowledged_counts_once_and_what_others_aborted_ne
     await disturbed(world, mortal_kafka, seed, EVENTS, [others_transactions, away])
 
 
+async def test_a_consumer_ends_in_time_while_its_broker_hangs(world, mortal_kafka):
+    """Kubernetes kills 30 s after SIGTERM; a step under way, the lag and the group each waited for the broker."""
+    sent = traffic(3, EVENTS)
+    expected = judged(sent)
+    with world.ingest(batch_records_max=100) as consumer:
+        world.send(sent)
+        consumer.until(EVENTS // 4)
+        with mortal_kafka.frozen():
+            time.sleep(2.5)  # until it waits, for the lag at the latest
+            began_s = time.monotonic()
+            consumer.stop()
+            assert time.monotonic() - began_s < 25
+    world.catch_up()
+    await check(world, expected)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1_800)
 @pytest.mark.parametrize("seed", seeds([], fresh=1))

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 from confluent_kafka import Producer as OtherProducer
@@ -9,7 +10,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from feature_store.online import open_store
-from recsys.core import Deadline, EventBatch, VersionMismatch
+from recsys.core import Deadline, EventBatch, Unavailable, VersionMismatch
 from streaming.config import JobConfig, StreamingConfig, Topics
 from streaming.job import Job
 from streaming.log import Consumer, open_log
@@ -141,6 +142,29 @@ def test_aborted_and_dangling_transactions_are_invisible_and_do_not_hold_up_for_
     assert job.report.dead_letters == {"undecodable": 1}  # what the other producer committed is no event of ours
     assert store.offsets(topics.events) == log.end_offsets(topics.events)
     store.close()
+
+
+@pytest.mark.parametrize("room", ["confluent"], indirect=True)
+def test_who_is_to_end_waits_a_few_seconds_more_for_a_silent_broker(room, broker, kafka_config):
+    """Of the minute and the two that calls and records have."""
+    _, topics = room
+    config, _ = kafka_config("confluent", request_timeout_ms=60_000, delivery_timeout_ms=120_000)
+    stop, url = threading.Event(), f"kafka://{broker.address}"
+    with open_log(url, config, stop=stop) as told, open_log(url, config) as closed, ThreadPoolExecutor() as threads:
+        producer = told.producer()
+        for log in (told, closed):
+            log.end_offsets(topics.events)
+        with broker.frozen():
+            producer.send(topics.events, b"k", b"v", partition=0)
+            calls = [threads.submit(call) for call in (told.log_id, producer.flush)]
+            calls += [threads.submit(log.end_offsets, topics.events) for log in (told, closed)]
+            assert not wait(calls, 2).done
+            began_s = time.monotonic()
+            stop.set()
+            closed.close()
+            assert {type(call.exception()) for call in calls} == {Unavailable}
+            assert time.monotonic() - began_s < 15
+            producer.abandon()
 
 
 def test_records_that_retention_removed_are_missed_loudly(room, broker, tmp_path):

@@ -137,7 +137,8 @@ async def test_a_store_that_the_log_has_left_behind_is_rebuilt(world, tmp_path):
     world.catch_up("--archive", archive)
     with open_log(world.log, world.config) as log:
         topics = topics_at(world.log, world.config)
-        ends = {t: log.end_offsets(t) for t in (topics.events, topics.impressions, topics.catalog)}
+        past = (topics.events, topics.impressions, topics.catalog, topics.item_updates)
+        ends = {t: log.end_offsets(t) for t in past}
     admin = AdminClient({"bootstrap.servers": world.log.removeprefix("kafka://")})
     gone = [TopicPartition(t, p, o) for t, at in ends.items() if t != topics.catalog for p, o in at.items()]
     for done in admin.delete_records(gone).values():

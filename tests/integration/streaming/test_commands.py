@@ -1,13 +1,20 @@
 """produce, ingest, dead-letter, forget, features: the commands as typed, and what they answer to bad input."""
 
 import json
+import shutil
+import socket
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 from recsys.cli.main import run
-from recsys.data import Dataset, simulate
+from recsys.data import Dataset, simulate, write_dataset
+from streaming.codec import decode_events
+from streaming.job import Job
+from streaming.log import open_log
+from streaming.log.base import read_all
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +68,21 @@ def test_a_dataset_goes_through_log_store_and_archive_and_comes_back(double11, d
     assert double11(*ask)[1]["entities"] == streamed["entities"]
 
 
+def test_ingest_leaves_its_partitions_with_an_archive_that_is_whole(double11, dataset, url, tmp_path, monkeypatch):
+    """Who takes them over goes on from what the archive covers."""
+    archive, left, close = tmp_path / "archive", [], Job.close
+
+    def leave(job: Job) -> None:
+        left.append((bool(list(archive.glob("coverage/*.json"))), list(archive.glob("journal/*.arrow"))))
+        close(job)
+
+    monkeypatch.setattr(Job, "close", leave)
+    double11("streaming", "init")
+    double11("produce", dataset, "--sink", url)
+    assert double11("ingest", "--source", url, "--store", url, "--archive", archive, "--until-caught-up")[0] == 0
+    assert left == [(True, [])]
+
+
 def test_features_are_read_as_of_a_time(double11, dataset, url):
     double11("features", "materialize", dataset)
     user = Dataset.open(dataset).events()["user_id"][0]
@@ -77,6 +99,17 @@ def test_until_keeps_later_events_out(double11, dataset, url):
     assert some["events"] < len(events)
 
 
+def test_features_until_a_time_know_nothing_that_was_learnt_later(double11, dataset, url, tmp_path):
+    late = pl.datetime(2025, 11, 2, time_zone="UTC", time_unit="us")
+    shutil.copytree(dataset, tmp_path / "late")
+    first = pl.col("event_id") == pl.col("event_id").first()
+    events = Dataset.open(dataset).events().with_columns(known_at=pl.when(first).then(late))
+    events.write_parquet(tmp_path / "late" / "events.parquet")
+    _, all_known = double11("features", "materialize", dataset, "--until", "2025-11-01")
+    _, one_later = double11("features", "materialize", tmp_path / "late", "--until", "2025-11-01")
+    assert one_later["events"] == all_known["events"] - 1
+
+
 def test_a_dataset_of_the_future_names_shift_to(double11, dataset, url):
     double11("streaming", "init")
     code, answer = double11("produce", dataset, "--sink", url, "--shift-to", "2090-01-01")
@@ -86,10 +119,46 @@ def test_a_dataset_of_the_future_names_shift_to(double11, dataset, url):
     assert code == 0
 
 
+def test_a_catalogue_that_goes_on_after_the_last_action_is_shifted_with_it(double11, url, tmp_path):
+    now = datetime.now(UTC).replace(microsecond=0)
+    days, time = [now + timedelta(days=n) for n in (-3, -2, -1, 2)], pl.Datetime("us", "UTC")
+    events = pl.DataFrame(
+        {"event_id": ["e"], "user_id": ["u"], "item_id": ["a"], "event_type": ["view"], "event_time": days[1:2]}
+    ).with_columns(pl.col("event_time").cast(time))
+    items = pl.DataFrame({"item_id": ["a", "b"], "available_from": [days[0], days[2]]})
+    stock = pl.DataFrame({"event_id": ["s"], "item_id": ["a"], "event_time": days[3:], "kind": ["stock"], "stock": [0]})
+    write_dataset(
+        tmp_path / "data", events=events, items=items.with_columns(pl.col("available_from").cast(time)), info={},
+        catalog=stock.with_columns(pl.col("event_time").cast(time)),
+    )  # fmt: skip
+    double11("streaming", "init")
+    code, answer = double11("produce", tmp_path / "data", "--sink", url)
+    assert (code, "--shift-to" in answer["error"]["fix"]) == (2, True)
+    with open_log(url) as log:
+        assert not any(sum(log.end_offsets(topic).values()) for topic in ("events", "catalog"))
+    code, answer = double11("produce", tmp_path / "data", "--sink", url, "--shift-to", now.isoformat())
+    assert (code, answer["events"]) == (0, 4)
+    with open_log(url) as log:
+        found = [decode_events(b.values).batch for topic in ("events", "catalog") for b in read_all(log, topic)]
+    times = {i: t for b in found for i, t in zip(b.strings("item_id"), b.numpy("event_time").tolist(), strict=True)}
+    assert times["a"] == int(now.timestamp()) * 1_000_000
+    assert times["b"] == times["a"] - 3 * 86_400_000_000
+
+
 def test_a_log_that_does_not_exist_names_init(double11, dataset, url):
     code, answer = double11("produce", dataset, "--sink", url)
     assert code == 2
     assert "streaming init" in answer["error"]["fix"]
+
+
+def test_a_taken_metrics_port_is_named_with_its_setting(double11, url, monkeypatch):
+    double11("streaming", "init")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        monkeypatch.setenv("DOUBLE11__STREAMING__JOB__METRICS_PORT", port)
+        code, report = double11("ingest", "--source", url, "--store", url, "--until-caught-up")
+    assert (code, report["error"]["code"]) == (4, "UNAVAILABLE")
+    assert f"streaming.job.metrics_port {port}" in report["error"]["message"]
 
 
 def test_forget_reaches_the_store(double11, dataset, url):
@@ -103,8 +172,6 @@ def test_forget_reaches_the_store(double11, dataset, url):
 
 
 def test_dead_letters_are_listed_and_requeued(double11, url):
-    from streaming.log import open_log
-
     double11("streaming", "init")
     with open_log(url) as log:
         producer = log.producer()

@@ -9,7 +9,7 @@ from double11.v1.event_pb2 import Action, Event, Impression, ImpressionItem
 
 from feature_store import FeatureStatus
 from feature_store.online import MemoryStore
-from recsys.core import BadInput, Conflict, Deadline, EventBatch, EventKind, ManualClock, VersionMismatch
+from recsys.core import BadInput, Conflict, Deadline, EventBatch, EventKind, ManualClock, VersionMismatch, WallClock
 from streaming.config import JobConfig
 from streaming.dead_letter import Requeued, letters, requeue, survey
 from streaming.job import Job
@@ -128,6 +128,18 @@ async def test_what_cannot_be_read_is_put_aside_and_the_rest_goes_on(room):
     assert all(m.topic in ("events", "impressions") and "expected" in m.detail for m in found)
 
 
+async def test_a_fast_clock_of_a_producer_does_not_vouch_for_itself(room):
+    """A topic that keeps producers' times says that the record is as old as its event."""
+    fast_us = int((time.time() + 3_300) * 1e6)
+    room.log.clock = ManualClock(fast_us)
+    fast = Event(event_id="fast", event_time_us=fast_us, action=Action(type=2, user_id="u", item_id="i"))
+    room.send_bytes(fast.SerializeToString())
+    room.log.clock = WallClock()
+    room.send(event("good"))
+    report = room.ingest()
+    assert (report.events, report.dead_letters) == ({"applied": 1}, {"future": 1})
+
+
 async def test_requeued_dead_letters_keep_their_ids(room):
     ahead = int((time.time() + 3_600) * 1e6)
     value = Event(event_id="x", event_time_us=ahead, action=Action(type=5, user_id="u", item_id="i"))
@@ -190,14 +202,14 @@ async def test_a_version_that_is_still_unknown_is_put_aside_again(room):
 
 
 async def test_slates_count_once_and_are_no_touch(room):
-    for request in ("r1", "r1", "r2"):
-        room.send_bytes(slate(request), topic="impressions")
-    assert room.ingest().events == {"applied": 6, "duplicate": 3}
+    for request, slate_id in (("r1", ""), ("r1", ""), ("r2", "s1"), ("r2", "s2"), ("r2", "s2")):
+        room.send_bytes(slate(request, slate_id=slate_id), topic="impressions")
+    assert room.ingest().events == {"applied": 9, "duplicate": 6}
     user = await room.store.user("u", T + 1, NEVER)
-    assert user.values["impression_count_all"] == 6
+    assert user.values["impression_count_all"] == 9
     assert not len(user.recent_item_key)
     assert not len(user.pair_item_key)
-    assert (await room.store.items(["a"], T + 1, NEVER)).column("impression_count_all")[0] == 2
+    assert (await room.store.items(["a"], T + 1, NEVER)).column("impression_count_all")[0] == 3
 
 
 async def test_slates_are_not_late_because_actions_were_read_first(room):
@@ -273,3 +285,6 @@ def test_a_dataset_dated_in_the_future_is_not_produced(room):
     with pytest.raises(BadInput, match="--shift-to"):
         produce([event("a", T + HOUR)], room.log, clock=ManualClock(T))
     assert produce([event("a", T + HOUR)], room.log, clock=ManualClock(T), shift_us=-HOUR).events == 1
+    with pytest.raises(BadInput, match="future"):
+        produce([event("b"), event("c", T + HOUR)], room.log, clock=ManualClock(T))
+    assert sum(room.log.end_offsets("events").values()) == 2  # what was sent before it is not dropped
