@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from recsys.core import EVENT_SCHEMA, EventBatch, EventKind, EventType
 from recsys.core.ids import ID_BYTES_MAX
 from streaming.log.base import SCHEMA_HEADER, SCHEMA_VERSION, VALUE_BYTES_MAX
-from streaming.wire import TEXT_BYTES_MAX, TIME_US_MAX, decode_actions, decode_changes
+from streaming.wire import AMOUNT_MAX, TEXT_BYTES_MAX, TIME_US_MAX, decode_actions, decode_changes
 
 ATTRIBUTES_BYTES_MAX = 16 << 10
 IMPRESSION_ITEMS_MAX = 500
@@ -84,7 +84,7 @@ def _begins_with_change(values: Sequence[bytes]) -> bool:
 
 
 def decode_impressions(values: Sequence[bytes], headers: Sequence[Mapping[str, bytes]] = ()) -> Decoded:
-    """N slates of `impressions`, each becoming one IMPRESSION action per item, event_id = request_id#position."""
+    """N slates of `impressions`, each becoming one IMPRESSION action per item, event_id = slate_id#position."""
     return _decode(values, headers, Impression.FromString, _impression_rows)
 
 
@@ -226,7 +226,7 @@ def _event_rows(e: Event) -> list[_Row]:
         kind, item_id, price = EventKind.PRICE, e.price.item_id, e.price.price_minor
     elif body == "stock":
         kind, item_id, stock = EventKind.STOCK, e.stock.item_id, e.stock.stock_units
-        _check(stock >= 0, "stock_units", stock, "at least 0")
+        _check_amount("stock_units", stock)
     elif body == "item":
         i = e.item
         kind, item_id, listed = EventKind.ITEM, i.item_id, i.listed
@@ -243,7 +243,7 @@ def _event_rows(e: Event) -> list[_Row]:
         kind, user_id = EventKind.FORGET, e.forget.user_id
     else:
         raise ValueError("no body; expected action, price, stock, item or forget")
-    _check(price is None or price >= 0, "price_minor", price, "at least 0")
+    _check_amount("price_minor", price)
     _check_id("user_id" if body == "forget" else "item_id", user_id if body == "forget" else item_id)
     return [
         (
@@ -261,7 +261,7 @@ def _action_row(event_id: str, time_us: int, known_us: int, a: Action, stress: b
     price = a.price_minor if a.HasField("price_minor") else None
     quantity = a.quantity if a.HasField("quantity") else None
     position, propensity = a.position, a.propensity
-    _check(price is None or price >= 0, "price_minor", price, "at least 0")
+    _check_amount("price_minor", price)
     _check(quantity is None or quantity >= 1, "quantity", quantity, "at least 1")
     _check(position >= 0, "position", position, "from 1, or 0 for unknown")
     _check(0.0 <= propensity <= 1.0, "propensity", propensity, "above 0 and at most 1, or 0 for unknown")
@@ -275,6 +275,8 @@ def _impression_rows(m: Impression) -> list[_Row]:
     """One row per item of a slate. Raises: ValueError."""
     request_id, user_id, session_id = m.request_id, m.user_id, _text(m.session_id)
     _check_id("request_id", request_id)
+    slate_id = m.slate_id or request_id
+    _check_id("slate_id", slate_id)
     _check_id("user_id", user_id)
     _check_times(m.event_time_us, 0)
     _check(len(m.items) <= IMPRESSION_ITEMS_MAX, "items", len(m.items), f"at most {IMPRESSION_ITEMS_MAX}")
@@ -286,7 +288,7 @@ def _impression_rows(m: Impression) -> list[_Row]:
         _check(math.isfinite(item.score), "score", item.score, "a finite number")
         rows.append(
             (
-                f"{request_id}#{item.position}", 1, int(EventType.IMPRESSION), m.event_time_us, m.event_time_us,
+                f"{slate_id}#{item.position}", 1, int(EventType.IMPRESSION), m.event_time_us, m.event_time_us,
                 user_id, item.item_id, session_id, request_id, item.position, item.propensity or None,
                 None, None, None, None, None, None, None, None, False, m.stress,
             )
@@ -304,6 +306,10 @@ def _check_id(name: str, value: str | None) -> None:
         raise ValueError(f"no {name}; expected 1 to {ID_BYTES_MAX} bytes")
     if len(value) * 4 > ID_BYTES_MAX and len(value.encode()) > ID_BYTES_MAX:
         raise ValueError(f"{name} of {len(value.encode())} bytes; expected 1 to {ID_BYTES_MAX}")
+
+
+def _check_amount(name: str, value: int | None) -> None:
+    _check(value is None or 0 <= value <= AMOUNT_MAX, name, value, f"0 to {AMOUNT_MAX}")
 
 
 def _check_times(time_us: int, known_us: int) -> None:

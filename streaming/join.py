@@ -1,12 +1,13 @@
 """The impression join: what was shown and what became of it within the attribution window.
 
-An action belongs to the slate it names (request_id), else to the latest slate that showed the item to the user no
-more than the window before it.
+An action belongs to the slate it names (request_id), else to any: to the latest one that showed the item to the user,
+no more than the window before it. Several slates may have one request_id.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import polars as pl
 from double11.v1.sample_pb2 import Sample
@@ -16,6 +17,10 @@ from recsys.core import EventBatch, EventKind, EventType, keys
 WINDOW_US = 24 * 3_600 * 1_000_000
 _SHOWN = ("event_id", "request_id", "user_id", "item_id", "event_time", "position", "propensity", "stress")
 _EXTRA = ("source", "offset")
+_BY_NAME_ELSE_ANY: tuple[tuple[Literal["semi", "anti"], list[str]], ...] = (
+    ("semi", ["user_id", "item_id", "request_id"]),
+    ("anti", ["user_id", "item_id"]),
+)
 
 
 def join(events: EventBatch, *, window_us: int = WINDOW_US, watermark_us: int | None = None) -> pl.DataFrame:
@@ -38,20 +43,23 @@ def join_actions(actions: pl.DataFrame, *, window_us: int) -> pl.DataFrame:
     acted = actions.filter(~is_shown).select("user_id", "item_id", "event_type", "request_id", acted_at="event_time")
     pair = ["user_id", "item_id"]
     target = shown.select(*pair, "request_id", shown_at="event_time", shown_id="event_id")
-    named = acted.join(target, on=[*pair, "request_id"], how="inner")
-    named = named.filter((pl.col("acted_at") - pl.col("shown_at")).is_between(0, window_us))
-    rest = acted.join(target, on=[*pair, "request_id"], how="anti").sort("acted_at")
-    latest = rest.join_asof(
-        target.drop("request_id"),
-        left_on="acted_at",
-        right_on="shown_at",
-        by=pair,
-        strategy="backward",
-        tolerance=window_us,
-        check_sortedness=False,
-    )
-    columns = ["shown_id", "event_type", "acted_at"]
-    matched = pl.concat([named.select(columns), latest.drop_nulls("shown_id").select(columns)])
+    latest = [
+        acted.join(target, on=[*pair, "request_id"], how=how)
+        .sort("acted_at")
+        .join_asof(
+            target.select(*by, "shown_at", "shown_id"),
+            left_on="acted_at",
+            right_on="shown_at",
+            by=by,
+            strategy="backward",
+            tolerance=window_us,
+            check_sortedness=False,
+        )
+        .drop_nulls("shown_id")
+        .select("shown_id", "event_type", "acted_at")
+        for how, by in _BY_NAME_ELSE_ANY
+    ]
+    matched = pl.concat(latest)
     per_slot = matched.group_by("shown_id").agg(
         action_types=pl.col("event_type").cast(pl.Int32).unique().sort(), action_time_us=pl.col("acted_at").min()
     )

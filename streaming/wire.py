@@ -38,6 +38,7 @@ _INT32_MAX = (1 << 31) - 1
 
 TIME_US_MAX = 4_102_444_800_000_000  # 2100-01-01: later is a unit mistaken (nanoseconds), not a date
 TEXT_BYTES_MAX = 4 << 10
+AMOUNT_MAX = 1 << 40  # of a price in minor units, or of a stock: millions of them are summed in 64 bits
 
 Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -103,7 +104,7 @@ def decode_changes(values: Sequence[bytes]) -> tuple[EventBatch, Words]:
     begin = np.where(priced, event.value[_PRICE_CHANGE], event.value[_STOCK_CHANGE])
     length = np.where(priced, event.size[_PRICE_CHANGE], event.size[_STOCK_CHANGE])
     body = _Fields(data, begin, begin + np.maximum(length, 0), _CHANGE)
-    ok = event.ok & body.ok & (priced != stocked) & _timed(event)
+    ok = event.ok & body.ok & (priced != stocked) & _timed(event) & (body.value[_CHANGED_TO] <= AMOUNT_MAX)
     for size in (event.size[_EVENT_ID], body.size[_CHANGED_ITEM]):
         ok &= (size > 0) & (size <= ID_BYTES_MAX)
     rows = np.flatnonzero(ok)
@@ -150,6 +151,7 @@ def _valid(event: _Fields, body: _Fields, propensity: npt.NDArray[np.float32]) -
         ok &= size <= TEXT_BYTES_MAX
     ok &= (body.value[_TYPE] >= 1) & (body.value[_TYPE] <= EventType.RETURN)
     ok &= (body.size[_QUANTITY] == _ABSENT) | ((body.value[_QUANTITY] >= 1) & (body.value[_QUANTITY] <= _INT32_MAX))
+    ok &= body.value[_PRICE] <= AMOUNT_MAX
     ok &= (body.value[_POSITION] <= _INT32_MAX) & (propensity >= 0) & (propensity <= 1)
     return np.asarray(ok)
 

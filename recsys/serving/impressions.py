@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 from double11.v1 import event_pb2 as pb
 
 from recsys.core import Double11Error, Query, Slate, metrics
@@ -32,8 +34,12 @@ class Impressions:
 
 
 def impression(query: Query, slate: Slate, run_id: str) -> pb.Impression:
-    """The slate as it was shown, at the request's own time (`clock = data` included)."""
+    """The slate as it was shown, at the request's own time (`clock = data` included); an id of its own each time.
+
+    A storefront may send one request_id for all calls of a page: by that their slates would be repeats of the first.
+    """
     return pb.Impression(
+        slate_id=uuid.uuid4().hex,
         request_id=slate.request_id,
         user_id=query.user_id,
         session_id=query.session_id,

@@ -125,13 +125,13 @@ class Action(_message.Message):
     """1 to 256 bytes."""
     session_id: _builtins.str
     request_id: _builtins.str
-    """The Recommend call that showed the item, if any."""
+    """The Recommend call that showed the item, if any; of several calls with this id the last one that showed it."""
     position: _builtins.int
     """Rank in the slate, from 1; 0 = unknown."""
     propensity: _builtins.float
     """Probability with which the logging policy showed the item there, (0, 1]; 0 = unknown."""
     price_minor: _builtins.int
-    """Minor units (cents, fen) paid or shown; absent = unknown."""
+    """Minor units (cents, fen) paid or shown, 0 to 2^40; absent = unknown."""
     quantity: _builtins.int
     """Units; absent = unknown. At least 1."""
     def __init__(
@@ -172,7 +172,7 @@ class PriceChange(_message.Message):
     PRICE_MINOR_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
     price_minor: _builtins.int
-    """Minor units, at least 0."""
+    """Minor units, 0 to 2^40."""
     def __init__(
         self,
         *,
@@ -197,7 +197,7 @@ class StockChange(_message.Message):
     STOCK_UNITS_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
     stock_units: _builtins.int
-    """Units, at least 0."""
+    """Units, 0 to 2^40."""
     def __init__(
         self,
         *,
@@ -233,7 +233,7 @@ class ItemChange(_message.Message):
     category: _builtins.str
     brand: _builtins.str
     price_minor: _builtins.int
-    """Minor units; absent = unknown."""
+    """Minor units, 0 to 2^40; absent = unknown."""
     attributes_json: _builtins.str
     """A JSON object, at most 16 KiB."""
     def __init__(
@@ -293,8 +293,9 @@ class Impression(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     STRESS_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
+    SLATE_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """1 to 256 bytes, unique."""
+    """1 to 256 bytes: what actions name the slate by. Several slates of one page may share it."""
     user_id: _builtins.str
     session_id: _builtins.str
     surface: _builtins.str
@@ -304,6 +305,8 @@ class Impression(_message.Message):
     """Tier that answered, the number of recommend.proto's Tier."""
     run_id: _builtins.str
     stress: _builtins.bool
+    slate_id: _builtins.str
+    """At most 256 bytes, unique: a repeat is the same slate again. Empty: the request_id is unique."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImpressionItem]:
         """In slate order, at most 500."""
@@ -320,10 +323,11 @@ class Impression(_message.Message):
         run_id: _builtins.str = ...,
         stress: _builtins.bool = ...,
         items: _abc.Iterable[Global___ImpressionItem] | None = ...,
+        slate_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_time_us", b"event_time_us", "items", b"items", "request_id", b"request_id", "run_id", b"run_id", "session_id", b"session_id", "stress", b"stress", "surface", b"surface", "tier", b"tier", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_time_us", b"event_time_us", "items", b"items", "request_id", b"request_id", "run_id", b"run_id", "session_id", b"session_id", "slate_id", b"slate_id", "stress", b"stress", "surface", b"surface", "tier", b"tier", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -85,7 +85,9 @@ class RecommendRequest(_message.Message):
     new_only: _builtins.bool
     """Drop what the user has acted on before."""
     request_id: _builtins.str
-    """Chosen by the client for its own tracing, at most 128 bytes; empty = the server makes one."""
+    """Chosen by the client for its own tracing, at most 128 bytes; empty = the server makes one. Actions name the slate by
+    it. The calls of one page may share it.
+    """
     @_builtins.property
     def context(self) -> Global___Context: ...
     @_builtins.property

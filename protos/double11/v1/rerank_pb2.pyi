@@ -151,7 +151,7 @@ class RerankResponse(_message.Message):
     """Prefix tokens that came from the cache."""
     @_builtins.property
     def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """One per candidate; NaN for those past `depth` that the time did not allow."""
+        """One per candidate; NaN for those past `depth` that the time, or one batch of the worker, did not allow."""
 
     def __init__(
         self,

@@ -10,15 +10,16 @@ from double11.v1 import event_pb2
 from double11.v1 import recommend_pb2 as pb
 from double11.v1 import recommend_pb2_grpc as pb_grpc
 
-from recsys.core import ManualClock, Slate, SlateItem, Tier, keys, metrics
+from recsys.core import ManualClock, Query, Slate, SlateItem, Tier, keys, metrics
 from recsys.core.items import ItemTable
 from recsys.ranking.catalogue import Catalogue
 from recsys.serving.admission import Admission
 from recsys.serving.config import AdmissionConfig, ServingConfig
-from recsys.serving.impressions import Impressions
+from recsys.serving.impressions import Impressions, impression
 from recsys.serving.log_writer import LogWriter
 from recsys.serving.recommend_service import InForce, RecommendService
 from recsys.serving.server import Server
+from streaming.codec import decode_impressions
 from streaming.log import open_log
 from streaming.log.base import read_all
 
@@ -90,3 +91,13 @@ async def test_only_who_still_waits_has_seen_the_slate(served):
     await asyncio.to_thread(ask, target)  # a thread of its own: it goes on while the server's loop is held
     assert await recorded() == ["patient", "patient again"]
     assert gone.get() - before <= 2
+
+
+def test_slates_of_one_request_id_are_different_events():
+    """A storefront may send its trace id with all calls of a page."""
+    item = SlateItem(item_id="i", item_key=int(keys(["i"])[0]), score=1.0)
+    query = Query(user_id="u", as_of_us=1, request_id="page")
+    slates = [impression(query, Slate(request_id="page", items=(item,), tier=Tier.POPULAR), "run") for _ in range(2)]
+    found = decode_impressions([s.SerializeToString() for s in slates]).batch
+    assert len(set(found.strings("event_id"))) == 2
+    assert found.strings("request_id") == ["page", "page"]

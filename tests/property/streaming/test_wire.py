@@ -9,7 +9,9 @@ from streaming.codec import _decode, _event_rows, decode_events
 from streaming.wire import decode_actions, decode_changes
 
 _TEXT = st.text(max_size=12)
-_I64 = st.sampled_from([0, 1, 127, 128, 1_600_000_000_000_000, -1, 2**62]) | st.integers(-(2**63), 2**63 - 1)
+_I64 = st.sampled_from([0, 1, 127, 128, 2**40, 2**40 + 1, 1_600_000_000_000_000, -1, 2**62]) | st.integers(
+    -(2**63), 2**63 - 1
+)
 _I32 = st.sampled_from([0, 1, 300, -1]) | st.integers(-(2**31), 2**31 - 1)
 _TIME = st.integers(1, 4 * 10**15) | _I64
 

@@ -59,6 +59,7 @@ def test_every_kind_survives_the_round_trip():
         (action(action={"type": 0}), "action type 0"),
         (action(action={"type": 9}), "action type 9"),
         (action(action={"price_minor": -1}), "price_minor -1"),
+        (action(action={"price_minor": 2**40 + 1}), "price_minor 1099511627777; expected 0 to 1099511627776"),
         (action(action={"quantity": 0}), "quantity 0"),
         (action(action={"position": -2}), "position -2"),
         (action(action={"propensity": float("nan")}), "propensity nan"),
@@ -70,6 +71,15 @@ def test_every_kind_survives_the_round_trip():
         (action(known_at_us=T - 1), "known_at_us"),
         (Event(event_id="e", event_time_us=T), "no body"),
         (Event(event_id="e", event_time_us=T, price=PriceChange(item_id="i", price_minor=-3)), "price_minor -3"),
+        (
+            Event(event_id="e", event_time_us=T, price=PriceChange(item_id="i", price_minor=2**61)),
+            f"price_minor {2**61}",
+        ),
+        (
+            Event(event_id="e", event_time_us=T, stock=StockChange(item_id="i", stock_units=2**61)),
+            f"stock_units {2**61}",
+        ),
+        (Event(event_id="e", event_time_us=T, item=ItemChange(item_id="i", price_minor=2**61)), f"price_minor {2**61}"),
         (Event(event_id="e", event_time_us=T, stock=StockChange(item_id="", stock_units=3)), "no item_id"),
         (Event(event_id="e", event_time_us=T, stock=StockChange(item_id="i", stock_units=-1)), "stock_units -1"),
         (Event(event_id="e", event_time_us=T, item=ItemChange(item_id="i", title="x" * 5_000)), "text of 5000 bytes"),
@@ -132,9 +142,19 @@ def test_a_slate_becomes_one_impression_per_item():
     assert [r.cause for r in found.rejected] == ["undecodable"]
 
 
+def test_slates_of_one_request_are_two():
+    """The calls of one page may share a request_id: by it the second slate was a repeat of the first."""
+    home = Impression(request_id="page", user_id="u", event_time_us=T, items=[ImpressionItem(item_id="a", position=1)])
+    slates = [Impression(slate_id=i, **{f.name: v for f, v in home.ListFields()}) for i in ("home", "cart", "cart")]
+    found = decode_impressions([s.SerializeToString() for s in slates]).batch
+    assert found.strings("event_id") == ["home#1", "cart#1", "cart#1"]
+    assert found.strings("request_id") == ["page"] * 3
+
+
 @pytest.mark.parametrize(
     "slate",
     [
+        Impression(request_id="r", user_id="u", event_time_us=T, slate_id="s" * 257),
         Impression(user_id="u", event_time_us=T),
         Impression(request_id="r", event_time_us=T),
         Impression(request_id="r", user_id="u"),

@@ -35,6 +35,20 @@ def test_actions_go_to_the_slate_they_name_or_the_latest_within_the_window():
     assert found["r1", "b"]["action_time_us"] == 0
 
 
+def test_of_slates_of_one_name_the_latest_has_the_action():
+    """Of one page, home and cart: an action is one, though both showed the item."""
+    found = join(
+        events(
+            ("home#1", 1, T, "a", "page"),
+            ("cart#1", 1, T + HOUR, "a", "page"),
+            ("other#1", 1, T + 2 * HOUR, "a", "later"),
+            ("x", 2, T + HOUR - 1, "a", "page"),
+            ("y", 5, T + 3 * HOUR, "a", "page"),
+        )
+    )
+    assert found["action_types"].to_list() == [[2], [5], []]
+
+
 def test_only_windows_behind_the_watermark_are_closed():
     closed = join(BATCH, window_us=2 * HOUR, watermark_us=T + 2 * HOUR)
     assert closed["request_id"].to_list() == ["r1", "r1"]
