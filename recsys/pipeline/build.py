@@ -107,7 +107,7 @@ def build(
         live_filters=(Available(catalogue.live), NotAskedFor(catalogue)),
         selector=TopSelector(catalogue, arm.category_items_max),
         popular=fallback,
-        slates=LastSlates(config.cached_users_max),
+        slates=LastSlates(config.cached_users_max, config.cached_items_max, config.cached_age_s_max),
         scorer=scorer,
         reranker=reranker,
         rerank_weights=weights or NO_SAY,

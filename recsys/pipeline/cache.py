@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 
 from recsys.core import Candidates, Query
 
 
 class LastSlates:
-    """Least-recently-used map from user (and whether only new items were wanted) to the candidates of a slate."""
+    """Map from user (and whether only new items were wanted) to the candidates of the last slate, oldest first."""
 
-    def __init__(self, users_max: int) -> None:
-        """users_max: 0 keeps nothing."""
-        self._users_max = users_max
-        self._slates: OrderedDict[tuple[str, bool], Candidates] = OrderedDict()
+    def __init__(
+        self, users_max: int, items_max: int, age_s_max: float, now_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        """users_max: 0 keeps nothing. items_max: of all slates together. age_s_max: none is kept for longer."""
+        self._users_max, self._items_max, self._age_s_max, self._now_s = users_max, items_max, age_s_max, now_s
+        self._slates: OrderedDict[tuple[str, bool], tuple[float, Candidates]] = OrderedDict()
+        self._num_items = 0
 
     def __len__(self) -> int:
         return len(self._slates)
@@ -23,15 +28,33 @@ class LastSlates:
         if query.stress or not self._users_max or not len(shown):
             return
         key = (query.user_id, query.new_only)
-        self._slates[key] = shown
-        self._slates.move_to_end(key)
-        if len(self._slates) > self._users_max:
-            self._slates.popitem(last=False)
+        self._drop(key)
+        self._slates[key] = (self._now_s(), shown)
+        self._num_items += len(shown)
+        while len(self._slates) > self._users_max or self._num_items > self._items_max:
+            self._drop(next(iter(self._slates)))
+        self._drop_old()
 
     def get(self, query: Query) -> Candidates | None:
         """The user's last slate in its order, to be filtered again."""
-        key = (query.user_id, query.new_only)
-        if key not in self._slates:
-            return None
-        self._slates.move_to_end(key)
-        return self._slates[key]
+        self._drop_old()
+        kept = self._slates.get((query.user_id, query.new_only))
+        return None if kept is None else kept[1]
+
+    def forget(self, query: Query) -> None:
+        """The store knows nothing of the user, maybe no more: what a past made is not to be shown any longer."""
+        if not query.stress:
+            for new_only in (False, True):
+                self._drop((query.user_id, new_only))
+
+    def _drop(self, key: tuple[str, bool]) -> None:
+        if key in self._slates:
+            self._num_items -= len(self._slates.pop(key)[1])
+
+    def _drop_old(self) -> None:
+        """Also slates that nobody asks for: a past is not kept beyond its time."""
+        while self._slates:
+            key, (since_s, _) = next(iter(self._slates.items()))
+            if self._now_s() - since_s <= self._age_s_max:
+                return
+            self._drop(key)

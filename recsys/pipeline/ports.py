@@ -61,16 +61,21 @@ class PipelineConfig:
 
     limit_max: longest slate. source_items_max: items asked of one source, so that its scores are known beyond its
     quota and what is sold out can be made up for. cached_users_max: users whose last slate is kept,
-    0 = none. rerank_history_max: past actions sent to the reranker.
+    0 = none. cached_items_max: items of these slates together, some 100 bytes each. cached_age_s_max: how long a
+    slate is kept; a forgotten user's, too. rerank_history_max: past actions sent to the reranker.
     """
 
     limit_max: int = 1_000
     source_items_max: int = 500
     cached_users_max: int = 20_000
+    cached_items_max: int = 1_000_000
+    cached_age_s_max: float = 1_800.0
     rerank_history_max: int = 50
 
     def __post_init__(self) -> None:
         in_range("pipeline.limit_max", self.limit_max, 1, 10_000)
         in_range("pipeline.source_items_max", self.source_items_max, 1, 10_000)
         in_range("pipeline.cached_users_max", self.cached_users_max, 0, 10_000_000)
+        in_range("pipeline.cached_items_max", self.cached_items_max, self.limit_max, 1_000_000_000)
+        in_range("pipeline.cached_age_s_max", self.cached_age_s_max, 1, 86_400)
         in_range("pipeline.rerank_history_max", self.rerank_history_max, 0, 1_000)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from feature_store import FeatureReader, UserFeatures
+from feature_store import FeatureReader, FeatureStatus, UserFeatures
 from llm_reranker import Reranker
 from llm_reranker.blend import blend
 from recsys.candidates import CandidateSource, SearchesWhere, popular
@@ -69,6 +69,21 @@ class Cascade:
     config: PipelineConfig
     owned: Sequence[Callable[[], None]] = ()
 
+    def under(self, arm: Arm) -> Cascade:
+        """The same parts for an arm that asks for less of them: fewer feeds or stages, another depth."""
+        weights = {f.source: f.weight for f in arm.feeds}
+        ranks, reranks = arm.order != "source", arm.order == "rerank"
+        left_out = {name for name, stays in (("ranker", ranks), ("reranker", reranks)) if not stays}
+        return replace(
+            self,
+            arm=arm,
+            sources=[s for s in self.sources if s.name in weights],
+            fusion=self.fusion if arm.feeds == self.arm.feeds else Fusion(weights, weights),
+            scorer=self.scorer if ranks else None,
+            reranker=self.reranker if reranks else None,
+            versions={name: version for name, version in self.versions.items() if name not in left_out},
+        )
+
     async def recommend(self, query: Query, deadline: Deadline) -> Slate:
         """A slate from the best tier that the stages and the deadline allow.
 
@@ -85,6 +100,8 @@ class Cascade:
         )
         if user is None:
             return self._without_user(query, trace)
+        if user.status == FeatureStatus.NOT_FOUND:
+            self.slates.forget(query)
         found = await self._retrieve(query, user, deadline, trace)
         found, features = await self._hydrate(query, user, found, deadline, trace)
         if not len(found) and trace.fallbacks:
@@ -145,12 +162,12 @@ class Cascade:
         everything = _ALL_ITEMS if query.where.restricts else ask
         asks = [ask if isinstance(s, SearchesWhere) else everything for s in self.sources]
         until = [self.budget.source(s.name, stage) for s in self.sources]
-        lists = await asyncio.gather(
-            *(
-                trace.attempt(s.name, self.budget.given_up(own, deadline), s.retrieve(query, user, most, own))
-                for s, most, own in zip(self.sources, asks, until, strict=True)
-            )
-        )
+
+        async def listed(s: CandidateSource, most: int, own: Deadline) -> Candidates | None:
+            # Called here, in the task that awaits it: one that is cancelled before it begins leaves nothing unawaited.
+            return await trace.attempt(s.name, self.budget.given_up(own, deadline), s.retrieve(query, user, most, own))
+
+        lists = await asyncio.gather(*map(listed, self.sources, asks, until))
         start_s = time.monotonic()
         given = [c.take(~np.isin(c.item_key, banned)) if len(banned) else c for c in lists if c is not None]
         # What is sold out must not use up a source's quota.

@@ -33,7 +33,7 @@ class Catalogue:
         self.items, self.live = items, LiveCatalogue(items) if live is None else live
         self._category, self._category_code = _codes(items.table.column("category"))
         self._brand, self._brand_code = _codes(items.table.column("brand"))
-        price = items.table.column("price").cast(pa.float32())
+        price = items.table.column("price").cast(pa.float32(), safe=False)  # above 2**24 rounded, not refused
         self._price = np.append(price.fill_null(float("nan")).to_numpy(), np.float32("nan")).astype(np.float32)
         since_us = items.table.column("available_from").fill_null(0).to_numpy()
         self._newest_first = np.argsort(-since_us, kind="stable")

@@ -141,13 +141,13 @@ class LiveCatalogue:
             stock_units=said[STOCK],
         )
 
-    def new_items(self) -> Keys:
-        """Keys of items that may be sold and that the run does not know, the newest listed first [A]."""
+    def new_items(self, limit: int | None = None) -> Keys:
+        """Keys of items that may be sold and that the run does not know, the newest listed first; `limit` at most [A].
+
+        Asked by every request: costs what is asked for, however many there are.
+        """
         table = self.arrivals.table()
-        item_key = np.fromiter(table.row_by_key.copy(), np.int64)
-        row = table.rows(item_key)
-        here = table.told.available[row]
-        newest: Keys = item_key[here][np.lexsort((item_key[here], -table.told.time_us(LISTED)[row[here]]))]
+        newest: Keys = table.item_key[table.newest[:limit]]
         return newest
 
     def num_unavailable(self) -> int:

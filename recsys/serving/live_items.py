@@ -20,7 +20,7 @@ from recsys.models.cold import ColdItems
 from recsys.ranking.live import Applied, LiveCatalogue
 
 _WAIT_S_MAX = 60.0  # for a rebuild, when the delta is full; then the follower tries again from the log
-_TOLD = "told."
+_TOLD, _DUE = "told.", "due"
 Keys = npt.NDArray[np.int64]
 
 
@@ -57,11 +57,12 @@ class LiveItems:
     def capture(self) -> dict[str, npt.NDArray[Any]]:
         """What was told, for a snapshot of the index that is taken after this."""
         with self._one_moment:
-            return {_TOLD + name: array for name, array in self._live.capture().items()}
+            return {_TOLD + name: array for name, array in self._live.capture().items()} | {_DUE: self._due}
 
     def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """As `capture` gave it; the index is one that was taken after it."""
         self._live.restore({n.removeprefix(_TOLD): a for n, a in arrays.items() if n.startswith(_TOLD)})
+        self._due = arrays.get(_DUE, self._due)  # older snapshots do not say
 
     def _bring_about(self, item_key: Keys) -> int:
         """Make the index hold what was told of K items; gives how many of them it cannot hold yet."""

@@ -1,6 +1,7 @@
 """Every stage can fail; a slate still comes, one tier lower, and says why."""
 
 import asyncio
+import gc
 
 import numpy as np
 import pytest
@@ -208,6 +209,33 @@ async def test_user_features_then_the_last_slate_then_popular(shop, make, store,
         slate = await cascade.recommend(query, within())
         assert (slate.tier, slate.fallbacks) == (Tier.POPULAR, (f"user:{reason}",))
         assert len(slate.items) == 10
+
+
+async def test_a_forgotten_user_is_not_answered_from_the_cache(shop, make, store):
+    """Forgotten = the store knows nothing of the user any more, and has said so once."""
+    broken = Store(store)
+    cascade = make(features=broken)
+    for new_only in (False, True):
+        await cascade.recommend(shop.query(new_only=new_only), within(5_000))
+    broken.store = type(store)()
+    await cascade.recommend(shop.query(stress=True), within(5_000))
+    assert len(cascade.slates) == 2, "stress traffic leaves no trace"
+    newcomers = await cascade.recommend(shop.query(), within(5_000))
+    broken.faults["user"] = DOWN
+    slate = await cascade.recommend(shop.query(), within())
+    assert slate.tier == Tier.CACHED
+    assert [i.item_id for i in slate.items] == [i.item_id for i in newcomers.items]
+    assert (await cascade.recommend(shop.query(new_only=True), within())).tier == Tier.POPULAR
+
+
+async def test_a_caller_who_goes_while_sources_are_asked_leaves_nothing_behind(shop, make, recwarn):
+    asked = asyncio.create_task(make().recommend(shop.query(), within(5_000)))
+    await asyncio.sleep(0)  # sources have their tasks, none of which has begun
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    gc.collect()
+    assert not [str(w.message) for w in recwarn if "never awaited" in str(w.message)]
 
 
 async def test_without_a_cache_popular_answers(shop, store, run):

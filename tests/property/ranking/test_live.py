@@ -10,6 +10,7 @@ from recsys.core.attributes import Where
 from recsys.core.items import ItemTable
 from recsys.ranking.catalogue import Catalogue
 from recsys.ranking.live import Applied, LiveCatalogue
+from recsys.ranking.told import LISTED
 
 NUM_ITEMS = 4
 ids = [f"item-{i}" for i in range(NUM_ITEMS)]
@@ -28,7 +29,21 @@ changes = st.lists(
 )
 
 
-def batch(rows) -> EventBatch:
+NEW_IDS = [f"new-{i}" for i in range(12)]
+changes_of_new = st.lists(
+    st.tuples(
+        st.integers(0, len(NEW_IDS) - 1),
+        st.sampled_from([EventKind.PRICE, EventKind.STOCK, EventKind.ITEM, EventKind.ITEM]),
+        st.integers(1, 4),
+        st.integers(0, 200),
+        st.integers(0, 3),
+    ),
+    max_size=80,
+    unique_by=lambda c: (c[3], c[1]),
+)
+
+
+def batch(rows, names=(*ids, "ghost")) -> EventBatch:
     def of(kind, value):
         return pa.array([value(r[4]) if r[1] == kind else None for r in rows])
 
@@ -37,7 +52,7 @@ def batch(rows) -> EventBatch:
             "event_id": [f"e{r[3]}" for r in rows],
             "kind": np.array([r[1] for r in rows], np.int8),
             "event_time": np.array([r[2] for r in rows], np.int64),
-            "item_id": [f"item-{r[0]}" if r[0] < NUM_ITEMS else "ghost" for r in rows],
+            "item_id": [names[r[0]] for r in rows],
             "price": of(EventKind.PRICE, int).cast(pa.int64()),
             "stock": of(EventKind.STOCK, int).cast(pa.int64()),
             "listed": of(EventKind.ITEM, lambda v: v > 0).cast(pa.bool_()),
@@ -81,6 +96,28 @@ def test_order_batches_and_repeats_do_not_matter(rows, random, size):
     if arrival:
         repeat = live.apply(batch(arrival))
         assert repeat.applied == 0
+
+
+def newest_first(live):
+    """New items by their definition: all that is known, looked at and sorted."""
+    table = live.arrivals.table()
+    item_key = np.fromiter(table.row_by_key, np.int64)
+    row = table.rows(item_key)
+    here = table.told.available[row]
+    return item_key[here][np.lexsort((item_key[here], -table.told.time_us(LISTED)[row[here]]))].tolist()
+
+
+@given(changes_of_new, st.integers(1, 7), st.integers(1, len(NEW_IDS)), st.integers(0, len(NEW_IDS)))
+@settings(deadline=None)
+def test_new_items_are_in_order_after_every_batch(rows, size, new_items_max, limit):
+    live = LiveCatalogue(ITEMS, new_items_max)
+    for start in range(0, len(rows), size):
+        live.apply(batch(rows[start : start + size], NEW_IDS))
+        assert live.new_items().tolist() == newest_first(live)
+        assert live.new_items(limit).tolist() == newest_first(live)[:limit]
+    again = LiveCatalogue(ITEMS, new_items_max)
+    again.restore(live.capture())
+    assert again.new_items().tolist() == newest_first(live)
 
 
 def test_nothing_in_nothing_out():
@@ -138,3 +175,30 @@ def test_new_items_are_bounded_and_delisted_ones_make_room():
         assert live.apply(listing(f"n{i}", at=i)).unknown == int(i >= 54)
     assert set(live.new_items()) == set(keys([f"n{i}" for i in (*range(4, 32), *range(50, 54))]))
     assert live.listed(keys(["n0", "n53"])).tolist() == [False, True]
+
+
+class Untouchable(dict):
+    """Nobody is to look through all keys of a table, or for one of them."""
+
+    def _no(self, *args):
+        raise AssertionError("looked at")
+
+    get = copy = keys = items = __getitem__ = __iter__ = _no
+
+
+def test_new_items_cost_what_is_asked_for_and_what_has_changed():
+    live = LiveCatalogue(ITEMS, new_items_max=32)
+    for i in range(32):
+        live.apply(listing(f"n{i}", at=i))
+    table = live.arrivals.table()
+    order, row_by_key = table.newest, table.row_by_key
+    table.row_by_key = Untouchable()
+    assert live.new_items(3).tolist() == keys(["n31", "n30", "n29"]).tolist()
+    assert table.newest is order  # made by whoever changes it, not by whoever asks
+    table.row_by_key = row_by_key
+    live.apply(batch([(0, EventKind.PRICE, 50, 1, 7)], ["n4"]))
+    assert table.newest is order
+    assert live.apply(batch([(0, EventKind.PRICE, 50, 2, 7)], ["unseen"])).unknown == 1
+    assert live.arrivals.table() is table  # full and nothing to sweep: nothing is copied
+    live.apply(listing("n4", at=60))
+    assert live.new_items(2).tolist() == keys(["n4", "n31"]).tolist()

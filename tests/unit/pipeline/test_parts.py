@@ -106,7 +106,7 @@ async def test_a_bug_is_not_a_fallback():
 
 
 def test_the_cache_is_bounded_and_forgets_the_oldest(shop):
-    slates, shown = LastSlates(2), shop.candidates([1, 2])
+    slates, shown = LastSlates(2, 100, 60.0), shop.candidates([1, 2])
     for user in (1, 2, 1, 3):
         slates.put(shop.query(user), shown)
     assert len(slates) == 2
@@ -115,8 +115,36 @@ def test_the_cache_is_bounded_and_forgets_the_oldest(shop):
     assert slates.get(shop.query(1, new_only=True)) is None, "another promise, another slate"
 
 
+def test_the_cache_is_bounded_in_items_too(shop):
+    """Slates of 500 items are 50 times those of 10."""
+    slates = LastSlates(100, 7, 60.0)
+    for user, items in ((1, 3), (2, 3), (1, 2), (3, 2), (4, 1)):
+        slates.put(shop.query(user), shop.candidates(range(items)))
+    kept = {user: slates.get(shop.query(user)) for user in (1, 2, 3, 4)}
+    assert {user: len(shown) for user, shown in kept.items() if shown is not None} == {1: 2, 3: 2, 4: 1}
+    slates.put(shop.query(5), shop.candidates(range(8)))
+    assert len(slates) == 0, "more than fits is not kept, nor a reason to count wrong"
+    slates.put(shop.query(6), shop.candidates(range(7)))
+    assert len(slates) == 1
+
+
+def test_a_slate_is_kept_for_its_time_whether_asked_for_or_not(shop):
+    now_s = [0.0]
+    slates = LastSlates(100, 100, 60.0, now_s=lambda: now_s[0])
+    for user, at_s in ((1, 0.0), (2, 30.0), (1, 50.0)):
+        now_s[0] = at_s
+        slates.put(shop.query(user), shop.candidates([user]))
+    now_s[0] = 90.0
+    assert slates.get(shop.query(2)) is not None
+    now_s[0] = 90.1
+    assert slates.get(shop.query(1)) is not None
+    assert len(slates) == 1, "the other is gone though nobody asked for it"
+    now_s[0] = 110.1
+    assert slates.get(shop.query(1)) is None
+
+
 def test_nothing_is_cached_for_stress_traffic_or_when_off(shop):
-    slates, off = LastSlates(2), LastSlates(0)
+    slates, off = LastSlates(2, 100, 60.0), LastSlates(0, 100, 60.0)
     slates.put(shop.query(1, stress=True), shop.candidates([1]))
     off.put(shop.query(1), shop.candidates([1]))
     slates.put(shop.query(2), Candidates.empty())

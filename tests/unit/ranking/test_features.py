@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from safetensors.numpy import save_file
 
 from feature_store.views import ITEM_FEATURE_NAMES, USER_FEATURE_NAMES
-from recsys.core import CorruptData, EventType, VersionMismatch, key
+from recsys.core import CorruptData, EventType, VersionMismatch, key, keys
+from recsys.core.items import ItemTable
 from recsys.ranking.catalogue import Catalogue
 from recsys.ranking.features import FEATURE_NAMES, ITEM_VALUES, SOURCES, TITLE_NAMES, USER_VALUES, assemble
 from recsys.ranking.hydrate import FeatureHydrator
@@ -29,6 +31,13 @@ def test_names_are_distinct_and_known_to_the_store():
     assert len(set(FEATURE_NAMES)) == len(FEATURE_NAMES)
     assert set(ITEM_VALUES) <= set(ITEM_FEATURE_NAMES)
     assert set(USER_VALUES) <= set(USER_FEATURE_NAMES)
+
+
+def test_a_price_that_float32_does_not_hold_is_rounded():
+    items = ItemTable.from_table(
+        pa.table({"item_id": ["villa", "tea"], "item_key": keys(["villa", "tea"]), "price": [2**62 + 1, None]})
+    )
+    np.testing.assert_array_equal(Catalogue(items).price(keys(["villa", "tea"])), np.float32([2.0**62, np.nan]))
 
 
 async def test_own_features_are_those_of_the_pair(shop, store, catalogue):

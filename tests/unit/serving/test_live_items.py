@@ -7,7 +7,7 @@ import pytest
 from recsys.candidates.nearest.live import LiveIndex
 from recsys.candidates.nearest.sharded import Shard
 from recsys.candidates.nearest.static import AnnIndex
-from recsys.core import EventBatch, EventKind, key, keys
+from recsys.core import EventBatch, EventKind, Overloaded, key, keys
 from recsys.core.attributes import Where, attributes_of
 from recsys.models.cold import ColdItems
 from recsys.models.config import LiveIndexConfig, TowerConfig
@@ -179,3 +179,20 @@ def test_more_news_than_the_delta_holds(live):
     items.apply(events(*[(f"new-{i}", 5, {"listed": True, "category": f"category-{i % 4}"}) for i in range(150)]))
     assert len(index) == 230
     assert len(everything(index)) == 230
+
+
+def test_what_the_full_delta_refused_is_still_due_after_a_restart(shop, tower, live, monkeypatch):
+    items, index = live
+    items.apply(events(*[(f"new-{i}", 5, {"listed": True, "category": "category-1"}) for i in range(30)]))
+    refused = events(*[(f"late-{i}", 6, {"listed": True, "category": "category-1"}) for i in range(15)])
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "wait_rebuilt", lambda _: False)
+        patch.setattr(index, "_start_rebuild", lambda: None)
+        with pytest.raises(Overloaded):
+            items.apply(refused)
+    kept = items.capture()
+    for arrays, due in ((kept, True), ({n: a for n, a in kept.items() if n != "due"}, False)):  # as before it was kept
+        again, restored = over(tower, shop.items())
+        again.restore(arrays)
+        again.apply(refused)
+        assert restored.has(keys([f"late-{i}" for i in range(15)])).tolist() == [due] * 15
