@@ -18,12 +18,15 @@ class RerankConfig:
     """Bounds of serving.
 
     prefix_tokens_max and item_tokens_max are for folders without double11.json; ours carry their own.
+    batch_tokens_max: computed at once, so that nobody waits long behind one who has time for much: of a request that is
+    longer the first candidates are scored.
     score_cache_items_max: scores kept for the same context, item and features; 0 = off. adaptive_depth: score fewer
     candidates where the time is short; off, a batch is computed whole and may come too late.
     precision: of the model's products; int8 is faster and keeps the order but for near ties.
     backend: "ours", or a scoring server at backend_url, asked backend_requests_max requests at once: "sglang"
     (`/v1/score`, with token ids) or "vllm" (`/score`), as which model backend_model says.
-    threads: of torch, in the server; more than there are free cores is far slower than one. metrics_port: 0 = off.
+    threads: of torch, in the server; more than there are free cores is far slower than one.
+    metrics_port: Prometheus text over HTTP on metrics_host, 0 = off; of several workers on one host the first one's.
     deadline_ms_default: for callers that set none.
     """
 
@@ -44,6 +47,7 @@ class RerankConfig:
     deadline_ms_default: float = 200.0
     deadline_ms_max: float = 10_000.0
     drain_s_max: float = 10.0
+    metrics_host: str = "127.0.0.1"
     metrics_port: int = 0
 
     def __post_init__(self) -> None:

@@ -24,14 +24,13 @@ from double11.v1 import rerank_pb2 as pb
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import start_http_server
 
 from llm_reranker import messages
 from llm_reranker.base import Reranker
 from llm_reranker.config import RerankConfig
 from llm_reranker.local import LocalReranker, read_version
 from llm_reranker.prompt import clip
-from recsys.core import logging
+from recsys.core import logging, metrics
 from recsys.core.config import Config
 from recsys.core.deadline import Deadline
 from recsys.core.errors import BadInput, Double11Error, Overloaded, VersionMismatch
@@ -140,7 +139,7 @@ async def serve(run_path: Path, version: str | None, listen: str, config: Rerank
     port = await server.start(listen)
     metrics_port = config.metrics_port and config.metrics_port + index
     if metrics_port:
-        start_http_server(metrics_port)
+        metrics.serve_http("llm_reranker.metrics_port", metrics_port, config.metrics_host)
     ready = {"ready": True, "port": port, "version": reranker.version, "metrics_port": metrics_port}
     print(json.dumps(ready), flush=True)
     await stop.wait()

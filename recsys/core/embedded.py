@@ -13,7 +13,7 @@ from pathlib import Path
 
 import lmdb
 
-from recsys.core.errors import CorruptData, Overloaded
+from recsys.core.errors import BadInput, Conflict, CorruptData, Overloaded
 
 READERS_MAX = 1024
 _lock = threading.Lock()
@@ -25,7 +25,9 @@ def acquire(folder: Path, map_bytes_max: int, *, sequential: bool = False) -> lm
 
     map_bytes_max bounds the file; it is address space, not memory or disk, until used. Commits are fsynced.
     sequential: read from one end to the other, so that the system does well to read ahead.
-    Raises: CorruptData when the folder holds something else than a whole LMDB file; Overloaded for a full disk.
+    Raises: CorruptData when the folder holds something else than a whole LMDB file; Overloaded for a full disk;
+    Conflict when a process of another container has it open under this one's process id; BadInput for files that this
+    user may not write.
     """
     folder = folder.resolve()
     with _lock:
@@ -35,6 +37,20 @@ def acquire(folder: Path, map_bytes_max: int, *, sequential: bool = False) -> lm
             try:
                 env = lmdb.open(str(folder), map_size=map_bytes_max, max_readers=READERS_MAX, readahead=sequential)
                 env.reader_check()
+            except lmdb.LockError as error:  # readers lock the byte of their process id, and find this one taken
+                raise Conflict(
+                    f"embedded store {folder}",
+                    came=f"{error}: another process {os.getpid()} has it open",
+                    expected="processes of one host that see each other (one PID namespace)",
+                    fix="The store is whole. Run all its processes in one container, or use Kafka and Redis.",
+                ) from error
+            except lmdb.ReadonlyError as error:  # how py-lmdb calls EACCES and EROFS
+                raise BadInput(
+                    f"embedded store {folder}",
+                    came=f"files that user {os.geteuid()} may not write",
+                    expected="a folder of the user that runs double11, on a disk that can be written",
+                    fix=f"The store is whole. As root: chown -R {os.geteuid()} {folder}; or mount it to be written.",
+                ) from error
             except lmdb.Error as error:
                 if _is_out_of_room(error):
                     raise _full(str(folder), error) from error

@@ -34,11 +34,11 @@ class AdminService(pb_grpc.AdminServiceServicer):
         self, request: pb.ActivatePeakRequest, context: Context
     ) -> pb.ActivatePeakResponse:
         """Put a plan in force. NOT_FOUND: no such plan."""
-        return pb.ActivatePeakResponse(plan=_message(await self._peak.activate(request.name)))
+        return pb.ActivatePeakResponse(plan=_message(self._peak.activate(request.name)))
 
     async def RevertPeak(self, request: pb.RevertPeakRequest, context: Context) -> pb.RevertPeakResponse:  # noqa: N802
         """Back to the configuration."""
-        return pb.RevertPeakResponse(reverted=await self._peak.revert())
+        return pb.RevertPeakResponse(reverted=self._peak.revert())
 
 
 def _message(plan: PeakPlan) -> pb.PeakPlan:

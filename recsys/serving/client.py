@@ -29,7 +29,7 @@ from recsys.core import (
     Unavailable,
     VersionMismatch,
 )
-from recsys.core.rpc import KEEPALIVE
+from recsys.core.rpc import BALANCED, KEEPALIVE
 from recsys.serving.config import ClientConfig
 
 _ERRORS: dict[grpc.StatusCode, type[Double11Error]] = {
@@ -90,7 +90,10 @@ class RecommendClient:
         rng: np.random.Generator | None = None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """target: HOST:PORT or any gRPC target. Raises: BadInput for files of the configuration."""
+        """target: HOST:PORT or any gRPC target; calls go round all its addresses.
+
+        Raises: BadInput for files of the configuration.
+        """
         config = config or ClientConfig()
         self.target = target
         self._channel = _channel(target, config)
@@ -198,10 +201,10 @@ class AdminClient:
 def _channel(target: str, config: ClientConfig) -> grpc.aio.Channel:
     """Over TLS where the configuration says who signs the gateway's certificate."""
     if config.ca_file is None:
-        return grpc.aio.insecure_channel(target, options=KEEPALIVE)
+        return grpc.aio.insecure_channel(target, options=(*KEEPALIVE, BALANCED))
     files = {"root_certificates": config.ca_file, "private_key": config.key_file, "certificate_chain": config.cert_file}
     read = {name: _read(path) for name, path in files.items() if path is not None}
-    return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(**read), options=KEEPALIVE)
+    return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(**read), options=(*KEEPALIVE, BALANCED))
 
 
 def _read(path: Path) -> bytes:

@@ -26,7 +26,8 @@ class ServingConfig:
     shard 1, ... (`--shard`).
     rerank_workers: supervised rerank processes; requests take turns, and each keeps caches of its own.
     metrics_port: Prometheus text over HTTP on metrics_host, 0 = off.
-    start_s_max: how long workers may take to load before the gateway serves without them.
+    start_s_max: how long workers may take to load before the gateway serves without them; and how long store and log
+    may be away when it starts, before it gives up.
     start_deaths_max: deaths of a worker that has not served yet after which the start fails; one that says why it
     cannot load ends it at once.
     drain_s_max: how long in-flight requests may take to finish after SIGTERM.
@@ -140,15 +141,19 @@ class CatalogConfig:
         in_range("serving.catalog.backoff_s_max", self.backoff_s_max, self.backoff_s_min, 600)
 
 
+_METADATA_KEY = re.compile(r"(?!grpc-)[a-z0-9_.-]+")  # those that begin with grpc- are gRPC's own
+
+
 @section("serving.publish")
 @dataclass(frozen=True, kw_only=True)
 class PublishConfig:
     """How many events EventService takes; 0 = no limit.
 
     events_per_s_max: of this process. tenant_events_per_s_max: of one tenant, which the call's metadata names under
-    tenant_key; without that key, or where a call has none, the caller's address is the tenant. burst_s: seconds of
-    the rate that may come at once. tenants_max: tenants remembered. wait_s_max: how long a stream is held back, within
-    its deadline, before it is refused.
+    tenant_key; without that key, or where a call has none, the caller's address is the tenant. Keys of metadata are
+    always lower case on the wire, so tenant_key is, however it is written. burst_s: seconds of the rate that may come
+    at once. tenants_max: tenants remembered. wait_s_max: how long a stream is held back, within its deadline, before it
+    is refused.
     """
 
     events_per_s_max: float = 10_000.0
@@ -164,6 +169,14 @@ class PublishConfig:
         in_range("serving.publish.burst_s", self.burst_s, 0.01, 600)
         in_range("serving.publish.tenants_max", self.tenants_max, 1, 1_000_000)
         in_range("serving.publish.wait_s_max", self.wait_s_max, 0, 600)
+        object.__setattr__(self, "tenant_key", self.tenant_key.lower())
+        if self.tenant_key and (not _METADATA_KEY.fullmatch(self.tenant_key) or self.tenant_key.endswith("-bin")):
+            raise BadInput(
+                "configuration serving.publish.tenant_key",
+                came=self.tenant_key,
+                expected="a key of gRPC metadata: a-z, 0-9, _, - and ., with text in it (not ...-bin)",
+                fix="Name the key that callers send.",
+            )
 
 
 @section("serving.admission")
@@ -201,12 +214,23 @@ _PLAN_NAME = re.compile(r"[a-z0-9-]{1,64}")
 @section("serving.peak")
 @dataclass(frozen=True, kw_only=True)
 class PeakConfig:
-    """Peak plans by name, one table each: `[serving.peak.plans.midnight]` with tier_best = "rank", ..."""
+    """Peak plans by name, one table each: `[serving.peak.plans.midnight]` with tier_best = "rank", ...
+
+    active: the plan that is in force from the start on, "" = none; what is activated by hand ends with the process.
+    """
 
     plans: Mapping[str, Any] = field(default_factory=lambda: {"midnight": {"tier_best": "rank"}})
+    active: str = ""
 
     def __post_init__(self) -> None:
-        self.prepared()
+        prepared = self.prepared()
+        if self.active and self.active not in prepared:
+            raise BadInput(
+                "configuration serving.peak.active",
+                came=self.active,
+                expected=f"one of {', '.join(sorted(prepared)) or 'none prepared'}",
+                fix=f"Prepare it as [serving.peak.plans.{self.active}], or leave it out.",
+            )
 
     def prepared(self) -> dict[str, PeakPlan]:
         """The plans, checked.
@@ -244,7 +268,8 @@ def _plan(name: str, table: Any) -> PeakPlan:
 class WorkerConfig:
     """One scoring worker. threads: of torch and FAISS. queue_items_max: calls waiting for the compute thread.
 
-    metrics_port: Prometheus text over HTTP on serving.metrics_host, 0 = off; not for several workers on one host.
+    metrics_port: Prometheus text over HTTP on serving.metrics_host, 0 = off; of several workers on one host the first
+    one's, then those after it.
     snapshot_path: folder for snapshots of the index; empty = beside an embedded log, none with Kafka.
     snapshot_every_s: pause between two; none is written when nothing has changed.
     """

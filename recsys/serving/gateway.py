@@ -14,11 +14,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import threading
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 import grpc
 import numpy as np
@@ -30,13 +34,12 @@ from double11.v1 import (
     recommend_pb2,
     recommend_pb2_grpc,
 )
-from prometheus_client import start_http_server
 
 from feature_store.online import feature_clock, open_reader
 from llm_reranker.client import RemoteReranker
 from recsys.candidates.nearest.sharded import Shard
 from recsys.candidates.rows import FreshRows
-from recsys.core import RunDirectory, WallClock, logging
+from recsys.core import RunDirectory, Unavailable, WallClock, logging, metrics
 from recsys.core.config import Config
 from recsys.core.items import ItemTable
 from recsys.pipeline import Budget, PipelineConfig, Ports, build
@@ -68,6 +71,7 @@ from streaming.config import JobConfig
 from streaming.log import Log, open_log, topics_at
 from streaming.topics import StreamingConfig
 
+T = TypeVar("T")
 _log = logging.get_logger(__name__)
 
 
@@ -123,23 +127,26 @@ class Gateway:
     async def start(self) -> None:
         """Start workers, open the log and the store, build the cascade, listen with health NOT_SERVING.
 
+        Log and store are waited for, up to `start_s_max`: a reader has to learn the store's view set and buckets.
         Raises: Unavailable for a taken port; whatever the run's files, the log and the store raise.
         """
         options, serving = self._options, self._serving
-        log = open_log(options.log, self._config)
+        stop = threading.Event()
+        log = open_log(options.log, self._config, stop=stop)
+        self._stack.callback(stop.set)  # a start that is broken off leaves a call behind
         topics = topics_at(options.log, self._config)
         partitions = self._config.get(StreamingConfig).partitions_by_topic(topics)
-        await asyncio.to_thread(log.create_topics, partitions)
+        await self._answered(partial(log.create_topics, partitions))
         self._stack.callback(log.close)
         self._stack.push_async_callback(self._supervisor.stop, serving.drain_s_max)
         self._ann, scorer = self._scoring()
         reranker = self._reranker()
         if options.writer and options.store.startswith("embedded:"):
             self._supervisor.start(_writer(options))
-        reader = open_reader(options.store, self._config)
+        reader = await self._answered(partial(open_reader, options.store, self._config))
         clock = feature_clock(reader, self._config)
         items = await asyncio.to_thread(ItemTable.read, self.run.path("items.parquet"))
-        self._ports = Ports(
+        ports = Ports(
             features=reader,
             clock=clock,
             rng=np.random.default_rng(),
@@ -149,15 +156,22 @@ class Gateway:
             live=self._follow(log, topics.catalog, items),
             rows=self._follow_rows(log, topics.deltas),
         )
-        await self._use(NO_PLAN)
+        # Once: the folder may hold another run when a peak plan comes.
+        self._cascade = await asyncio.to_thread(
+            build, self.arm, self.run, ports, config=self._config.get(PipelineConfig), budget=self._config.get(Budget)
+        )
+        self._use(NO_PLAN)
+        if active := self._config.get(PeakConfig).active:
+            self._peak.activate(active)
         writer = LogWriter(log.producer(), serving.log_queue_bytes_max)
+        self._stack.callback(stop.set)  # once the writer has had its time, nothing waits long for a broker any more
         self._stack.push_async_callback(asyncio.to_thread, writer.close, serving.drain_s_max)
         impressions = Impressions(writer, topics.impressions, self.run.run_id)
         self._recommend = RecommendService(self._current, clock, self._admission, impressions, serving)
         publish = self._config.get(PublishConfig)
         await self._listen(EventService(writer, topics, partitions, serving, publish))
         if serving.metrics_port:
-            server, thread = start_http_server(serving.metrics_port, serving.metrics_host)
+            server, thread = metrics.serve_http("serving.metrics_port", serving.metrics_port, serving.metrics_host)
             self._stack.callback(thread.join)
             self._stack.callback(server.shutdown)
 
@@ -205,6 +219,25 @@ class Gateway:
             peak_plan=self._peak.active.name,
         )
 
+    async def _answered(self, ask: Callable[[], T]) -> T:
+        """What `ask` gives, once log or store is there: a crash loop would find it minutes later.
+
+        Raises: Unavailable when `start_s_max` is over; whatever else `ask` raises, at once.
+        """
+        retry, wait_s, told = self._config.get(JobConfig), 0.0, False
+        while True:
+            try:
+                return await asyncio.to_thread(ask)
+            except Unavailable as error:
+                left_s = self._started_s + self._serving.start_s_max - time.monotonic()
+                if left_s <= 0:
+                    raise
+                if not told:
+                    _log.warning("start_refused", cause=str(error), tries_for_s=round(left_s))
+                    told = True
+            wait_s = min(max(2 * wait_s, retry.retry_ms / 1e3), retry.retry_ms_max / 1e3, left_s)
+            await asyncio.sleep(wait_s)
+
     def _current(self) -> InForce:
         assert self._in_force is not None, "the server listens after `_use`"
         return replace(self._in_force, behind=self._catalog.behind())
@@ -224,15 +257,12 @@ class Gateway:
         self._stack.callback(following.cancel)
         return rows
 
-    async def _use(self, plan: PeakPlan) -> None:
-        """Build the cascade of the arm under a plan and put it in force; users keep their cached slates."""
+    def _use(self, plan: PeakPlan) -> None:
+        """Put the arm under a plan in force; users keep their cached slates."""
         arm = limited(self.arm, plan)
-        cascade = await asyncio.to_thread(
-            build, arm, self.run, self._ports, config=self._config.get(PipelineConfig), budget=self._config.get(Budget)
+        self._in_force = InForce(
+            cascade=self._cascade.under(arm), lowered_by=plan.name if arm.tier > self.arm.tier else ""
         )
-        if self._in_force is not None:
-            cascade = replace(cascade, slates=self._in_force.cascade.slates)
-        self._in_force = InForce(cascade=cascade, lowered_by=plan.name if arm.tier > self.arm.tier else "")
 
     def _scoring(self) -> tuple[RemoteAnnSource | None, RemoteScorer | None]:
         if self.arm.order == "source" and "ann" not in {f.source for f in self.arm.feeds}:
@@ -261,7 +291,8 @@ class Gateway:
 
     def _start_scoring(self, shard: Shard, worker: int) -> str:
         name = f"scoring-{worker}" if shard.whole else f"scoring-{shard.number}of{shard.count}-{worker}"
-        more = ("--log", self._options.log, "--name", name, "--shard", str(shard))
+        index = shard.number * self._options.workers + worker
+        more = ("--log", self._options.log, "--name", name, "--shard", str(shard), "--index", str(index))
         return self._start_worker(name, "recsys.serving.worker", *more)
 
     def _reranker(self) -> RemoteReranker | None:
@@ -291,6 +322,7 @@ class Gateway:
     async def _listen(self, events: EventService) -> None:
         """The main listener, and one for AdminService where the main one is not on loopback."""
         main, admin = Server(self._serving.drain_s_max), None
+        self._stack.push_async_callback(self._drain)
         recommend_pb2_grpc.add_RecommendationServiceServicer_to_server(self._recommend, main.grpc)
         event_pb2_grpc.add_EventServiceServicer_to_server(events, main.grpc)
         names = [_full_name(recommend_pb2, "RecommendationService"), _full_name(event_pb2, "EventService")]
@@ -314,8 +346,11 @@ class Gateway:
     ) -> int:
         port = await server.start(listen, names, credentials)
         self._servers.append(server)
-        self._stack.push_async_callback(server.drain)
         return port
+
+    async def _drain(self) -> None:
+        """All listeners at once: what one of them waits for must not keep another open."""
+        await asyncio.gather(*(server.drain() for server in self._servers))
 
 
 def _writer(options: ServeOptions) -> ChildSpec:

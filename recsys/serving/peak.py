@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 
 from recsys.core import NotFound, logging
 from recsys.serving.admission import Admission
@@ -17,16 +16,15 @@ class Peak:
     """At most one plan is in force; activating another replaces it."""
 
     def __init__(
-        self, plans: Mapping[str, PeakPlan], admission: Admission, use_cascade: Callable[[PeakPlan], Awaitable[None]]
+        self, plans: Mapping[str, PeakPlan], admission: Admission, use_cascade: Callable[[PeakPlan], None]
     ) -> None:
         """use_cascade: exchanges the cascade for one with the plan's tier and rerank depth."""
         self.plans = plans
         self.active = NO_PLAN
         self._admission, self._use_cascade = admission, use_cascade
         self._configured_limit = admission.limit
-        self._changing = asyncio.Lock()  # two operators at once: one after the other
 
-    async def activate(self, name: str) -> PeakPlan:
+    def activate(self, name: str) -> PeakPlan:
         """Put a prepared plan in force.
 
         Raises: NotFound.
@@ -38,18 +36,17 @@ class Peak:
                 expected=f"one of {', '.join(sorted(self.plans)) or 'none prepared'}",
                 fix="Prepare it in double11.toml as [serving.peak.plans.NAME] and restart the gateway.",
             )
-        await self._use(self.plans[name])
+        self._use(self.plans[name])
         return self.active
 
-    async def revert(self) -> str:
+    def revert(self) -> str:
         """Back to the configured limits and tiers; returns the name of the plan that was in force, or ""."""
         reverted = self.active.name
-        await self._use(NO_PLAN)
+        self._use(NO_PLAN)
         return reverted
 
-    async def _use(self, plan: PeakPlan) -> None:
-        async with self._changing:
-            await self._use_cascade(plan)
-            limit = plan.in_flight_limit or self._configured_limit
-            _log.warning("peak_plan_changed", was=self.active.name, now=plan.name, in_flight_limit=limit)
-            self._admission.limit, self.active = limit, plan
+    def _use(self, plan: PeakPlan) -> None:
+        self._use_cascade(plan)
+        limit = plan.in_flight_limit or self._configured_limit
+        _log.warning("peak_plan_changed", was=self.active.name, now=plan.name, in_flight_limit=limit)
+        self._admission.limit, self.active = limit, plan

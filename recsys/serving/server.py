@@ -10,6 +10,7 @@ import asyncio
 import ipaddress
 import signal
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -20,6 +21,7 @@ from recsys.core.rpc import SERVER
 from recsys.serving.wire import WireInterceptor
 
 _RECEIVE_BYTES_MAX = 4 << 20
+_LAST_WORD_S = 0.1
 
 
 class Server:
@@ -30,7 +32,7 @@ class Server:
         mine = (("grpc.max_receive_message_length", _RECEIVE_BYTES_MAX), ("grpc.so_reuseport", int(share_port)))
         self.grpc = grpc.aio.server(interceptors=(WireInterceptor(),), options=(*SERVER, *mine))
         self._drain_s_max = drain_s_max
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         self._names: tuple[str, ...] = ("",)
 
@@ -66,7 +68,32 @@ class Server:
     async def drain(self) -> None:
         """NOT_SERVING at once, in-flight calls finished or cut off after `drain_s_max`."""
         await self._health.enter_graceful_shutdown()
+        self._health.end_watches()
         await self.grpc.stop(self._drain_s_max)
+
+
+class Health(health.aio.HealthServicer):  # type: ignore[misc]  # grpc_health has no types
+    """Health whose streams end with the server: one that nobody ends would cost every drain its whole time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watches: set[asyncio.Task[None]] = set()
+
+    async def Watch(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        """A status now and after every change, until the client goes or the server drains."""
+        watch = asyncio.ensure_future(super().Watch(request, context))
+        self._watches.add(watch)
+        try:
+            await asyncio.gather(watch, return_exceptions=True)
+        finally:
+            self._watches.discard(watch)
+
+    def end_watches(self) -> None:
+        """Let every stream say what it last heard, and end."""
+        for watch in self._watches:
+            asyncio.get_running_loop().call_later(_LAST_WORD_S, watch.cancel)
 
 
 def stop_signal() -> asyncio.Event:

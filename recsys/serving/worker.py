@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from double11.v1 import scoring_pb2 as pb
 from double11.v1 import scoring_pb2_grpc as pb_grpc
-from prometheus_client import start_http_server
 
 from recsys.candidates.nearest.sharded import WHOLE, Shard
-from recsys.core import Double11Error, RunDirectory, WallClock, logging
+from recsys.core import Double11Error, RunDirectory, WallClock, logging, metrics
 from recsys.core.config import Config
 from recsys.core.urls import embedded_path, scheme
 from recsys.models.config import IndexConfig, LiveIndexConfig
@@ -39,8 +38,10 @@ if TYPE_CHECKING:
     from recsys.serving.scoring_service import ScoringService
 
 
-async def serve(run_path: Path, listen: str, log_url: str, name: str, shard: Shard, config: Config) -> None:
-    """Load, serve, say so on stdout, drain on SIGTERM or SIGINT."""
+async def serve(
+    run_path: Path, listen: str, log_url: str, name: str, shard: Shard, config: Config, index: int = 0
+) -> None:
+    """Load, serve, say so on stdout, drain on SIGTERM or SIGINT. index: which of several workers of one host."""
     stop, worker = stop_signal(), config.get(WorkerConfig)
     run = RunDirectory.open(run_path, verify=False)  # the gateway has checked the hashes
     with ExitStack() as stack:
@@ -49,7 +50,8 @@ async def serve(run_path: Path, listen: str, log_url: str, name: str, shard: Sha
         else:
             service = _service(run, config, shard=shard)
         if worker.metrics_port:
-            start_http_server(worker.metrics_port, config.get(ServingConfig).metrics_host)
+            host = config.get(ServingConfig).metrics_host
+            metrics.serve_http("serving.worker.metrics_port", worker.metrics_port + index, host)
         await _until_stopped(service, stop, listen, worker)
 
 
@@ -120,15 +122,23 @@ async def _until_stopped(service: ScoringService, stop: asyncio.Event, listen: s
 @click.option("--log", "log_url", default="", help="Log URL; follow its catalogue topic.")
 @click.option("--name", default="scoring", show_default=True, help="Of this worker among those that share a folder.")
 @click.option("--shard", default=str(WHOLE), show_default=True, help="NUMBER/COUNT: the items this worker's index has.")
+@click.option("--index", type=click.IntRange(0, 4095), default=0, help="Of several workers: added to metrics_port.")
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="double11.toml.")
 @click.option("--log-level", type=click.Choice(logging.LEVELS), default="info", show_default=True)
 def main(
-    run_path: Path, listen: str, log_url: str, name: str, shard: str, config_path: Path | None, log_level: str
+    run_path: Path,
+    listen: str,
+    log_url: str,
+    name: str,
+    shard: str,
+    index: int,
+    config_path: Path | None,
+    log_level: str,
 ) -> None:
     """Serve the towers, the index and the ranker of one run to gateways."""
     logging.configure(log_level)
     try:
-        asyncio.run(serve(run_path, listen, log_url, name, Shard.parse(shard), Config.load(config_path)))
+        asyncio.run(serve(run_path, listen, log_url, name, Shard.parse(shard), Config.load(config_path), index))
     except Double11Error as error:
         print(json.dumps(error.as_json()), flush=True)  # for whoever supervises
         print(f"scoring worker: {error}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from serving_world import double11
+from serving_world import TOML, double11
 
 from recsys.bench.servers import free_ports
 from recsys.core import BadInput, NotFound
@@ -60,6 +61,11 @@ async def until(found, timeout_s=20.0):
         while not (result := found()):
             await asyncio.sleep(0.05)
     return result
+
+
+def test_whoever_serves_a_run_may_read_its_files(run):
+    plain = (run.root / "manifest.json").stat().st_mode  # what the umask of the one who trains gives
+    assert {n for n in run.manifest["files"] if run.path(n).stat().st_mode != plain} == set()
 
 
 async def test_slate_has_tier_timings_versions_titles_and_an_impression(gateway, client, run, shoppers):
@@ -254,6 +260,33 @@ async def test_peak_plan_changes_tier_and_limit_at_once_and_back(gateway, client
         status = await admin.status()
         assert (status.peak_plan, status.in_flight_limit) == ("", 4)
         assert (await client.recommend(shoppers[0], deadline_ms=5_000)).tier == recommend_pb2.TIER_FULL
+
+
+async def test_a_configured_peak_plan_is_in_force_from_the_start(serve, shoppers):
+    gateway = serve("--arm", "own_history", "--no-writer", toml=f'{TOML}\n[serving.peak]\nactive = "midnight"\n')
+    async with AdminClient(gateway.target) as admin, RecommendClient(gateway.target) as client:
+        assert (await admin.peak()).active == "midnight"
+        lowered = await client.recommend(shoppers[0], deadline_ms=5_000)
+        assert (lowered.tier, list(lowered.fallbacks)) == (recommend_pb2.TIER_POPULAR, ["peak:midnight"])
+        assert (await admin.revert()).reverted == "midnight"
+        assert (await client.recommend(shoppers[0], deadline_ms=5_000)).tier == recommend_pb2.TIER_RETRIEVAL
+
+
+async def test_peak_plan_is_of_the_run_that_serves_whatever_lies_in_its_folder_now(serve, run, tmp_path, shoppers):
+    """As after `train --out RUN --replace` while it serves."""
+    served = shutil.copytree(run.root, tmp_path / "run")
+    gateway = serve("--arm", "rank", "--no-reranker", "--no-writer", run_path=served)
+    served.rename(tmp_path / "gone")
+    async with AdminClient(gateway.target) as admin, RecommendClient(gateway.target) as client:
+        before = await client.recommend(shoppers[0], deadline_ms=5_000)
+        await admin.activate("calm")
+        lowered = await client.recommend(shoppers[0], deadline_ms=5_000)
+        assert (lowered.tier, list(lowered.fallbacks)) == (recommend_pb2.TIER_RETRIEVAL, ["peak:calm"])
+        assert set(lowered.versions) == set(before.versions) - {"ranker"}
+        await admin.revert()
+        after = await client.recommend(shoppers[0], deadline_ms=5_000)
+    assert (after.tier, after.versions) == (before.tier, before.versions) == (recommend_pb2.TIER_RANK, before.versions)
+    assert [i.item_id for i in after.items] == [i.item_id for i in before.items]
 
 
 def test_commands_for_people(gateway, shoppers):

@@ -14,6 +14,7 @@ import pytest
 from certificates import Authority
 from double11.v1 import recommend_pb2 as pb
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from redis_world import Server
 from serving_world import double11
 
 from recsys.bench.servers import free_ports
@@ -207,6 +208,34 @@ def test_taken_port_is_unavailable(serve, run, tmp_path):
     assert f"--listen {gateway.target}" in done.stderr
 
 
+def test_a_gateway_waits_for_a_store_that_is_away_when_it_starts(serve, tmp_path, shoppers):
+    redis = Server(tmp_path / "redis")
+    redis.kill()
+    flags = ("--arm", "own_history", "--no-writer", "--store", redis.url, "--log", f"embedded:{tmp_path}")
+    try:
+        gateway = serve(*flags, wait=False)
+        deadline_s = time.monotonic() + 60
+        while "event=start_refused" not in gateway.errors():
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+        redis.start()
+        gateway.wait_ready()
+        assert double11("recommend", "--target", gateway.target, "--user", shoppers[0]).returncode == 0
+        assert gateway.errors().count("event=start_refused") == 1
+    finally:
+        redis.stop()
+
+
+def test_a_store_that_stays_away_ends_the_start_with_its_reason(run, tmp_path):
+    (port,) = free_ports(1)
+    (tmp_path / "double11.toml").write_text("[serving]\nstart_s_max = 1\n")
+    args = ["--run", str(run.root), "--arm", "own_history", "--no-writer", "--log", f"embedded:{tmp_path}"]
+    done = double11("serve", *args, "--store", f"redis://127.0.0.1:{port}", "--config", str(tmp_path / "double11.toml"))
+    assert done.returncode == 4
+    assert f"redis://127.0.0.1:{port}: got " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_admin_has_a_loopback_listener_of_its_own_when_the_main_one_is_public(serve):
     toml = '[serving]\nadmin_listen = "127.0.0.1:0"\n'
     gateway = serve("--arm", "own_history", "--no-writer", "--listen", "0.0.0.0:0", "--plain-text", toml=toml)
@@ -248,6 +277,20 @@ client_ca_file = "{authority.ca_file}"
     refused = double11("serve", *args, "--listen", "0.0.0.0:0")
     assert refused.returncode == 2
     assert "plain_text_beyond_loopback" in refused.stderr
+
+
+def test_a_watch_of_one_listener_does_not_keep_the_others_open(serve):
+    """A drain that went from one listener to the next took calls for another `drain_s_max`, then dropped them."""
+    (health,) = free_ports(1)
+    toml = f'[serving]\nhealth_listen = "127.0.0.1:{health}"\ndrain_s_max = 20\n'
+    gateway = serve("--arm", "own_history", "--no-writer", toml=toml)
+    with grpc.insecure_channel(f"127.0.0.1:{health}") as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        began_s = time.monotonic()
+        assert gateway.stop() == 0
+        assert time.monotonic() - began_s < 10
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def test_worker_that_cannot_load_ends_the_start_with_its_reason(tmp_path, run):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 from double11.v1 import rerank_pb2 as pb
 from double11.v1 import rerank_pb2_grpc as pb_grpc
@@ -25,6 +28,7 @@ from llm_reranker.client import RemoteReranker
 from llm_reranker.config import RerankConfig
 from llm_reranker.local import LocalReranker
 from llm_reranker.server import RerankServer
+from recsys.bench.servers import free_ports
 from recsys.core import Deadline, DeadlineExceeded, Unavailable, VersionMismatch
 from recsys.core.run_dir import RunDirectory
 
@@ -41,7 +45,9 @@ class Server:
 @pytest.fixture(scope="module")
 def server(run: RunDirectory) -> Iterator[Server]:
     argv = [sys.executable, "-m", "llm_reranker.server", "--run", str(run.root), "--listen", "127.0.0.1:0"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+    (port,) = free_ports(1)
+    environ = {**os.environ, "DOUBLE11__LLM_RERANKER__METRICS_PORT": str(port)}
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environ) as process:
         assert process.stdout is not None
         ready = json.loads(process.stdout.readline())
         yield Server(process, f"127.0.0.1:{ready['port']}", ready)
@@ -72,6 +78,14 @@ def test_it_says_where_it_listens_and_answers(server: Server, channel: grpc.Chan
     assert (response.request_id, response.depth, response.version) == ("r1", 4, "1")
     assert np.isfinite(response.scores).all()
     assert response.compute_ms > 0
+
+
+def test_metrics_are_for_this_host_alone(server: Server) -> None:
+    port = server.ready["metrics_port"]
+    listening = [c.laddr for c in psutil.Process(server.process.pid).net_connections("tcp") if c.status == "LISTEN"]
+    assert [at.ip for at in listening if at.port == port] == ["127.0.0.1"]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
+        assert "double11_rerank_queue_ms" in response.read().decode()
 
 
 def test_health_and_reflection(channel: grpc.Channel) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import os
 import signal
+import urllib.request
 from contextlib import AsyncExitStack
 
 import numpy as np
@@ -11,7 +12,9 @@ import psutil
 import pytest
 from double11.v1 import event_pb2
 from double11.v1 import recommend_pb2 as pb
+from serving_world import TOML
 
+from recsys.bench.servers import free_ports
 from recsys.candidates.ann import LocalAnnSource
 from recsys.candidates.nearest.sharded import Shard, ShardedIndex
 from recsys.core import BadInput, Deadline, Query, WallClock, keys
@@ -33,8 +36,14 @@ from streaming.log import open_log
 
 
 @pytest.fixture(scope="module")
-def gateway(serve):
-    return serve("--shards", "2", "--arm", "rank", "--no-writer")
+def metrics_ports():
+    return free_ports(2)
+
+
+@pytest.fixture(scope="module")
+def gateway(serve, metrics_ports):
+    toml = f"{TOML}\n[serving.worker]\nmetrics_port = {metrics_ports[0]}\n"
+    return serve("--shards", "2", "--arm", "rank", "--no-writer", toml=toml)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +106,12 @@ def questions(dataset, shoppers, items):
                 yield Query(
                     user_id=user_id, as_of_us=dataset.last_event_us + 1, request_id="r", where=where, new_only=new_only
                 )
+
+
+def test_every_worker_has_a_metrics_port(gateway, metrics_ports):
+    for port in metrics_ports:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
+            assert "double11_index_items" in response.read().decode()
 
 
 async def start_over(workers, run, folder):

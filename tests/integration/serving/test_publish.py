@@ -76,8 +76,9 @@ async def test_over_the_limit_a_batch_is_refused_whole_and_passes_after_the_time
     assert len(stored(log)) == 150
 
 
-async def test_tenants_are_named_by_metadata_and_limited_apart(service):
-    stub = await service(events_per_s_max=0, tenant_events_per_s_max=10, burst_s=1, tenant_key="x-shop")
+@pytest.mark.parametrize("tenant_key", ["x-shop", "X-Shop"])  # on the wire it is the former
+async def test_tenants_are_named_by_metadata_and_limited_apart(service, tenant_key):
+    stub = await service(events_per_s_max=0, tenant_events_per_s_max=10, burst_s=1, tenant_key=tenant_key)
     for shop in ("a", "b"):
         request = pb.PublishRequest(events=events(0, 10))
         assert (await stub.Publish(request, timeout=10, metadata=(("x-shop", shop),))).accepted == 10

@@ -4,14 +4,18 @@ And who is silent keeps its connection.
 """
 
 import asyncio
+import collections
+import socket
+import struct
 
 import grpc
 import pytest
-from double11.v1 import event_pb2, event_pb2_grpc
+from double11.v1 import event_pb2, event_pb2_grpc, recommend_pb2, recommend_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from recsys.core import BadInput, CorruptData, Deadline, Overloaded, Unavailable
-from recsys.core.rpc import TO_WORKERS
+from recsys.core.rpc import SERVER, TO_WORKERS
+from recsys.serving import RecommendClient
 from recsys.serving.server import Server, on_loopback
 from recsys.serving.wire import deadline_of
 
@@ -136,3 +140,90 @@ async def test_pings_do_not_end_a_connection_that_nobody_uses():
             async with asyncio.timeout(6.0):
                 await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
     await server.drain()
+
+
+class Names(asyncio.DatagramProtocol):
+    """A DNS server that knows one name, as of a headless Service: every question for addresses gets `addresses`."""
+
+    def __init__(self) -> None:
+        self.addresses = ["127.0.0.1"]
+
+    def connection_made(self, transport):
+        self._transport = transport
+
+    def datagram_received(self, data, who):
+        end = data.index(b"\0", 12) + 5
+        (kind,) = struct.unpack(">H", data[end - 4 : end - 2])
+        found = self.addresses if kind == 1 else []
+        head = data[:2] + struct.pack(">HHHHH", 0x8180, 1, len(found), 0, 0) + data[12:end]
+        answers = (b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 0, 4) + socket.inet_aton(a) for a in found)
+        self._transport.sendto(head + b"".join(answers), who)
+
+
+class Slates(recommend_pb2_grpc.RecommendationServiceServicer):
+    def __init__(self, calls, name):
+        self._calls, self._name = calls, name
+
+    async def Recommend(self, request, context):  # noqa: N802
+        self._calls[self._name] += 1
+        return recommend_pb2.RecommendResponse()
+
+
+async def start_slates(calls, host, port=0):
+    server = Server(1.0)
+    recommend_pb2_grpc.add_RecommendationServiceServicer_to_server(Slates(calls, host), server.grpc)
+    return server, await server.start(f"{host}:{port}", [])
+
+
+async def test_who_is_added_to_a_name_is_called_soon(monkeypatch):
+    """Kubernetes scales out by addresses; a connection that never ends would never hear of them."""
+    assert 10_000 <= dict(SERVER)["grpc.max_connection_age_ms"] <= 60_000
+    young = dict(SERVER) | {"grpc.max_connection_age_ms": 500}
+    monkeypatch.setattr("recsys.serving.server.SERVER", tuple(young.items()))
+    calls, loop = collections.Counter(), asyncio.get_running_loop()
+    transport, names = await loop.create_datagram_endpoint(Names, local_addr=("127.0.0.1", 0))
+    dns = transport.get_extra_info("sockname")[1]
+    first, port = await start_slates(calls, "127.0.0.1")
+    soon = dict(TO_WORKERS) | {"grpc.dns_min_time_between_resolutions_ms": 100}
+    target = f"dns://127.0.0.1:{dns}/gateway.test:{port}"
+    async with grpc.aio.insecure_channel(target, options=list(soon.items())) as channel:
+        stub = recommend_pb2_grpc.RecommendationServiceStub(channel)
+        await stub.Recommend(recommend_pb2.RecommendRequest(), timeout=10)
+        second, _ = await start_slates(calls, "127.0.0.2", port)
+        names.addresses.append("127.0.0.2")
+        async with asyncio.timeout(20):
+            while calls["127.0.0.2"] < 20:  # and none of those before fails
+                await stub.Recommend(recommend_pb2.RecommendRequest(), timeout=10)
+                await asyncio.sleep(0.02)
+    await first.drain()
+    await second.drain()
+    transport.close()
+
+
+async def test_a_client_goes_round_the_gateways_of_its_target():
+    calls = collections.Counter()
+    first, port = await start_slates(calls, "127.0.0.1")
+    second, other = await start_slates(calls, "127.0.0.2")
+    target = f"ipv4:127.0.0.1:{port},127.0.0.2:{other}"
+    async with RecommendClient(target) as client:
+        await client.recommend("u", deadline_ms=10_000)
+        await asyncio.sleep(0.2)  # both are connected
+        for i in range(40):
+            await client.recommend(f"u{i}", deadline_ms=10_000)
+    assert min(calls["127.0.0.1"], calls["127.0.0.2"]) >= 19
+    await first.drain()
+    await second.drain()
+
+
+async def test_a_watch_of_health_hears_the_end_and_does_not_delay_it():
+    server = Server(30.0)
+    port = await server.start("127.0.0.1:0", [SERVICE])
+    await server.set_serving(True)
+    status = health_pb2.HealthCheckResponse
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        assert (await watch.read()).status == status.SERVING
+        async with asyncio.timeout(5):
+            await asyncio.gather(server.drain(), heard := asyncio.ensure_future(watch.read()))
+        assert heard.result().status == status.NOT_SERVING
+        assert await watch.read() is grpc.aio.EOF

@@ -1,8 +1,10 @@
 """The embedded store's own promises: one writer, whole or refused, rebuilt beside the live state."""
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import lmdb
@@ -12,7 +14,7 @@ from feature_store.materialize import materialize
 from feature_store.online import Commit, OffsetStep, feature_clock, open_reader, open_store
 from feature_store.update import archived_updates
 from feature_store.views import VIEW_SET
-from recsys.core import BadInput, Conflict, CorruptData, Deadline, EventBatch, Overloaded, VersionMismatch
+from recsys.core import BadInput, Conflict, CorruptData, Deadline, EventBatch, Overloaded, VersionMismatch, embedded
 from recsys.core.config import Config
 
 NEVER = Deadline.never()
@@ -61,6 +63,21 @@ def test_now_is_the_machines_or_the_newest_event(tmp_path):
     assert feature_clock(store, Config(file)).now_us() == T + 1
     assert feature_clock(store, Config(file, flags={"feature_store.clock": "wall"})).now_us() > T + 1
     store.close()
+
+
+def test_a_process_of_another_container_with_our_id_is_told_from_a_broken_store(tmp_path):
+    open_store(f"embedded:{tmp_path}").close()
+    script = (  # as LMDB does in a PID namespace of its own, where that process has this one's number
+        "import fcntl, os, sys; f = open(sys.argv[1], 'r+b'); "
+        "fcntl.lockf(f, fcntl.LOCK_EX, 1, os.getppid()); print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "store" / "lock.mdb")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(Conflict, match=r"one PID namespace.*The store is whole"):
+            open_store(f"embedded:{tmp_path}")
+        other.communicate()
+    open_store(f"embedded:{tmp_path}").close()
 
 
 def test_a_file_that_is_no_store_is_named(tmp_path):
@@ -136,3 +153,20 @@ def test_other_urls_are_refused(url):
 def test_the_folder_is_made(tmp_path):
     open_store(f"embedded:{tmp_path / 'a' / 'b'}").close()
     assert Path(tmp_path, "a", "b", "store", "data.mdb").is_file()
+
+
+def test_files_of_another_user_are_told_from_a_broken_store() -> None:
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as place:  # pytest's own folders are their owner's alone
+        folder = Path(place) / "store"
+        Path(place).chmod(0o755)
+        embedded.acquire(folder, 1 << 20)
+        embedded.release(folder)
+        for file in folder.iterdir():
+            file.chmod(0)
+        os.seteuid(user or 65_534)  # somebody to whom modes apply
+        try:
+            with pytest.raises(BadInput, match=r"may not write.*The store is whole.*chown"):
+                embedded.acquire(folder, 1 << 20)
+        finally:
+            os.seteuid(user)

@@ -4,7 +4,7 @@ import pytest
 
 from recsys.core import BadInput, Tier
 from recsys.core.config import Config
-from recsys.serving.config import AdmissionConfig, PeakConfig, PeakPlan, ServingConfig
+from recsys.serving.config import AdmissionConfig, PeakConfig, PeakPlan, PublishConfig, ServingConfig
 
 
 def test_values_come_from_their_sections():
@@ -21,6 +21,10 @@ def test_values_come_from_their_sections():
         (ServingConfig, {"drain_s_max": 0.0}),
         (AdmissionConfig, {"in_flight_limit": 0}),
         (AdmissionConfig, {"queue_items_max": -1}),
+        (PublishConfig, {"tenant_key": "x shop"}),
+        (PublishConfig, {"tenant_key": ":authority"}),
+        (PublishConfig, {"tenant_key": "x-shop-bin"}),
+        (PublishConfig, {"tenant_key": "grpc-shop"}),
     ],
 )
 def test_out_of_range_is_refused(owner, values):
@@ -54,3 +58,10 @@ def test_peak_plans_from_toml_tables():
 def test_bad_plans_are_refused(plans, message):
     with pytest.raises(BadInput, match=message):
         PeakConfig(plans=plans)
+
+
+def test_the_plan_in_force_from_the_start_comes_from_the_environment_and_has_to_be_prepared():
+    environ = {"DOUBLE11__SERVING__PEAK__ACTIVE": "midnight"}
+    assert (Config().get(PeakConfig).active, Config(environ=environ).get(PeakConfig).active) == ("", "midnight")
+    with pytest.raises(BadInput, match="got midnight; expected one of calm, storm"):
+        Config({"serving": {"peak": {"plans": {"storm": {}, "calm": {}}}}}, environ).get(PeakConfig)
