@@ -64,7 +64,7 @@ def get(
 @click.option(
     "--log", help="Log URL: check that an archive reaches to it, or start a plain dataset at its first record."
 )
-@click.option("--until", help="Only events before this ISO time; covers no offsets of a log.")
+@click.option("--until", help="Only events known before this ISO time; covers no offsets of a log.")
 @config_option
 @json_option
 def materialize(
@@ -97,7 +97,7 @@ def materialize(
                 covered = starts_at(opened, topics_at(log, config))
     dataset = None if of_log else Dataset.open(directory)
     before_us = parse_time_us(until, "--until")
-    batches = archived(directory) if dataset is None else dataset.event_batches(before_us=before_us)
+    batches = archived(directory) if dataset is None else dataset.event_batches(known_before_us=before_us)
     total = None if dataset is None else dataset.num_events
     horizon_us = config.get(JobConfig).dedup_horizon_s * 1_000_000
     target = open_rebuildable(url, config)

@@ -1,6 +1,7 @@
 """Who is asked about, when, and what counts as right: the queries of the replay protocols.
 
 `frozen`: one query per user at the cut. `online`: one per user and session (or timestamp) after the cut.
+What is right is what users did, by event_time, whenever it was learnt; what was before a query, by known_at as well.
 """
 
 from __future__ import annotations
@@ -45,18 +46,19 @@ def make_queries(
     queries_max: int | None = None,
     seed: int = 0,
 ) -> pl.DataFrame:
-    """Queries of protocol `frozen`: users with an event before `from_us` and a positive in [from_us, to_us).
+    """Queries of protocol `frozen`: users with an event known before `from_us` and a positive in [from_us, to_us).
 
-    events: user_id, item_id, event_type (label), event_time (Datetime[us, UTC]), any order. Times in microseconds UTC.
+    events: user_id, item_id, event_type (label), event_time and perhaps known_at (Datetime[us, UTC]; null or absent =
+    event_time), any order. Times in microseconds UTC.
     Returns [query_id, user_id, query_time (int64 microseconds, = from_us), relevant (sorted distinct item ids)], sorted
     by user_id. Items never seen before the cut stay relevant (they are misses). Task `new-only` takes away what the
-    user touched before the cut (any event but an impression) and drops queries left with nothing. `queries_max` is a
-    sample by `seed` that does not depend on the order of rows.
+    user is known to have touched before the cut (any event but an impression) and drops queries left with nothing.
+    `queries_max` is a sample by `seed` that does not depend on the order of rows.
     Raises: BadInput for an empty period, an unknown positive or task.
     """
     _check(from_us, to_us, positives, task, queries_max)
     actions = _actions(events)
-    before = actions.filter(pl.col("at") < from_us)
+    before = actions.filter(pl.col("known") < from_us)
     wanted = actions.filter(pl.col("at").is_between(from_us, to_us, closed="left") & _is_positive(positives))
     pairs = wanted.select("user_id", "item_id").unique().join(before.select("user_id").unique(), on="user_id")
     if task == "new-only":
@@ -78,8 +80,8 @@ def make_online_queries(
     """Queries of protocol `online`: one per user and session (timestamp where there is none) with a positive.
 
     The query's time is that of the session's first event in [from_us, to_us), so that everything strictly before it
-    excludes the session itself; the user has an event before that time. Otherwise as `make_queries`; the sample keeps
-    whole queries, sorted by time.
+    excludes the session itself; the user has an event known before that time. Otherwise as `make_queries`; the sample
+    keeps whole queries, sorted by time.
     """
     _check(from_us, to_us, positives, task, queries_max)
     actions = _actions(events)
@@ -89,22 +91,22 @@ def make_online_queries(
     )
     period = period.with_columns(query_time=pl.col("at").min().over("user_id", "session"))
     pairs = period.filter(_is_positive(positives)).select("user_id", "query_time", "item_id").unique()
-    first_seen = actions.group_by("user_id").agg(first=pl.col("at").min())
+    first_seen = actions.group_by("user_id").agg(first=pl.col("known").min())
     pairs = pairs.join(first_seen, on="user_id").filter(pl.col("first") < pl.col("query_time"))
     if task == "new-only":
         touched = actions.filter(pl.col("event_type") != "impression")
-        touched = touched.group_by("user_id", "item_id").agg(touched=pl.col("at").min())
+        touched = touched.group_by("user_id", "item_id").agg(touched=pl.col("known").min())
         pairs = pairs.join(touched, on=["user_id", "item_id"], how="left")
         pairs = pairs.filter(~(pl.col("touched") < pl.col("query_time")).fill_null(False))
     return _finish(pairs.select("user_id", "query_time", "item_id"), queries_max, seed).sort("query_time", "user_id")
 
 
 def with_rare(queries: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
-    """The queries with a column `rare`: what of `relevant` has fewer than RARE_EVENTS events before the query's time.
+    """The queries with a column `rare`: what of `relevant` has fewer than RARE_EVENTS events known before its time.
 
     queries: as made here. events: as they are made from; impressions do not count. An item never seen is rare.
     """
-    acted = _actions(events).filter(pl.col("event_type") != "impression").select("item_id", "at").sort("at")
+    acted = _actions(events).filter(pl.col("event_type") != "impression").select("item_id", at="known").sort("at")
     acted = acted.with_columns(so_far=pl.int_range(1, pl.len() + 1).over("item_id"))
     pairs = queries.select("query_id", at="query_time", item_id="relevant").explode("item_id").sort("at")
     known = pairs.join_asof(
@@ -124,7 +126,9 @@ def rare_only(queries: pl.DataFrame) -> pl.DataFrame:
 
 def _actions(events: pl.DataFrame) -> pl.DataFrame:
     named = events.filter(pl.col("user_id").is_not_null() & pl.col("item_id").is_not_null())
-    return named.with_columns(at=pl.col("event_time").dt.epoch("us"))
+    known = "known_at" if "known_at" in events.columns else "event_time"
+    times = named.with_columns(at=pl.col("event_time").dt.epoch("us"), known=pl.col(known).dt.epoch("us"))
+    return times.with_columns(known=pl.max_horizontal("at", "known"))  # passes over nulls: those were known at once
 
 
 def _is_positive(positives: Sequence[str]) -> pl.Expr:

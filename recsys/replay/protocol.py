@@ -1,7 +1,7 @@
 """The two protocols of a replay, one code path: fold what came before a query's time, then ask every arm.
 
 `frozen` has one query time, the cut. `online` has many: between two of them the store takes in what happened, the same
-for every arm. Nothing at or after a query's time is ever in the store when it is asked.
+for every arm. Nothing that happened, or was learnt, at or after a query's time is ever in the store when it is asked.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from feature_store.online.memory import MemoryStore
@@ -50,7 +51,7 @@ class Answers:
 
 
 class Past:
-    """A feature store and a catalogue that are brought forward in time: everything strictly before `until`, no more."""
+    """A feature store and a catalogue that are brought forward in time: all that was known before `until`, no more."""
 
     def __init__(self, batches: Iterator[EventBatch], items: ItemTable | None = None) -> None:
         """batches: in event-time order. items: the run's, whose stock serving knows from the catalogue stream.
@@ -61,11 +62,11 @@ class Past:
         self.live = None if items is None else LiveCatalogue(items)
         if self.live is not None:
             self.live.trusted = True
-        self._batches = batches
+        self._batches = _as_known(batches)
         self._rest = EventBatch.empty()
 
     def advance(self, until_us: int) -> int:
-        """Fold the events with event_time < until_us that are not folded yet; returns how many."""
+        """Fold the events that had happened and were known before until_us and are not folded yet; returns how many."""
         folded = 0
         while True:
             if not len(self._rest):
@@ -73,7 +74,7 @@ class Past:
                 if following is None:
                     return folded
                 self._rest = following
-            due = int(np.searchsorted(self._rest.numpy("event_time"), until_us, side="left"))
+            due = int(np.searchsorted(_known_us(self._rest), until_us, side="left"))
             if due:
                 self.store.apply(self._rest.slice(0, due))
                 if self.live is not None:
@@ -83,6 +84,25 @@ class Past:
             self._rest = self._rest.slice(due, pending)
             if pending:
                 return folded
+
+
+def _as_known(batches: Iterator[EventBatch]) -> Iterator[EventBatch]:
+    """Events in event-time order, in the order in which they became known."""
+    unknown = EventBatch.empty()
+    for batch in batches:
+        both = EventBatch.concat([unknown, batch])
+        known_us = _known_us(both)
+        order = np.argsort(known_us, kind="stable")
+        # what is still to come becomes known when it happens at the earliest: not before this batch's end
+        due = int(np.searchsorted(known_us[order], batch.numpy("event_time")[-1], side="right"))
+        unknown = both.take(order[due:])
+        yield both.take(order[:due])
+    yield unknown
+
+
+def _known_us(batch: EventBatch) -> npt.NDArray[np.int64]:
+    known_us: npt.NDArray[np.int64] = np.maximum(batch.numpy("event_time"), batch.numpy("known_at"))
+    return known_us
 
 
 async def ask(

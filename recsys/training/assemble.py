@@ -22,6 +22,7 @@ from recsys.candidates.fusion import FILE as FUSION_FILE
 from recsys.core import BadInput, RunDirectory, RunWriter
 from recsys.core.items import ItemTable
 from recsys.core.logging import get_logger
+from recsys.core.run_dir import beside
 from recsys.data import Dataset
 from recsys.models.ranker import Head, Prior, Ranker
 from recsys.models.text.build import FOLDER
@@ -29,16 +30,17 @@ from recsys.pipeline import ARMS
 from recsys.training.base_run import iso, join_base, manifest_fields, window_run, write_base
 from recsys.training.fusion import learn_fusion
 from recsys.training.launch import launch
-from recsys.training.lists import foreseen, window_lists, window_starts
+from recsys.training.lists import foreseen, times_us, window_lists, window_starts
 from recsys.training.rank_lists import ARM, RankLists, heads_of
 from recsys.training.ranker_trainer import calibrate, choose_priors, other_logits, score_lists, train_ranker
 from recsys.training.ranks import Ranks, joined, launched
 from recsys.training.settings import Settings
 from recsys.training.tower_trainer import CHECKPOINTS
 from recsys.training.validation import calibration_error, list_measures
-from recsys.training.windows import Window, window_length_us
+from recsys.training.windows import Window, span_us, window_length_us
 
 _log = get_logger(__name__)
+_STRAYS_NAMED = 5
 
 
 def train(
@@ -51,19 +53,25 @@ def train(
     replace: bool = False,
     nproc: int = 1,
 ) -> RunDirectory:
-    """Train everything a request needs on events strictly before `until_us` (default: just after the last event).
+    """Train everything a request needs on events strictly before `until_us` (default: just after the last event, but
+    for a few that lie far away from all others; see `span_us`).
 
     Working files are under `OUT.work/`; window runs and checkpoints there that fit are used again, so that a training
     that was killed goes on. nproc: processes on this host; under torchrun this process is one of those it started. Each
     makes some of the windows' runs, and all train the final towers together.
-    Raises: Conflict when `out` exists; BadInput for a time without events before it, after the data, or with too few
-    days before it for windows; CorruptData for a loss that is not finite.
+    Raises: Conflict when `out` exists; BadInput for a time without events or items before it, after the data, or with
+    too few days before it for windows; CorruptData for a loss that is not finite.
     """
     settings = settings or Settings()
     dataset, out = Dataset.open(dataset_dir), Path(out)
     until_us = _checked_until(dataset, until_us, settings)
+    if not len(dataset.item_table(before_us=until_us)):
+        raise BadInput(
+            f"dataset {dataset.root}", came=f"no item available before {iso(until_us)}", expected="items to recommend",
+            fix="Correct available_from of items, or leave it empty: then it is the first event's time.",
+        )  # fmt: skip
     windows = window_starts(dataset, until_us, settings)
-    work = out.with_name(out.name + ".work")
+    work = beside(out, ".work")
     here = launched()
     if here is None and nproc > 1:
         RunWriter(out, {}, replace=replace)  # says now if it is there
@@ -151,6 +159,8 @@ def _judge(
     """Measures by task, priors and calibrated heads of a ranker trained without the last window, on the last window."""
     *earlier, last = lists
     if not earlier:
+        fix = "compare it with other arms (double11 replay) before it serves"
+        _log.warning("ranker_not_validated", windows_with_queries=len(lists), fix=fix)
         return {}, (), tuple(map(Head, names))
     ranker = _fit(earlier, items, names, seed=seed, settings=settings, work=work)
     ranker.priors = choose_priors(ranker, last)
@@ -190,14 +200,24 @@ def _fit(
 
 def _checked_until(dataset: Dataset, until_us: int | None, settings: Settings) -> int:
     """The default is just after the last event; a time past the data may leave the last window no event."""
+    times = times_us(dataset)
+    first_us, last_us = span_us(times)
+    if len(strays := times[(times < first_us) | (times > last_us)]):
+        _log.warning(
+            "events_far_from_all_others",
+            at=[iso(t) for t in strays[:_STRAYS_NAMED].tolist()],
+            number=len(strays),
+            others=f"{iso(first_us)} to {iso(last_us)}",
+            fix="Correct their times. They do not count for --until and the windows' length.",
+        )
     if until_us is None:
-        return dataset.last_event_us + 1
-    length_us = window_length_us(dataset.first_event_us, until_us, settings.training.window_days)
-    if not dataset.first_event_us < until_us <= dataset.last_event_us + length_us:
+        return last_us + 1
+    length_us = window_length_us(first_us, until_us, settings.training.window_days)
+    if not first_us < until_us <= last_us + length_us:
         raise BadInput(
             "--until",
             came=iso(until_us),
-            expected=f"after {iso(dataset.first_event_us)} and less than a window after {iso(dataset.last_event_us)}",
+            expected=f"after {iso(first_us)} and less than a window after {iso(last_us)}",
             fix="Choose a time inside the data, or leave --until out.",
         )
     return until_us

@@ -34,9 +34,7 @@ def known_events(dataset: Dataset, until_us: int) -> pl.DataFrame:
 
     Raises: BadInput when there are none.
     """
-    events = dataset.events(before_us=until_us)
-    if "known_at" in events.columns:
-        events = events.filter(pl.col("known_at").dt.epoch("us").fill_null(0) < until_us)
+    events = dataset.events(known_before_us=until_us)
     if events.is_empty():
         raise BadInput(
             f"dataset {dataset.root}",

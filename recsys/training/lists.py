@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from feature_store.online.memory import MemoryStore
-from recsys.core import BadInput
+from recsys.core import BadInput, EventBatch
 from recsys.core.logging import get_logger
 from recsys.data import Dataset
 from recsys.evaluation import make_queries, parse_positives
@@ -20,7 +23,7 @@ from recsys.training.config import AUTO, TrainingConfig
 from recsys.training.fusion import learn_fusion
 from recsys.training.rank_lists import ARM, COLUMNS, RankLists, bit_of, collect
 from recsys.training.settings import Settings
-from recsys.training.windows import DAY_US, HOUR_US, Window, stacked, window_length_us
+from recsys.training.windows import DAY_US, HOUR_US, Window, span_us, stacked, window_length_us
 
 _log = get_logger(__name__)
 # lists of other features or columns are made anew
@@ -31,10 +34,17 @@ _PURCHASERS_MIN = 100  # of a window, on average: with fewer there is nothing to
 def window_starts(dataset: Dataset, until_us: int, settings: Settings) -> list[Window]:
     """The stacked windows of a dataset before `until_us`, oldest first."""
     config = settings.training
-    length_us = window_length_us(dataset.first_event_us, until_us, config.window_days)
+    first_us = span_us(times_us(dataset, until_us))[0]
+    length_us = window_length_us(first_us, until_us, config.window_days)
     if not config.window_days and HOUR_US < length_us < DAY_US:
         length_us = _shortened(dataset, until_us, length_us, config.queries_per_window_max)
-    return stacked(dataset.first_event_us, until_us, windows=config.windows, length_us=length_us)
+    return stacked(first_us, until_us, windows=config.windows, length_us=length_us)
+
+
+def times_us(dataset: Dataset, until_us: int | None = None) -> npt.NDArray[np.int64]:
+    """When the events before `until_us` happened, all of them by default; microseconds UTC, at least one."""
+    times = dataset.events(before_us=until_us)["event_time"].dt.epoch("us").to_numpy()
+    return times if len(times) else np.array([dataset.first_event_us])
 
 
 def _shortened(dataset: Dataset, until_us: int, length_us: int, enough: int) -> int:
@@ -69,6 +79,7 @@ def window_lists(
     Raises: BadInput when no window has a query, unless `ahead`.
     """
     store, folded_us = MemoryStore(), None
+    unknown: list[EventBatch] = []  # had happened, and is learnt later
     lists = []
     for window in windows:
         if ahead:
@@ -77,13 +88,18 @@ def window_lists(
             run, _ = window_run(dataset, window.from_us, seed=seed, settings=settings, work=work)
         if run is None:
             break
-        kept = work / f"lists-{run.run_id}-{window.to_us}-{'+'.join(positives)}-{_FORM}.safetensors"
+        # from the first window on: those before this one have taught how its sources are fused
+        span = f"{window.to_us}-{windows[0].from_us}"
+        kept = work / f"lists-{run.run_id}-{span}-{'+'.join(positives)}-{_FORM}.safetensors"
         if kept.is_file():
             lists.append(RankLists.load(kept))
             continue
-        for batch in dataset.event_batches(before_us=window.from_us, from_us=folded_us):
-            store.apply(batch)
-        folded_us = window.from_us
+        happened = itertools.chain(unknown, dataset.event_batches(before_us=window.from_us, from_us=folded_us))
+        folded_us, unknown = window.from_us, []
+        for batch in happened:
+            known = batch.numpy("known_at") < window.from_us
+            store.apply(batch.filter(known))
+            unknown.append(batch.filter(~known))
         queries = window_queries(dataset, window, positives, settings.training, seed)
         if queries.is_empty():
             _log.warning("window_without_queries", start=iso(window.from_us), end=iso(window.to_us))
@@ -120,7 +136,7 @@ def window_queries(
     dataset: Dataset, window: Window, positives: tuple[str, ...], config: TrainingConfig, seed: int
 ) -> pl.DataFrame:
     """The users asked about in a window and what they acted on, for either task: columns as for `collect`."""
-    events = known_events(dataset, window.to_us)
+    events = known_events(dataset, window.to_us)  # the windows after this one, and the run, learn from it
     tasks = [
         make_queries(
             events,

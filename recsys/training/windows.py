@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from recsys.core import BadInput
 
 DAY_US, HOUR_US = 86_400_000_000, 3_600_000_000
 _SPAN_SHARE = 10  # a window is a tenth of the data's span
 _DAYS_MIN, _DAYS_MAX = 1, 30
 _LENGTHS_MIN = 3  # of history, training and validation: one window's length each
+_STRAYS_MAX = 5  # at either end, and no more than a hundredth; of large data a ten-thousandth
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -18,6 +22,19 @@ class Window:
 
     from_us: int
     to_us: int
+
+
+def span_us(time_us: npt.NDArray[np.int64]) -> tuple[int, int]:
+    """The first and the last of event times [N], N > 0, but for a few strays: one wrong clock would decide the windows.
+
+    Strays are further away from all but a few than these are from each other, and further than a day. Microseconds.
+    """
+    ordered, num = np.sort(time_us), len(time_us)
+    few = max(min(num // 100, _STRAYS_MAX), num // 10_000)
+    inner = ordered[few : num - few]
+    reach_us = max(inner[-1] - inner[0], DAY_US)
+    near = ordered[(ordered >= inner[0] - reach_us) & (ordered <= inner[-1] + reach_us)]
+    return int(near[0]), int(near[-1])
 
 
 def window_length_us(first_event_us: int, until_us: int, days: float = 0.0) -> int:

@@ -43,14 +43,15 @@ NO_PEERS = Peers()
 
 
 def fit_peers(arms: Sequence[str], dataset: Dataset, run: RunDirectory, from_us: int, seed: int) -> Peers:
-    """Fit what `arms` names of PEER_ARMS on events before `from_us`.
+    """Fit what `arms` names of PEER_ARMS on events that had happened and were known before `from_us`.
 
     Raises: BadInput when the extra `peers` is not installed.
     """
     named = [arm for arm in arms if arm in _FITS]
     sources = {}
     if named:
-        seen = Interactions.of(dataset.events(before_us=from_us), dataset.item_table(before_us=from_us), from_us)
+        known = dataset.events(known_before_us=from_us)
+        seen = Interactions.of(known, dataset.item_table(before_us=from_us), from_us)
         sources = {name: _FITS[name](seen, seed) for name in named}
     scorers: dict[str, Scorer] = {}
     if _TREES in arms:

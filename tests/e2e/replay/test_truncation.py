@@ -1,4 +1,7 @@
-"""The truncation test of the replay protocol: delete the future, train and distil again, get the same slates."""
+"""The truncation test of the replay protocol: delete the future, train and distil again, get the same slates.
+
+Of the past only what was known in time is kept.
+"""
 
 import asyncio
 import json
@@ -10,6 +13,7 @@ import pytest
 from recsys.cli.main import run as double11
 from recsys.core import RunDirectory
 from recsys.data import Dataset, simulate
+from recsys.data.schema import TIME
 from recsys.data.simulate import SALE_US
 from recsys.evaluation import make_queries
 from recsys.replay import recompute, replay
@@ -57,19 +61,31 @@ def make_run(data: Path, folder: Path) -> RunDirectory:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
+    """A sale, told twice: as carts of three days earlier, which nobody learns of before midnight."""
     out = tmp_path_factory.mktemp("world") / "data"
     simulate("tiny", 5, out)
+    events, sale = pl.read_parquet(out / "events.parquet"), pl.lit(SALE_US).cast(TIME)
+    carts = events.filter(pl.col("event_time") >= sale - pl.duration(days=6)).with_columns(
+        event_id=pl.format("late-{}", "event_id"),
+        event_type=pl.lit("cart"),
+        event_time=pl.col("event_time") - pl.duration(days=3),
+        known_at=sale,
+    )
+    both = pl.concat([events, carts.filter(pl.col("event_time") < sale)], how="diagonal")
+    both.sort("event_time", maintain_order=True).write_parquet(out / "events.parquet")
     return out
 
 
 @pytest.fixture(scope="module")
 def past_world(world, tmp_path_factory) -> Path:
-    """The world without the sale: no event, no item and no catalogue change from midnight on."""
+    """The world without the sale: no event, nothing learnt, no item and no catalogue change from midnight on."""
     out = tmp_path_factory.mktemp("past") / "data"
     out.mkdir()
     for name, column in (("events", "event_time"), ("items", "available_from"), ("catalog", "event_time")):
         frame = pl.read_parquet(world / f"{name}.parquet")
         kept = frame.filter((pl.col(column).dt.epoch("us") < SALE_US) | pl.col(column).is_null())
+        if "known_at" in kept.columns:
+            kept = kept.filter((pl.col("known_at").dt.epoch("us") < SALE_US) | pl.col("known_at").is_null())
         assert 0 < len(kept) < len(frame)
         kept.write_parquet(out / f"{name}.parquet")
     info = json.loads((world / "dataset.json").read_text())

@@ -41,6 +41,13 @@ def test_nothing_from_the_cut_on_is_seen(truncated, light_run, report, cut_us):
     assert again.equals(pl.read_parquet(out / "slates.parquet"))
 
 
+def test_what_is_learnt_later_is_not_seen(learnt_late, light_run, report, tmp_path):
+    _, out = report
+    replay(learnt_late, light_run, tmp_path / "late", arms=["tifu_knn"], seed=5)
+    expected = pl.read_parquet(out / "slates.parquet").filter(pl.col("arm") == "tifu_knn")
+    assert pl.read_parquet(tmp_path / "late" / "slates.parquet").equals(expected)
+
+
 def test_new_only_never_repeats_what_was_touched(shop, light_run, cut_us, tmp_path):
     replay(shop, light_run, tmp_path / "new", arms=["ease", "tifu_knn"], task="new-only")
     bought = Dataset.open(shop).events(before_us=cut_us).select("user_id", "item_id")

@@ -7,9 +7,11 @@ import polars as pl
 import pytest
 
 from recsys.core import BadInput
+from recsys.data.schema import TIME
 from recsys.evaluation import (
     bootstrap_mean_ci,
     holm,
+    make_online_queries,
     make_queries,
     measures,
     paired_bootstrap,
@@ -68,6 +70,26 @@ def test_an_item_is_rare_while_fewer_than_five_actions_lie_before_the_query():
     assert asked["rare"].to_list() == [["four", "never", "shown"], [], []]
     assert asked.drop("rare").equals(queries)
     assert rare_only(asked).select("query_id", "relevant").rows() == [("b", ["four", "never", "shown"])]
+
+
+@pytest.mark.parametrize("make", [make_queries, make_online_queries])
+def test_what_was_learnt_later_is_no_past_and_yet_right(make):
+    early, late = datetime(2020, 1, 1, tzinfo=UTC), datetime(2020, 1, 9, tzinfo=UTC)
+    done = datetime(2020, 1, 2, tzinfo=UTC)  # the cut
+    rows = [  # user, item, event_time, known_at
+        ("known", "a", early, None), ("known", "b", early, late), ("unknown", "a", early, late),
+        ("known", "a", done, late), ("known", "b", done, done), ("unknown", "b", done, None),
+    ]  # fmt: skip
+    events = pl.DataFrame(
+        rows, schema={"user_id": pl.String, "item_id": pl.String, "event_time": TIME, "known_at": TIME}, orient="row"
+    ).with_columns(event_type=pl.lit("purchase"))
+    period = {"from_us": CUT, "to_us": CUT + 1, "positives": ["purchase"]}
+    asked = make(events, **period)
+    assert asked.select("user_id", "relevant").rows() == [("known", ["a", "b"])]
+    assert make(events, **period, task="new-only").select("user_id", "relevant").rows() == [("known", ["b"])]
+    five = pl.concat([events.head(1)] * 4 + [events.slice(1, 1).with_columns(item_id=pl.lit("a"))])
+    assert with_rare(asked, five)["rare"].to_list() == [["a", "b"]]
+    assert with_rare(asked, five.drop("known_at"))["rare"].to_list() == [["b"]]
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,35 @@
+import numpy as np
 import pytest
 
 from recsys.core import BadInput
 from recsys.training import TrainingConfig
-from recsys.training.windows import DAY_US, HOUR_US, Window, stacked, window_length_us
+from recsys.training.windows import DAY_US, HOUR_US, Window, span_us, stacked, window_length_us
 
 
 @pytest.mark.parametrize(("days", "length"), [(2, 0.2), (4, 1), (9, 1), (138, 13.8), (240, 24), (600, 30)])
 def test_a_window_is_a_tenth_of_the_span_within_bounds(days, length):
     assert window_length_us(0, days * DAY_US) == length * DAY_US
+
+
+@pytest.mark.parametrize("strays", [[-8_000], [2_000], [-8_000, -7_990, 27_000]])
+def test_a_few_events_far_away_from_all_others_do_not_count(strays):
+    times = np.sort(np.random.default_rng(0).integers(0, 20 * DAY_US, 2_000))
+    stray = np.array(strays) * DAY_US
+    assert span_us(np.concatenate([stray, times])) == span_us(times) == (times[0], times[-1])
+
+
+@pytest.mark.parametrize(
+    "days",
+    [
+        np.arange(20) ** 3,  # too few to tell which are strays
+        np.concatenate([[-10, -6], np.arange(2_000) / 100]),  # a slow beginning
+        np.concatenate([[-0.9], np.full(2_000, 0.0)]),  # all at once
+        np.concatenate([np.full(10, -8_000), np.arange(900)]),  # more than a few
+    ],
+)
+def test_the_span_is_that_of_all_events_where_none_is_a_stray(days):
+    times = (days * DAY_US).astype(np.int64)
+    assert span_us(times) == (times.min(), times.max())
 
 
 def test_windows_lie_back_to_back_before_until():
