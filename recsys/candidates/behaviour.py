@@ -27,7 +27,10 @@ def actions(events: pl.DataFrame, items: ItemTable, until_us: int) -> pl.DataFra
     (f32), time_us (i64); rows of items that `items` does not know are left out.
     """
     weight = {t.label: float(WEIGHT[t]) for t in EventType if WEIGHT[t] > 0}
-    known = pl.DataFrame({"item_id": items.column("item_id"), "item_key": items.item_key})
+    known = pl.DataFrame(
+        {"item_id": items.column("item_id"), "item_key": items.item_key},
+        schema={"item_id": pl.String, "item_key": pl.Int64},  # said, or a catalogue without items has none
+    )
     return (
         events.lazy()
         .select("user_id", "item_id", "event_type", time_us=pl.col("event_time").dt.epoch("us"))

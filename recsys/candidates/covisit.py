@@ -96,7 +96,8 @@ def build(events: pl.DataFrame, items: ItemTable, until_us: int, config: Covisit
     pairs = _pair_sums(rows["user"].to_numpy(), item, a, len(item_key), config.window_items)
     norm = np.sqrt(np.bincount(item, a * a, minlength=len(item_key)))
     i, j = np.divmod(pairs["pair"].to_numpy(), len(item_key))
-    score = pairs["sum"].to_numpy() / (norm[i] * norm[j] + config.shrink * norm.mean() ** 2)
+    most = norm[i] * norm[j] + config.shrink * norm.mean() ** 2  # 0 where all is so long ago that nothing is left of it
+    score = np.divide(pairs["sum"].to_numpy(), most, out=np.zeros(len(most)), where=most > 0)
     both = pl.DataFrame(
         {
             "item_key": item_key[np.concatenate([i, j])],

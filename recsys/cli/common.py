@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,6 +19,8 @@ from recsys.core.errors import BadInput
 
 _say: ContextVar[Callable[[str], None]] = ContextVar("say", default=click.echo)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document last on stdout.")
+SEED_MAX = 2**32 - 1  # what every library that draws accepts
+seed_option = click.option("--seed", type=click.IntRange(0, SEED_MAX), default=0, show_default=True)
 config_option = click.option(
     "--config", "config_path", type=click.Path(path_type=Path), help="double11.toml to use (default ./double11.toml)."
 )
@@ -69,7 +71,7 @@ def parse_time_us(value: str | None, option: str) -> int | None:
         return None
     try:
         at = datetime.fromisoformat(value)
-    except ValueError as error:
+        at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
         raise BadInput(option, came=value, expected="ISO 8601", fix="Write e.g. 2011-08-01T00:00:00Z.") from error
-    at = at.replace(tzinfo=UTC) if at.tzinfo is None else at
-    return int((at - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()) * 1_000_000 + at.microsecond
+    return (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from recsys.cli.common import emit, json_option
+from recsys.cli.common import emit, json_option, seed_option
 from recsys.core.errors import BadInput
 
 
@@ -33,7 +33,7 @@ def import_(src: Path | None, format_: str, out: Path, options: tuple[str, ...],
 @click.option(
     "--preset", default="small", show_default=True, help="tiny, small, double11 or crowd (10 million events each)."
 )
-@click.option("--seed", default=0, show_default=True, type=int)
+@seed_option
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A new directory.")
 @json_option
 def simulate(preset: str, seed: int, out: Path, as_json: bool) -> None:

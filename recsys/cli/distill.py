@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from recsys.cli.common import config_option, emit, json_option
+from recsys.cli.common import config_option, emit, json_option, seed_option
 from recsys.core.config import Config
 from recsys.core.errors import BadInput, Conflict
 from recsys.core.run_dir import RunDirectory
@@ -24,7 +24,7 @@ from recsys.core.run_dir import RunDirectory
 @click.option("--ablate", is_flag=True, help="Train the students of the ablation too, for the report.")
 @click.option("--lists", "lists_path", type=click.Path(path_type=Path), help="Parquet lists to use, not made anew.")
 @click.option("--replace", is_flag=True, help="Add a newer version to a run that has a reranker; it then serves.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@seed_option
 @config_option
 @json_option
 def distill(

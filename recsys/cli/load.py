@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from recsys.cli.common import config_option, emit, json_option
+from recsys.cli.common import config_option, emit, json_option, seed_option
 from recsys.core import BadInput, NotFound
 from recsys.core.config import Config
 from recsys.load import SHAPES, LoadPlan, run
@@ -28,8 +28,8 @@ def _load_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--deadline-ms", type=float, default=200.0, show_default=True),
         click.option("--limit", type=int, default=10, show_default=True, help="Items per slate."),
         click.option("--users", type=click.Path(path_type=Path), help="File, one user id a line (default: newcomers)."),
-        click.option("--seed", type=int, default=0, show_default=True),
-        click.option("--out", type=click.Path(path_type=Path), required=True, help="Report to write (JSON)."),
+        seed_option,
+        click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Report (JSON)."),
         config_option,
         json_option,
     )  # fmt: skip

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from recsys.cli.common import config_option, emit, json_option, parse_time_us
+from recsys.cli.common import config_option, emit, json_option, parse_time_us, seed_option
 from recsys.core import RunDirectory
 
 
@@ -21,7 +21,7 @@ from recsys.core import RunDirectory
     type=click.IntRange(1, 256),
     help="Processes on this host.",
 )
-@click.option("--seed", default=0, show_default=True, type=int)
+@seed_option
 @click.option("--window-days", type=float, help="Length of a stacked window (default: a tenth of the data's span).")
 @click.option("--threads", type=int, help="Threads of torch; the same number repeats a run bit by bit.")
 @click.option("--replace", is_flag=True, help="Replace the run that is there.")

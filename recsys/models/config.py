@@ -74,8 +74,9 @@ class RankerConfig:
 class IndexConfig:
     """The index of item vectors, as training and every rebuild make it.
 
-    kind: flat (exact), hnsw, ivf, or auto: flat up to exact_items_max items, ivf beyond. recall_target at recall_k is
-    what parameters of hnsw and ivf are tuned to, on tuning_queries sample queries against the exact scan.
+    kind: flat (exact), hnsw, ivf (flat below some hundred items), or auto: flat up to exact_items_max items, ivf
+    beyond. recall_target at recall_k is what parameters of hnsw and ivf are tuned to, on tuning_queries sample queries
+    against the exact scan.
     exact_rows_max: a filter that leaves no more rows than this is scanned exactly. device: cpu, or cuda where faiss-gpu
     is installed (searches run there, by the exact scan).
     """

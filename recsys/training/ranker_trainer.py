@@ -46,6 +46,7 @@ _SWAP_WEIGHT = 2.0  # of the swaps beside it
 _NEW_ONLY_WEIGHT = 0.5  # of a list of new items alone, beside a list of all
 _SWAP_PLACES = 20  # beyond these a place is worth nothing
 _IDEAL_PLACES = 10
+_SLOPE_MIN = 1e-3  # of a calibration
 _ENCODED_ROWS, _SCORED_LISTS = 16_384, 32  # at a time: bounds of memory
 
 
@@ -170,7 +171,8 @@ def _logits(ranker: Ranker, lists: RankLists, *, every: bool = False) -> npt.NDA
 def calibrate(logit: npt.NDArray[np.float32], label: npt.NDArray[np.bool_]) -> Calibration:
     """Slope and intercept that make sigmoid(slope * logit + intercept) fit the labels best (maximum likelihood).
 
-    The identity when the labels are all alike. The slope is kept positive, so that the order stays.
+    The identity when the labels are all alike. The slope is at least `_SLOPE_MIN`, so that the order stays, in float32
+    too, where the logits say nothing of the labels or the contrary.
     """
     if label.all() or not label.any():
         return Calibration()
@@ -185,7 +187,9 @@ def calibrate(logit: npt.NDArray[np.float32], label: npt.NDArray[np.bool_]) -> C
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return Calibration(log_slope.exp().item(), intercept.item())
+    found = log_slope.exp().item()
+    slope = max(found, _SLOPE_MIN)
+    return Calibration(slope, intercept.item() - (slope - found) * x.mean().item())
 
 
 def _sample(lists: RankLists, rows_max: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -135,7 +135,7 @@ def _id_map(actions: Actions, model: TowerConfig) -> IdMap | None:
 def _facts(actions: Actions, rows: ItemRows, config: TrainingConfig, model: TowerConfig, seed: int) -> dict[str, Any]:
     """What makes two trainings the same one. How they are spread and how often they are saved does not."""
     data = hashlib.sha256()
-    described = [a for a in (rows.text, rows.price) if a is not None]
+    described = [a for a in (*rows.rows.values(), rows.text, rows.price) if a is not None]
     for column in (
         actions.item_key, actions.event_type, actions.time_us, actions.history_stop, rows.vocabulary.keys, *described
     ):  # fmt: skip

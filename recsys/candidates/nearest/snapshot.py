@@ -94,7 +94,7 @@ def read(root: Path, *, run_id: str, dim: int, config: IndexConfig, live: LiveIn
     """The newest snapshot below `root`.
 
     Raises: NotFound when there is none; CorruptData when a file is missing, short or altered; VersionMismatch when it
-    is of another format, run or dimension.
+    is of another format, run or dimension, or has more changed items than `live` has room for.
     """
     folders = _numbered(root)
     if not folders:
@@ -113,6 +113,13 @@ def read(root: Path, *, run_id: str, dim: int, config: IndexConfig, live: LiveIn
         alive = RowSet(len(base), arrays["base.alive"])
     except (SafetensorError, KeyError) as error:
         raise _corrupt(folder / _LIVE, str(error), "the arrays of a snapshot") from error
+    if (changed := len(known["delta"])) > live.delta_items_max:
+        raise VersionMismatch(
+            f"index snapshot {folder}",
+            came=f"{changed} items changed since its base was built",
+            expected=f"at most models.index.live.delta_items_max, {live.delta_items_max}",
+            fix="Raise it, or remove the folder: the index is then made from the run and the log.",
+        )
     index = LiveIndex(base, known["base"], config=config, live=live)
     index.restore(alive, arrays["delta.item_key"], arrays["delta.vectors"], known["delta"])
     more = {n.removeprefix("more."): a for n, a in arrays.items() if n.startswith("more.")}

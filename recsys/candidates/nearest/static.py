@@ -35,6 +35,7 @@ from recsys.models.config import IndexConfig
 INDEX_FILE, FACTS_FILE = "index/ann.faiss", "index/ann.json"
 METRIC = "inner_product"
 DEFAULT = IndexConfig()
+_IVF_ITEMS_MIN = 256  # FAISS trains no codes on fewer than 16, and a scan of some hundred costs nothing
 
 
 class AnnIndex:
@@ -77,7 +78,7 @@ class AnnIndex:
         kind = config.kind
         if kind == "auto":
             kind = FLAT if len(item_key) <= config.exact_items_max else IVF
-        if kind == FLAT or not len(item_key):
+        if kind == FLAT or not len(item_key) or (kind == IVF and len(item_key) < _IVF_ITEMS_MIN):
             return cls(FlatEngine.build(vectors), np.array(item_key, np.int64), config)
         sample = Sample.draw(vectors, queries, config.tuning_queries)
         engine: Engine

@@ -59,6 +59,8 @@ def test_what_does_not_fit_is_refused_with_the_fix(tmp_path, live):
         read(tmp_path, dim=32)
     with pytest.raises(VersionMismatch, match="run r, dim"):
         read(tmp_path, run_id="other")
+    with pytest.raises(VersionMismatch, match=r"40 items changed .*delta_items_max, 39"):
+        read(tmp_path, live=LiveIndexConfig(delta_items_max=39, rebuild_items=39))
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
     with pytest.raises(VersionMismatch, match="format 99"):

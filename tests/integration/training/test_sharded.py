@@ -9,6 +9,7 @@ import sys
 
 import bags_world
 import numpy as np
+import polars as pl
 import pytest
 import training_world as world
 from full_disk import files_end_at
@@ -99,6 +100,15 @@ def test_a_checkpoint_of_another_training_is_left_alone(dataset, by_one, tmp_pat
     shutil.copytree(by_one[2], tmp_path / "work")
     losses, *_ = world.train(dataset, tmp_path / "work", tower_epochs=1)
     assert len(losses) == len(by_one[0]) // 2
+
+
+def test_a_checkpoint_of_items_in_other_categories_is_left_alone(dataset, by_one, tmp_path):
+    """As many and the same names: only which item has which."""
+    shutil.copytree(by_one[2], tmp_path / "work")
+    shutil.copytree(dataset, tmp_path / "corrected")
+    items = pl.read_parquet(dataset / "items.parquet")
+    items.with_columns(pl.col("category").reverse()).write_parquet(tmp_path / "corrected" / "items.parquet")
+    assert len(world.train(tmp_path / "corrected", tmp_path / "work")[0]) == len(by_one[0])
 
 
 def test_a_checkpoint_of_another_dimension_is_refused(dataset, by_one, tmp_path):

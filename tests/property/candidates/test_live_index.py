@@ -1,10 +1,12 @@
 """Whatever is written in whatever order, a live index at exact settings answers as a dictionary searched whole."""
 
 import numpy as np
+import pytest
 import vectors_world as world
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from recsys.candidates.nearest import static
 from recsys.candidates.nearest.live import LiveIndex
 from recsys.candidates.nearest.rows import RowSet
 from recsys.candidates.nearest.static import AnnIndex
@@ -68,9 +70,12 @@ def apply(index, oracle, what):
     kind=st.sampled_from(["flat", "ivf"]),
 )
 def test_it_answers_as_the_oracle_after_every_step(start, steps, kind):
-    config = IndexConfig(kind=kind if start >= 16 else "flat", exact_items_max=1_000)
+    config = IndexConfig(kind=kind, exact_items_max=1_000)
     live = LiveIndexConfig(filters_max=2, delta_items_max=1_000, rebuild_items=1_000, rebuild_dead_share=1)
-    index = LiveIndex(AnnIndex.build(KEYS[:start], VECTORS[:start], config), config=IndexConfig(), live=live)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(static, "_IVF_ITEMS_MIN", 16)
+        base = AnnIndex.build(KEYS[:start], VECTORS[:start], config)
+    index = LiveIndex(base, config=IndexConfig(), live=live)
     oracle = world.Oracle()
     oracle.items = {int(k): (v, None, -1, -1) for k, v in zip(KEYS[:start], VECTORS[:start], strict=True)}
     for what, where in steps:

@@ -91,6 +91,17 @@ def test_the_kind_follows_the_size():
     assert AnnIndex.build(keys, x, IndexConfig(exact_items_max=100)).engine.kind == "ivf"
 
 
+def test_few_items_are_scanned_where_lists_were_asked_for():
+    keys, x = vectors(300)
+    config = IndexConfig(kind="ivf", recall_k=10)
+    few = AnnIndex.build(keys[:5], x[:5], config)
+    assert (few.engine.kind, few.search(x[:1], 1)[0].tolist()) == ("flat", [[keys[0]]])
+    live = LiveIndex(AnnIndex.build(keys, x, config), config=config)
+    live.delete(keys[5:])
+    live.rebuild(retrain=True)
+    assert len(live) == 5
+
+
 def test_the_same_vectors_give_the_same_index(tmp_path):
     keys, x = vectors(2_000)
     first, second = [AnnIndex.build(keys, x, IndexConfig(kind="ivf")) for _ in range(2)]

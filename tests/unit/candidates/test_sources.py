@@ -25,10 +25,11 @@ from recsys.candidates import (
     trending,
     user_knn,
 )
-from recsys.candidates.behaviour import actions
+from recsys.candidates.behaviour import actions, touched
 from recsys.candidates.buy_again import ANY_ITEM, BuyAgain
 from recsys.candidates.covisit import Covisit, CovisitConfig
 from recsys.candidates.indexes import build_all, build_online
+from recsys.candidates.just_listed import JustListed
 from recsys.candidates.linked import Linked, Memory
 from recsys.candidates.own_history import OwnHistory
 from recsys.candidates.ranked_list import RankedList, read_table
@@ -58,6 +59,12 @@ def test_popular_counts_shoppers_not_clicks(shop):
     one = [("user-1", "item-1", "view", 1 + i / 1000) for i in range(50)]
     many = [(f"user-{u}", "item-2", "view", 1.0) for u in range(3)]
     assert order(popular.build(log(shop, one + many), shop.items(), shop.UNTIL_US))[0] == key("item-2")
+
+
+def test_a_shop_without_items_has_no_interest(shop):
+    none = replace(shop.items(), item_key=np.empty(0, np.int64), table=shop.items().table.slice(0, 0))
+    events = log(shop, [("user-1", "item-1", "view", 1.0)])
+    assert actions(events, none, shop.UNTIL_US).is_empty()
 
 
 def test_popular_forgets(shop):
@@ -145,6 +152,24 @@ def test_new_arrivals_are_new_and_quick_starters_come_first(shop):
     assert found[0] == key("item-75")
     assert set(found) == {key(f"item-{i}") for i in range(70, 80)}
     assert found[1] == key("item-70"), "of the untouched ones the newest"
+
+
+async def test_just_listed_asks_for_what_it_needs(shop, store):
+    """Arrivals are many, and every request asks."""
+    newest, asked = shop.items().item_key, []
+
+    def new_items(limit):
+        asked.append(limit)
+        return newest[:limit]
+
+    user = await store.user("user-0", shop.UNTIL_US, shop.NEVER)
+    old = touched(user)
+    assert len(old)
+    for new_only in (False, True):
+        found = await JustListed(new_items).retrieve(shop.query("user-0", new_only=new_only), user, 3, shop.NEVER)
+        left = newest[~np.isin(newest, old)] if new_only else newest
+        assert found.item_key.tolist() == left[:3].tolist()
+    assert asked == [3, 3 + len(old)]
 
 
 def test_nothing_from_the_future_reaches_an_index(shop):
@@ -341,6 +366,11 @@ def test_regression_explains_popular_items_away(shop):
     assert link[one, two] > 1.3 * link[one, zero]
 
 
+def test_covisit_says_nothing_of_what_is_a_lifetime_ago(shop):
+    table = covisit.build(shop.events(), shop.items(), shop.UNTIL_US + 75 * 365 * shop.DAY_US)
+    assert set(table.column("score").to_pylist()) <= {0.0}
+
+
 def test_text_similar_links_rare_words(shop):
     items = shop.items()
     titles = ["red owl lamp", "blue owl cup", "red cup", "glass vase"]
@@ -351,6 +381,24 @@ def test_text_similar_links_rare_words(shop):
     assert {pair for pair in found if pair[0] == k[0]} == {(k[0], k[1]), (k[0], k[2])}
     assert not any(k[3] in pair for pair in found)
     assert all(0 < score <= 1 for score in found.values())
+
+
+def test_text_similar_holds_the_pairs_of_a_few_items_at_a_time(shop, monkeypatch):
+    """What it finds is the same to the bit, and in the same order."""
+    items, rng = shop.items(), np.random.default_rng(0)
+    titles = [" ".join(rng.choice(list("abcdefghijkl"), 4)) for _ in range(len(items))]
+    table = items.table.set_column(items.table.column_names.index("title"), "title", [titles])
+    held, nearest = [], text_similar._nearest
+    monkeypatch.setattr(
+        text_similar, "_nearest", lambda words, others: held.append(len(words)) or nearest(words, others)
+    )
+    found = []
+    for pairs_max in (10**9, 300):
+        monkeypatch.setattr(text_similar, "_PAIRS_MAX", pairs_max)
+        found.append(text_similar.build(shop.events(), replace(items, table=table), shop.UNTIL_US))
+    assert found[0].equals(found[1])
+    assert len(held) > 10
+    assert max(held[1:]) * 10 < held[0] == sum(held[1:])
 
 
 async def test_older_baskets_count_less(shop, store):

@@ -166,6 +166,15 @@ def test_calibrated_probabilities_have_the_right_level_and_the_same_order():
     assert calibrate(truth, np.zeros(20_000, bool)).slope == 1
 
 
+def test_logits_that_say_the_contrary_keep_their_order():
+    rng = np.random.default_rng(0)
+    logit = 10 * rng.normal(size=20_000).astype(np.float32) + 5
+    label = rng.random(20_000) < 1 / (1 + np.exp(3 + (logit - 5) / 10))
+    score = calibrate(logit, label)(logit)
+    assert (score[np.argsort(logit)[:-1:100]] < score[np.argsort(logit)[1::100]]).mean() > 0.9
+    assert (1 / (1 + np.exp(-score))).mean() == pytest.approx(label.mean(), rel=1e-2)
+
+
 def test_lists_in_which_nobody_acted_give_equal_finite_scores():
     lists = dataclasses.replace(make_lists(), label=np.zeros(1200, bool))
     assert np.isfinite(score_lists(_train(lists), lists)).all()
