@@ -21,6 +21,8 @@ from recsys.core.run_dir import sha256_file
 from recsys.data import schema
 
 FORMAT_VERSION = 1
+# files of a dataset directory, folders of an archive
+_TABLES = ("events", "items", "catalog", "users", "changes", "forgotten")
 _ROW_GROUP_ROWS = 1 << 18  # small enough that a time predicate skips most of a year, large enough to compress
 _DICTIONARY = ["user_id", "item_id", "event_type", "session_id", "kind", "category", "brand", "cause", "file"]
 
@@ -132,6 +134,13 @@ class DatasetWriter:
         if len(rows):
             self._rejected.append(schema.conform(rows, schema.REJECTED_COLUMNS, ("cause",), "rejected"))
 
+    def require_events(self) -> None:
+        """Raise BadInput while there is no event, with the causes why rows were set aside."""
+        if not self._num_events:
+            causes = ", ".join(f"{cause} ({count})" for cause, count in self._rejected_counts().items())
+            came = f"no event; rows set aside: {causes}" if causes else "no event"
+            raise BadInput("events", came=came, expected="at least one", fix="Check the source and its options.")
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._events is not None:
             self._events.close()
@@ -142,14 +151,11 @@ class DatasetWriter:
             shutil.rmtree(self.root, ignore_errors=True)  # renamed away when all went well
 
     def _finish(self) -> None:
-        if self._events is None:
-            raise BadInput("events", came="no event", expected="at least one", fix="Check the source and its options.")
-        counts: dict[str, int] = {}
+        self.require_events()
         if self._rejected:
-            rejected = pl.concat(self._rejected)
-            self._put("rejected.parquet", rejected, schema.REJECTED_COLUMNS, ("cause",))
-            counts = dict(rejected.group_by("cause").len().sort("cause").iter_rows())
-        num_users = pl.concat(self._users).n_unique() if self._users else 0
+            self._put("rejected.parquet", pl.concat(self._rejected), schema.REJECTED_COLUMNS, ("cause",))
+        counts = self._rejected_counts()
+        num_users = pl.concat(self._users).n_unique()
         digest = content_hash(self.root)
         document = {
             "format_version": FORMAT_VERSION,
@@ -167,6 +173,12 @@ class DatasetWriter:
         self.report = ImportReport(
             self.out, str(self.info.get("format", "")), self._num_events, num_users, self._num_items, counts, digest
         )
+
+    def _rejected_counts(self) -> dict[str, int]:
+        """Rows set aside by cause."""
+        if not self._rejected:
+            return {}
+        return dict(pl.concat(self._rejected).group_by("cause").len().sort("cause").iter_rows())
 
     def _put(
         self, name: str, frame: pl.DataFrame, columns: Mapping[str, pl.DataType], required: tuple[str, ...]
@@ -188,27 +200,31 @@ def write_dataset(
 ) -> ImportReport:
     """Write a dataset directory in one call; `events` is one frame or frames in time order.
 
-    Raises: Conflict when `out` exists; BadInput where the frames break the contract.
+    Raises: Conflict when `out` exists; BadInput without an event or where the frames break the contract.
     """
     with DatasetWriter(out, info) as writer:
         for frame in [events] if isinstance(events, pl.DataFrame) else events:
             writer.add_events(frame)
+        if rejected is not None:
+            writer.reject(rejected)
+        writer.require_events()  # before the items: without events they may well lack their times
         writer.put_items(items)
         if catalog is not None:
             writer.put_catalog(catalog)
         if users is not None:
             writer.put_users(users)
-        if rejected is not None:
-            writer.reject(rejected)
     assert writer.report is not None
     return writer.report
 
 
 def content_hash(root: Path) -> str:
-    """SHA-256 over the names and SHA-256s of the data files, in name order; dataset.json and rejected rows left out."""
+    """SHA-256 over the names and SHA-256s of the data files, in name order.
+
+    dataset.json, rejected rows and what others have put into the folder, such as reports, are left out.
+    """
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.parquet")):
-        if path.name != "rejected.parquet":
+        if path.relative_to(root).parts[0].removesuffix(".parquet") in _TABLES:
             digest.update(f"{path.relative_to(root).as_posix()} {sha256_file(path)}\n".encode())
     return digest.hexdigest()
 

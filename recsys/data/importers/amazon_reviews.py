@@ -18,6 +18,9 @@ from recsys.data.importers import base
 _FIELDS_2018 = {"user": "reviewerID", "item": "asin", "time": "unixReviewTime"}
 _FIELDS_2023 = {"user": "user_id", "item": "parent_asin", "time": "timestamp"}
 _META_FIELDS = ("asin", "parent_asin", "title", "brand", "store", "category", "categories", "main_category", "price")
+_SIGN = r"(?:[A-Z]{0,3}\p{Sc}|[A-Z]{3})?"  # $, US$, USD
+_MONEY = rf"{_SIGN}\s*((?:\d{{1,3}}(?:,\d{{3}}){{1,3}}|\d{{1,12}})(?:\.\d+)?)\s*{_SIGN}"
+_PRICE = rf"^\s*(?:from\s+)?{_MONEY}(?:\s*[-–]\s*{_MONEY})?\s*$"  # all of it: some texts are a page's style sheet
 
 
 def _read(source: base.Source) -> base.Imported:
@@ -32,6 +35,7 @@ def _read(source: base.Source) -> base.Imported:
     rules = {
         "repeated_review": ~pl.struct(fields.values()).is_first_distinct(),
         "bad_id": base.bad_ids(fields["user"], fields["item"]),
+        "bad_time": base.bad_time(fields["time"]),
     }
     rows, rejected = base.split(rows, path, rules)
     events = rows.select(
@@ -72,12 +76,12 @@ def _metadata(reviews: Path, named: str | None) -> Path | None:
 
 
 def _described(path: Path, scratch: Path) -> pl.DataFrame:
-    """item_id, title, category ("A > B > C"), brand, price (minor units; of a range the lower)."""
+    """item_id, title, category ("A > B > C"), brand, price (minor units; of a range the lower; null for no price)."""
     rows = base.read_json_lines(path, scratch, columns=_META_FIELDS)
     rows = rows.with_columns(item_id=pl.coalesce("parent_asin", "asin"))
     base.require(rows, path, ("item_id",))
     tags = pl.coalesce(_path("categories"), _path("category"), "main_category")
-    amount = pl.col("price").str.replace_all(",", "").str.extract(r"(\d+(?:\.\d+)?)").cast(pl.Float64)
+    amount = pl.col("price").str.extract(_PRICE).str.replace_all(",", "").cast(pl.Float64)
     return rows.select(
         "item_id",
         title=_text("title"),

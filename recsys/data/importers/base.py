@@ -22,9 +22,11 @@ from polars.datatypes import DataTypeClass
 from recsys.core.errors import BadInput, NotFound
 from recsys.core.ids import ID_BYTES_MAX
 from recsys.data import schema
+from streaming.wire import TIME_US_MAX
 
 _CHUNK_BYTES = 1 << 20
 LINE = "line"  # of the source file, from 1, the header counted
+_PARSED = "_parsed"
 _ID_COLUMNS = ("user_id", "item_id")
 _FIX = "Check --format and the file."
 
@@ -113,7 +115,8 @@ def csv_batches(
     """The required columns as strings and `line`, rows_max rows at a time, in order.
 
     A file without header must have exactly the required columns, in that order.
-    Raises: BadInput for missing columns, too long rows, bytes that are not UTF-8, an empty or cut-off file.
+    Raises: BadInput for missing columns, too long rows, stray quotes, bytes that are not UTF-8, an empty or cut-off
+    file.
     """
     plain = unpacked(path, scratch)
     try:
@@ -125,15 +128,17 @@ def csv_batches(
             row_index_offset=2 if header else 1,
         )
         names = [c for c in scan.collect_schema().names() if c != LINE]
-        scan = scan.select(pl.col(LINE).cast(pl.Int64), *_by_name(names, path, required, header))
+        wanted = [pl.col(LINE).cast(pl.Int64), *_by_name(names, path, required, header)]
+        # A column that nothing asks for is not parsed, and a stray quote in it swallows rows: so all are measured.
+        parsed = pl.sum_horizontal(pl.exclude(LINE).str.len_bytes()).alias(_PARSED)
         num_rows = 0
-        for batch in scan.collect_batches(chunk_size=rows_max, maintain_order=True):
+        for batch in scan.select(*wanted, parsed).collect_batches(chunk_size=rows_max, maintain_order=True):
             num_rows += len(batch)
-            yield batch
+            yield batch.drop(_PARSED)
     except (pl.exceptions.PolarsError, OSError) as error:
-        line = _overlong_line(plain)
-        where, came = (f"{path}, line {line}", "too many values") if line else (str(path), str(error).split("\n")[0])
-        raise BadInput(where, came=came, expected="CSV in UTF-8", fix=_FIX) from error
+        line, came, fix = _bad_line(plain)
+        where = f"{path}, line {line}" if line else str(path)
+        raise BadInput(where, came=came or str(error).split("\n")[0], expected="CSV in UTF-8", fix=fix) from error
     if not num_rows:
         raise BadInput(str(path), came="a header and no rows", expected="rows", fix="Download it again.")
 
@@ -156,12 +161,31 @@ def _by_name(names: list[str], path: Path, required: Sequence[str], header: bool
     return [pl.col(c) for c in required]
 
 
-def _overlong_line(plain: Path) -> int:
-    """Number of the first line with more values than the first, 0 when there is none."""
+def _bad_line(plain: Path) -> tuple[int, str, str]:
+    """(line where the first row that is no CSV begins, what came there, what to do); 0 when there is none."""
+    stray, mend = 'a stray "', 'Put its value in quotes, and write "" for each quote inside.'
+    quotes = width = 0
+    line = 1
+
+    def counted(file: Iterable[str]) -> Iterator[str]:
+        nonlocal quotes
+        for text in file:
+            quotes += text.count('"')
+            yield text
+
     with plain.open(encoding="utf-8", errors="replace", newline="") as file:
-        rows = csv.reader(file)
-        width = len(next(rows, []))
-        return next((rows.line_num for row in rows if len(row) > width), 0)
+        rows = csv.reader(counted(file), strict=True)
+        try:
+            for row in rows:
+                width = width or len(row)
+                if quotes % 2:
+                    return line, stray, mend
+                if len(row) > width:
+                    return line, "too many values", _FIX
+                line = rows.line_num + 1
+        except csv.Error:  # the row goes on to the next quote or the end of the file
+            return line, stray, mend
+    return 0, "", _FIX
 
 
 def read_json_lines(path: Path, scratch: Path, *, columns: Sequence[str]) -> pl.DataFrame:
@@ -271,6 +295,15 @@ def epoch(column: str, unit: str) -> tuple[pl.Expr, str]:
 def bad_ids(*columns: str) -> pl.Expr:
     """Rule: one of the id columns (user_id and item_id unless named) is empty or longer than 256 bytes."""
     return pl.any_horizontal(~pl.col(c).str.len_bytes().is_between(1, ID_BYTES_MAX) for c in columns or _ID_COLUMNS)
+
+
+def bad_time(*columns: str) -> pl.Expr:
+    """Rule: one of the time columns is not after 1970-01-01 or not before 2100: no date, and the log takes none such.
+
+    One event at zero, which means "not known", would stretch the data's span by decades and every window with it.
+    """
+    times = (pl.col(c).dt.timestamp("us") for c in columns)
+    return pl.any_horizontal(~time.is_between(0, TIME_US_MAX, closed="none") for time in times)
 
 
 def minor_units(amount: pl.Expr) -> pl.Expr:

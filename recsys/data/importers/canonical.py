@@ -1,10 +1,11 @@
 """canonical: a dataset directory made by others, checked and rewritten.
 
 Missing columns, other types, unknown event types and rows out of time order are refused. Rows that break a rule are
-set aside: a repeated event_id, an empty or over-long id, a position or quantity below 1, a propensity outside (0, 1], a
-negative price. Items that only events know are added, and missing availability is the first event's time, unless
-dataset.json declares the catalogue static; both are counted in dataset.json. Columns that the contract does not know
-are left out and named there.
+set aside: a repeated event_id, an empty or over-long id, a time not after 1970-01-01 or not before 2100, a position or
+quantity below 1, a propensity outside (0, 1], a negative price. Items that only events know are added, and missing
+availability (or at such a time) is the first event's time, unless dataset.json declares the catalogue static; both are
+counted in dataset.json, and so are items that are available only after their first event, which stay as they are.
+Columns that the contract does not know are left out and named there.
 
 Prices: an integer column is minor units (cents) as it stands; a float column is major units (2.55) and is multiplied
 by 100 and rounded.
@@ -20,10 +21,12 @@ from typing import Any
 import polars as pl
 
 from recsys.core.errors import BadInput, NotFound
+from recsys.core.logging import get_logger
 from recsys.data import schema
 from recsys.data.importers import base
 from streaming.archive import read_items
 
+_log = get_logger(__name__)
 _FIX = "Mend the column where the directory is made."
 
 
@@ -38,12 +41,9 @@ def _read(source: base.Source) -> base.Imported:
     events, rejected = base.split(events, _file(folder, "events"), _rules(events, ("user_id", "item_id")))
     items, more = _items(folder)
     ignored += more
-    items, rejected_items = base.split(
-        items,
-        _file(folder, "items"),
-        {"bad_id": base.bad_ids("item_id"), "repeated_item": ~pl.col("item_id").is_first_distinct()},
-    )
     is_static = bool(info.get("static_catalogue", False))
+    rules = _item_rules(items, events, is_static)
+    items, rejected_items = base.split(items, _file(folder, "items"), rules)
     items, added = _complete(items.drop(base.LINE), events, is_static)
     catalog = None
     if _files(folder, "catalog"):
@@ -182,6 +182,7 @@ def _rules(frame: pl.DataFrame, ids: tuple[str, ...]) -> dict[str, pl.Expr]:
     rules = {
         "duplicate_event_id": ("event_id", ~pl.col("event_id").is_first_distinct()),
         "bad_id": ("event_id", base.bad_ids("event_id", *ids)),
+        "bad_time": ("event_time", base.bad_time(*(c for c in ("event_time", "known_at") if c in frame.columns))),
         "bad_position": ("position", pl.col("position") < 1),
         "bad_propensity": ("propensity", ~((pl.col("propensity") > 0) & (pl.col("propensity") <= 1))),
         "negative_price": ("price", pl.col("price") < 0),
@@ -192,20 +193,36 @@ def _rules(frame: pl.DataFrame, ids: tuple[str, ...]) -> dict[str, pl.Expr]:
     return {name: rule for name, (column, rule) in rules.items() if column in frame.columns}
 
 
+def _item_rules(items: pl.DataFrame, events: pl.DataFrame, is_static: bool) -> dict[str, pl.Expr]:
+    """What sets an item aside. A bad time does only where neither an event nor a static catalogue makes up for it."""
+    rules = {"bad_id": base.bad_ids("item_id"), "repeated_item": ~pl.col("item_id").is_first_distinct()}
+    if "available_from" not in items.columns or is_static:
+        return rules
+    of_events = pl.col("item_id").is_in(events["item_id"].unique().implode())
+    return {**rules, "bad_time": base.bad_time("available_from") & ~of_events}
+
+
 def _complete(items: pl.DataFrame, events: pl.DataFrame, is_static: bool) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Add the items that only events know and the availability that is missing; (items, what was added)."""
+    """Add the items that only events know and the availability that is missing; (items, what was done or odd)."""
     first = base.items_from_events(events)
     unknown = first.join(items, on="item_id", how="anti").select("item_id")
-    added = {"items_added_from_events": unknown.height} if unknown.height else {}
+    changed = {"items_added_from_events": unknown.height}
     items = pl.concat([items, unknown], how="diagonal")
+    if "available_from" in items.columns:
+        items = items.with_columns(pl.when(~base.bad_time("available_from")).then("available_from"))
     if is_static:
-        return items, added
+        return items, {name: count for name, count in changed.items() if count}
     if "available_from" not in items.columns:
         items = items.with_columns(available_from=pl.lit(None, schema.TIME))
     dated = items.join(first, on="item_id", how="left", suffix="_first", maintain_order="left")
-    filled = dated["available_from"].null_count()
+    changed["availability_from_events"] = dated["available_from"].null_count()
+    if late := int((dated["available_from"] > dated["available_from_first"]).sum()):
+        changed["availability_after_first_event"] = late
+        fix = "leave available_from empty where it is the day of an export: then it is the first event's time"
+        _log.warning("available_after_first_event", items=late, of=len(dated), fix=fix)
     items = dated.with_columns(pl.coalesce("available_from", "available_from_first").alias("available_from"))
-    return items.drop("available_from_first"), {**added, **({"availability_from_events": filled} if filled else {})}
+    items = items.drop("available_from_first")
+    return items, {name: count for name, count in changed.items() if count}
 
 
 IMPORTER = base.Importer(format="canonical", licence="not stated", read=_read)

@@ -53,6 +53,7 @@ def _read(source: base.Source) -> base.Imported:
         "non_positive_quantity": pl.col("quantity") <= 0,
         "negative_price": pl.col("sales_value") < 0,
         "huge_quantity": pl.col("quantity") > 2**31 - 1,
+        "bad_time": base.bad_time("transaction_timestamp"),
     }
     rows, rejected = base.split(rows, path, rules)
     time = pl.col("transaction_timestamp").cast(pl.Datetime("us")).dt.replace_time_zone("UTC")

@@ -38,7 +38,7 @@ def _read(source: base.Source) -> base.Imported:
     base.require(rows, path, RATING_COLUMNS)
     rating = (pl.col("rating").cast(pl.Float64, strict=False), "a number")
     rows = base.parse(rows, path, {"rating": rating, "timestamp": base.epoch("timestamp", "s")})
-    rows, rejected = base.split(rows, path, {"bad_id": base.bad_ids()})
+    rows, rejected = base.split(rows, path, {"bad_id": base.bad_ids(), "bad_time": base.bad_time("timestamp")})
     watched = pl.col("rating") >= _rating_min(source.options.get("rating_min", "0"))
     events = rows.select(
         base.event_ids(base.fingerprint(path)),

@@ -24,7 +24,7 @@ def _read(source: base.Source) -> base.Imported:
     rows = base.read_csv(path, source.scratch, required=COLUMNS)
     base.require(rows, path, COLUMNS)
     rows = base.parse(rows, path, {"behavior": behaviour("behavior"), "timestamp": base.epoch("timestamp", "s")})
-    rows, rejected = base.split(rows, path, {"bad_id": base.bad_ids()})
+    rows, rejected = base.split(rows, path, {"bad_id": base.bad_ids(), "bad_time": base.bad_time("timestamp")})
     events = rows.select(
         base.event_ids(base.fingerprint(path)),
         "user_id",

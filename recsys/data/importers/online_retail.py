@@ -41,6 +41,7 @@ def _read(source: base.Source) -> base.Imported:
         "non_positive_quantity": pl.col("Quantity") <= 0,
         "non_positive_price": ~(pl.col("UnitPrice") > 0),
         "bad_id": base.bad_ids("CustomerID", "StockCode"),
+        "bad_time": base.bad_time("InvoiceDate"),
     }
     rows, rejected = base.split(rows, path, rules)
     rows = rows.sort("InvoiceDate", maintain_order=True).select(

@@ -38,6 +38,7 @@ def _read(source: base.Source) -> base.Imported:
         "bad_position": pl.col("position") < 1,
         "bad_propensity": ~((chance > 0) & (chance <= 1)),
         "bad_id": base.bad_ids("item_id"),
+        "bad_time": base.bad_time("timestamp"),
     }
     rows, rejected = base.split(rows, path, rules)
     shown = rows.select(

@@ -24,7 +24,8 @@ def _read(source: base.Source) -> base.Imported:
     rows = base.read_csv(path, source.scratch, required=COLUMNS)
     base.require(rows, path, COLUMNS[:4])
     rows = base.parse(rows, path, {"event": behaviour("event"), "timestamp": base.epoch("timestamp", "ms")})
-    rows, rejected = base.split(rows, path, {"bad_id": base.bad_ids("visitorid", "itemid")})
+    rules = {"bad_id": base.bad_ids("visitorid", "itemid"), "bad_time": base.bad_time("timestamp")}
+    rows, rejected = base.split(rows, path, rules)
     events = rows.select(
         base.event_ids(base.fingerprint(path)),
         user_id=pl.col("visitorid"),
@@ -37,22 +38,24 @@ def _read(source: base.Source) -> base.Imported:
     parts = sorted(p for p in path.parent.glob("item_properties_part*.csv*") if p.is_file())
     if not parts:
         return base.Imported(events=events, items=items, rejected=rejected)
-    known = pl.concat([_properties(part, source.scratch) for part in parts]).sort("timestamp", maintain_order=True)
+    read = [_properties(part, source.scratch) for part in parts]
+    known = pl.concat(rows for rows, _ in read).sort("timestamp", maintain_order=True)
     return base.Imported(
         events=events,
         items=_with_properties(items, known),
         catalog=_changes(known),
-        rejected=rejected,
+        rejected=pl.concat([rejected, *(aside for _, aside in read)]),
     )
 
 
-def _properties(path: Path, scratch: Path) -> pl.DataFrame:
-    """Rows of the two properties that have a meaning for us (the others are hashed): categoryid and available."""
+def _properties(path: Path, scratch: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(rows of the properties that mean something to us, categoryid and available: the others are hashed; rejected)."""
     ours = pl.col("property").is_in(["categoryid", "available"])
     rows = pl.concat(batch.filter(ours) for batch in base.csv_batches(path, scratch, required=PROPERTY_COLUMNS))
     base.require(rows, path, PROPERTY_COLUMNS)
     rows = base.parse(rows, path, {"timestamp": base.epoch("timestamp", "ms")})
-    return rows.select(base.event_ids(base.fingerprint(path)), *PROPERTY_COLUMNS)
+    rows, rejected = base.split(rows, path, {"bad_time": base.bad_time("timestamp")})
+    return rows.select(base.event_ids(base.fingerprint(path)), *PROPERTY_COLUMNS), rejected
 
 
 def _with_properties(items: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:

@@ -157,12 +157,12 @@ def open_bandit(folder: Path) -> Path:
 def complete_journey(folder: Path) -> Path:
     pl.DataFrame(
         {
-            "household_id": [900, 900, 1228, 7],
-            "basket_id": [1, 1, 2, 3],
-            "product_id": [10, 11, 10, 12],
-            "quantity": [1, 2, 0, 1],
-            "sales_value": [0.5, 3.0, 0.5, 1.0],
-            "transaction_timestamp": [datetime(2017, 1, d, 11, 53, 26) for d in (1, 1, 2, 3)],
+            "household_id": [900, 900, 1228, 7, 7],
+            "basket_id": [1, 1, 2, 3, 3],
+            "product_id": [10, 11, 10, 12, 12],
+            "quantity": [1, 2, 0, 1, 1],
+            "sales_value": [0.5, 3.0, 0.5, 1.0, 1.0],
+            "transaction_timestamp": [datetime(2017, 1, d, 11, 53, 26) for d in (1, 1, 2, 3)] + [datetime(1970, 1, 1)],
         }
     ).write_parquet(folder / "transactions.parquet")
     pl.DataFrame(
@@ -214,7 +214,7 @@ SAMPLES: dict[str, Sample] = {
     "amazon-reviews": Sample(amazon_2018, 2, 2, {"repeated_review": 1}, True),
     "amazon-reviews 2023": Sample(amazon_2023, 1, 1, {}, True),
     "open-bandit": Sample(open_bandit, 3, 3, {"bad_propensity": 1}),
-    "complete-journey": Sample(complete_journey, 3, 3, {"non_positive_quantity": 1}, True),
+    "complete-journey": Sample(complete_journey, 3, 3, {"non_positive_quantity": 1, "bad_time": 1}, True),
     "canonical": Sample(canonical, 3, 2, {"duplicate_event_id": 1, "negative_price": 1}),
 }
 

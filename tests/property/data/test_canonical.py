@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recsys.core.errors import BadInput
 from recsys.core.events import EventBatch, EventKind
 from recsys.data import Dataset, import_dataset, schema
 
@@ -61,6 +63,10 @@ def test_good_rows_stay_bad_rows_are_counted_and_a_second_import_changes_nothing
         (root / "src").mkdir()
         frame.write_parquet(root / "src" / "events.parquet")
         pl.DataFrame({"item_id": ["known"], "available_from": [t0]}).write_parquet(root / "src" / "items.parquet")
+        if not good:
+            with pytest.raises(BadInput, match="no event; rows set aside: "):
+                import_dataset("canonical", root / "src", root / "once")
+            return
         report = import_dataset("canonical", root / "src", root / "once")
         assert report.num_events == len(good)
         assert sum(report.rejected.values()) == len(rows) - len(good)
@@ -69,9 +75,8 @@ def test_good_rows_stay_bad_rows_are_counted_and_a_second_import_changes_nothing
         assert dataset.events()["price"].to_list() == [r["price"] for r in good]
         again = import_dataset("canonical", root / "once", root / "twice")
         assert (again.hash, again.rejected) == (report.hash, {})
-        if good:
-            batch = EventBatch.concat(list(dataset.event_batches(rows_max=7)))
-            assert batch.of_kind(EventKind.ACTION).strings("event_id") == [r["event_id"] for r in good]
+        batch = EventBatch.concat(list(dataset.event_batches(rows_max=7)))
+        assert batch.of_kind(EventKind.ACTION).strings("event_id") == [r["event_id"] for r in good]
 
 
 @settings(max_examples=25, deadline=None)

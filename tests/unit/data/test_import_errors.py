@@ -77,6 +77,25 @@ def test_text_files(tmp_path: Path, format_: str, name: str, text: str, said: st
     assert [p.name for p in tmp_path.iterdir()] == ["src"]
 
 
+@pytest.mark.parametrize(
+    ("titles", "said"),
+    [
+        ({5: '"Lone', 4000: '"Lone'}, 'line 7: got a stray "'),  # without more ado rows 5 to 4000 are one
+        ({5: '"Lone'}, 'line 7: got a stray "'),  # the value goes on beyond what the csv module takes
+        ({4999: '"Lone'}, 'line 5001: got a stray "'),
+        ({70: '5" pipe'}, 'line 72: got a stray "'),
+        ({70: '"Pipe" 5'}, 'line 72: got a stray "'),
+        ({3: '"two\nlines"', 70: '"Pipe" 5'}, 'line 73: got a stray "'),
+        ({4000: "Salt, Pepper"}, "line 4002: got too many values"),
+    ],
+)
+def test_a_column_that_nobody_asked_for_is_read_too(tmp_path: Path, titles: dict[int, str], said: str) -> None:
+    rows = [f"{n % 50},{n % 90},view,{1511539200 + n},{titles.get(n, f'title number {n}')}\n" for n in range(5_000)]
+    (tmp_path / "a.csv").write_text("user_id,item_id,behavior,timestamp,title\n" + "".join(rows))
+    with pytest.raises(BadInput, match=said):
+        import_dataset("multi-behaviour", tmp_path / "a.csv", tmp_path / "out")
+
+
 @pytest.mark.parametrize("keep", [0.5, 0.95])
 def test_a_cut_off_gzip_is_noticed(tmp_path: Path, keep: float) -> None:
     packed = gzip.compress((MB + "".join(f"{n},{n * 7},view,{1511539200 + n}\n" for n in range(2000))).encode())
@@ -133,6 +152,17 @@ def test_no_source_and_no_place(tmp_path: Path) -> None:
         import_dataset("multi-behaviour", None, tmp_path / "o")
     with pytest.raises(Conflict, match="it exists"):
         import_dataset("multi-behaviour", tmp_path / "a.csv", tmp_path)
+
+
+def test_all_rows_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "o.csv").write_text(OR + "C1,A,T,-6,2010-12-01 08:26:00,2,9,UK\n2,A,T,6,2010-12-01 08:26:00,2,,UK\n")
+    with pytest.raises(BadInput, match=r"no event; rows set aside: cancellation \(1\), no_customer \(1\); expected"):
+        import_dataset("online-retail", tmp_path, tmp_path / "out")
+    GOOD.with_columns(event_time=pl.lit(datetime(1970, 1, 1, tzinfo=UTC))).write_parquet(tmp_path / "events.parquet")
+    pl.DataFrame({"item_id": ["i"]}).write_parquet(tmp_path / "items.parquet")  # undated, for want of an event
+    with pytest.raises(BadInput, match=r"rows set aside: bad_time \(3\)"):
+        import_dataset("canonical", tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 TIMES = [datetime(2024, 1, 1, h, tzinfo=UTC) for h in (1, 2, 3)]

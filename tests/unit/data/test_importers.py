@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -91,6 +92,31 @@ def test_amazon_metadata(tmp_path: Path) -> None:
     assert (item["title"], item["brand"], item["category"], item["price"]) == ("Pad", None, "Games > PC", 101_299)
 
 
+@pytest.mark.parametrize(
+    ("text", "price"),
+    [
+        ("$12.99", 1_299),
+        ("1012.5", 101_250),
+        (" from 14.99 ", 1_499),
+        ("US$1,234,567", 123_456_700),
+        ("$3.00 - $1,002.00", 300),
+        ("12.99 EUR", 1_299),
+        (".a-box-inner{background-color:#fffbf3;padding:14px 18px}", None),
+        ("$12.99 (3 used)", None),
+        ("Currently unavailable since 2014", None),
+        ("12,34", None),
+        ("-5.00", None),
+        ("9" * 30, None),
+        ("", None),
+    ],
+)
+def test_amazon_prices(tmp_path: Path, text: str, price: int | None) -> None:
+    (tmp_path / "r.json").write_text('{"reviewerID": "u", "asin": "b", "unixReviewTime": 1405209600}\n')
+    (tmp_path / "meta_r.json").write_text(json.dumps({"asin": "b", "price": text}) + "\n")
+    import_dataset("amazon-reviews", tmp_path, tmp_path / "out")
+    assert Dataset.open(tmp_path / "out").items()["price"].to_list() == [price]
+
+
 def test_movielens_ratings_below_the_option_are_views(tmp_path: Path) -> None:
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,1,4.0,964982703\n1,3,3.5,964981247\n")
     import_dataset("movielens", tmp_path / "ratings.csv", tmp_path / "all")
@@ -134,6 +160,105 @@ def test_canonical_prices_times_and_missing_items(tmp_path: Path) -> None:
     assert dataset.events()["price"].to_list() == [2_000, None]  # a float column is major units
     assert dataset.items()["price"].to_list() == [5, None]  # an integer column is minor units
     assert dataset.items()["available_from"].to_list() == [us(2024, 1, 1), us(2024, 1, 2)]
+
+
+OB = "timestamp,item_id,position,click,propensity_score,user_feature_0,user_feature_1,user_feature_2,user_feature_3\n"
+
+
+@pytest.mark.parametrize(
+    ("format_", "files", "bad_rows"),
+    [
+        (
+            "multi-behaviour",
+            {"a.csv": "user_id,item_id,behavior,timestamp\n1,2,view,1511539200\n1,2,view,0\n1,2,buy,4102444800\n"},
+            2,
+        ),
+        (
+            "retailrocket",
+            {
+                "events.csv": "timestamp,visitorid,event,itemid,transactionid\n"
+                "1430622004384,1,view,10,\n-1,1,view,10,\n",
+                "item_properties_part1.csv": "timestamp,itemid,property,value\n0,10,available,1\n",
+            },
+            2,
+        ),
+        ("movielens", {"u.data": "1\t2\t3\t881250949\n1\t2\t3\t0\n"}, 1),
+        (
+            "amazon-reviews",
+            {
+                "r.json": '{"reviewerID": "u", "asin": "b", "unixReviewTime": 1405209600}\n'
+                '{"reviewerID": "v", "asin": "b", "unixReviewTime": 0}\n'
+            },
+            1,
+        ),
+        (
+            "online-retail",
+            {
+                "o.csv": "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
+                "1,A,T,6,2010-12-01 08:26:00,2,9,UK\n2,A,T,6,1900-01-01 00:00:00,2,9,UK\n"
+            },
+            1,
+        ),
+        (
+            "open-bandit",
+            {
+                "all.csv": OB + "2019-11-24 00:00:34+00:00,1,3,0,0.1,a,b,c,d\n"
+                "2119-11-24 00:00:34+00:00,1,3,0,0.1,a,b,c,d\n"
+            },
+            1,
+        ),
+    ],
+)
+def test_a_time_that_is_no_date_sets_its_row_aside(
+    tmp_path: Path, format_: str, files: dict[str, str], bad_rows: int
+) -> None:
+    (tmp_path / "src").mkdir()
+    for name, text in files.items():
+        (tmp_path / "src" / name).write_text(text)
+    report = import_dataset(format_, tmp_path / "src", tmp_path / "out")
+    assert (report.num_events, report.rejected) == (1, {"bad_time": bad_rows})
+    dataset = Dataset.open(tmp_path / "out")
+    assert dataset.items()["available_from"].drop_nulls().is_in(dataset.events()["event_time"].implode()).all()
+
+
+def test_canonical_items_dated_after_their_first_event_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A listing of later tells of later: training must not see its text before."""
+    first, scraped = us(2024, 1, 1), us(2024, 6, 1)
+    events = {"event_id": ["a", "b"], "user_id": "u", "item_id": ["x", "y"], "event_type": "view", "event_time": first}
+    pl.DataFrame(events).write_parquet(tmp_path / "events.parquet")
+    items = {"item_id": ["x", "y", "z"], "available_from": [scraped, us(2023, 1, 1), scraped]}
+    pl.DataFrame(items).write_parquet(tmp_path / "items.parquet")
+    import_dataset("canonical", tmp_path, tmp_path / "out")
+    dataset = Dataset.open(tmp_path / "out")
+    assert dataset.items()["available_from"].to_list() == [scraped, us(2023, 1, 1), scraped]
+    assert dataset.info["availability_after_first_event"] == 1
+    assert "available_after_first_event" in "".join(capsys.readouterr())
+    assert "availability_from_events" not in dataset.info
+
+
+def test_canonical_times_that_are_no_dates(tmp_path: Path) -> None:
+    zero, good, never = us(1970, 1, 1), us(2024, 1, 1), us(9999, 12, 31)
+    events = pl.DataFrame(
+        {"event_id": ["a", "b", "c"], "user_id": "u", "item_id": "x", "event_type": "view"}
+    ).with_columns(event_time=pl.Series([zero, good, good]), known_at=pl.Series([None, None, never]))
+    events.write_parquet(tmp_path / "events.parquet")
+    items = pl.DataFrame({"item_id": ["x", "y", "z"], "title": "T", "available_from": [zero, never, good]})
+    items.write_parquet(tmp_path / "items.parquet")
+    catalog = {"event_id": ["d", "e"], "item_id": "x", "event_time": [zero, good], "kind": "delist"}
+    pl.DataFrame(catalog).write_parquet(tmp_path / "catalog.parquet")
+    report = import_dataset("canonical", tmp_path, tmp_path / "out")
+    assert (report.num_events, report.rejected) == (1, {"bad_time": 4})  # y has no event to date it
+    dataset = Dataset.open(tmp_path / "out")
+    assert dataset.items().select("item_id", "title", "available_from").rows() == [("x", "T", good), ("z", "T", good)]
+    assert dataset.info["availability_from_events"] == 1
+    changes = dataset.catalog()
+    assert changes is not None
+    assert changes["event_id"].to_list() == ["e"]
+    (tmp_path / "dataset.json").write_text('{"static_catalogue": true}')
+    import_dataset("canonical", tmp_path, tmp_path / "static")
+    assert Dataset.open(tmp_path / "static").items()["available_from"].to_list() == [None, None, good]
 
 
 @pytest.mark.parametrize("rows_max", [1, 2, 100])
