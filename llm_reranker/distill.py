@@ -167,6 +167,7 @@ class _Work:
             "ece": ece,
             "loss": round(student.loss, 4),
             "seed": self.seed,
+            "config": dataclasses.asdict(self.config),
         }
         if ablate:
             report["ablation"] = self.timed("ablation", lambda: ablation.rows(self, train, student, judged))

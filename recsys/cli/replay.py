@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from recsys.cli.common import config_option, emit, json_option, parse_time_us
+from recsys.cli.common import SEED_MAX, config_option, emit, json_option, parse_time_us, seed_option
 from recsys.core import BadInput
 from recsys.evaluation.queries import RARE_EVENTS, parse_positives
 
+_NOT_WITH_CUTS = ("run_dir", "from_", "protocol", "k", "seed", "compare")
+_ONLY_WITH_CUTS = ("seeds", "work")
 _COLUMNS = ("ndcg@10", "recall@10", "recall@100", "hr@10", "mrr@10", "coverage@10")
 
 
@@ -27,7 +30,7 @@ _COLUMNS = ("ndcg@10", "recall@10", "recall@100", "hr@10", "mrr@10", "coverage@1
 @click.option("--protocol", type=click.Choice(["frozen", "online"]), default="frozen", show_default=True)
 @click.option("--k", default=100, show_default=True, help="Slate length.")
 @click.option("--queries-max", type=int, help="Ask a seeded sample of this size (of each cut).")
-@click.option("--seed", default=0, show_default=True)
+@seed_option
 @click.option("--cuts", metavar="ISO,...", help="Train and replay at each of these cuts, instead of --run and --from.")
 @click.option("--seeds", default="0", show_default=True, help="Comma list, with --cuts.")
 @click.option("--work", type=click.Path(path_type=Path), help="Where --cuts keeps runs (default: OUT.work).")
@@ -63,9 +66,12 @@ def replay(
     """
     from recsys import replay as room
 
+    _check_given(cuts=cuts is not None)
+    room.check_grammar(fail_if, based=compare is not None)
     names = [arm.strip() for arm in arms.split(",") if arm.strip()]
     if cuts is not None:
-        _rolling(
+        out = out.resolve()
+        pooled = _rolling(
             dataset,
             out,
             names,
@@ -77,12 +83,12 @@ def replay(
             queries_max,
             work or out.with_name(f"{out.name}.work"),
             config_path,
-            as_json,
         )
+        emit(pooled, as_json=as_json, text=lambda: rolling_table(pooled))
+        room.check_gates(pooled, None, fail_if)
         return
     if run_dir is None:
         raise BadInput("--run", came="nothing", expected="a run, or --cuts to train at", fix="Pass one of the two.")
-    room.check_grammar(fail_if)
     base = room.read_report(compare) if compare is not None else None
     report = room.replay(
         dataset,
@@ -114,8 +120,7 @@ def _rolling(
     queries_max: int | None,
     work: Path,
     config_path: Path | None,
-    as_json: bool,
-) -> None:
+) -> dict[str, Any]:
     from llm_reranker.config import DistillConfig
     from recsys import replay as room
     from recsys import training
@@ -123,8 +128,9 @@ def _rolling(
     from recsys.data import Dataset
 
     times = [parse_time_us(cut.strip(), "--cuts") for cut in cuts.split(",") if cut.strip()]
-    if not all(s.strip().isdigit() for s in seeds.split(",")):
-        raise BadInput("--seeds", came=seeds, expected="numbers, comma between", fix="Write e.g. --seeds 0,1,2.")
+    if not all(s.strip().isdecimal() and int(s) <= SEED_MAX for s in seeds.split(",")):
+        expected = f"numbers of 0 to {SEED_MAX}, comma between"
+        raise BadInput("--seeds", came=seeds, expected=expected, fix="Write e.g. --seeds 0,1,2.")
     what = room.Rolling(
         cuts=tuple(t for t in times if t is not None),
         to_us=parse_time_us(to, "--to") or Dataset.open(dataset).last_event_us + 1,
@@ -136,8 +142,25 @@ def _rolling(
     )
     config = Config.load(config_path, {})
     settings, distil = training.Settings.of(config), config.get(DistillConfig)
-    report = room.rolling(dataset, out, what, work=work, settings=settings, distil=distil)
-    emit(report, as_json=as_json, text=lambda: rolling_table(report))
+    return room.rolling(dataset, out, what, work=work, settings=settings, distil=distil)
+
+
+def _check_given(*, cuts: bool) -> None:
+    """Refuse what was given and would be dropped without a word: options of the other way to compare."""
+    context = click.get_current_context()
+    given = [
+        param.opts[0]
+        for param in context.command.params
+        if (name := str(param.name)) in (_NOT_WITH_CUTS if cuts else _ONLY_WITH_CUTS)
+        and context.get_parameter_source(name) is not ParameterSource.DEFAULT
+        and (name, context.params[name]) != ("protocol", "frozen")  # it is that of both
+    ]
+    if given:
+        raise BadInput(
+            ", ".join(given), came="with --cuts" if cuts else "no --cuts",
+            expected="neither: a rolling report has --seeds, and periods between its cuts" if cuts else "--cuts",
+            fix="Leave them out." if cuts else "Name the cuts, or leave them out.",
+        )  # fmt: skip
 
 
 def rolling_table(report: Mapping[str, Any]) -> str:

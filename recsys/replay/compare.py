@@ -6,8 +6,8 @@ import asyncio
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from recsys.replay.peers import NO_PEERS, PEER_ARMS, Peers, fit_peers
 from recsys.replay.protocol import PROTOCOLS, Answers, Past, ReplayProtocol, ask
 
 DEFAULT_ARMS = ("popular", "own_history", "retrieval", "rank", "full")
-K_MAX = 1_000
+K, K_MAX = 100, 1_000
+FILES = ("slates.parquet", "queries.parquet", "report.html", "report.json")
 _NO_CACHE = PipelineConfig(limit_max=K_MAX, cached_users_max=0)
 _log = get_logger(__name__)
 
@@ -44,7 +45,7 @@ def replay(
     to_us: int | None = None,
     positives: Sequence[str] = ("purchase",),
     protocol: ReplayProtocol = "frozen",
-    k: int = 100,
+    k: int = K,
     queries_max: int | None = None,
     queries_seed: int | None = None,
     seed: int = 0,
@@ -54,24 +55,26 @@ def replay(
     from_us: the cut, default the run's `until`. to_us: default just after the last event. Times in microseconds UTC.
     queries_max: ask a sample of this size, drawn by `queries_seed` (default: `seed`). k: slate length asked for;
     measures beyond it count what is missing as misses. Writes `out` whole or not at all: report.json, slates.parquet,
-    queries.parquet, report.html. A report already there is replaced.
+    queries.parquet, report.html. A report already there is replaced, file by file.
     Raises: VersionMismatch for a run that saw events at or after the cut; BadInput for an unknown arm, protocol, task
-    or positive, a period without queries, k out of range; Conflict when `out` is there and is no report.
+    or positive, a period without queries, k out of range; Conflict when `out` holds anything but a report.
     Source: the replay protocol of docs/architecture.md.
     """
     arms = tuple(dict.fromkeys(arms))
-    _check(arms, protocol, k, Path(out))
+    _check(arms, protocol, k)
+    check_out(Path(out))
     dataset = Dataset.open(dataset_dir)
     run = run if isinstance(run, RunDirectory) else RunDirectory.open(run)
     from_us = run.until_us if from_us is None else from_us
     to_us = dataset.last_event_us + 1 if to_us is None else to_us
     _check_period(dataset, run, from_us)
+    queries_seed = seed if queries_seed is None else queries_seed
     make = make_queries if protocol == "frozen" else make_online_queries
-    events = dataset.events(before_us=to_us)
+    events = dataset.events(before_us=to_us)  # whenever learnt: what users did is right, the past is cut by `make`
     queries = make(
         events,
         from_us=from_us, to_us=to_us, positives=positives, task=task, queries_max=queries_max,
-        seed=seed if queries_seed is None else queries_seed,
+        seed=queries_seed,
     )  # fmt: skip
     if not len(queries):
         raise BadInput(
@@ -94,6 +97,7 @@ def replay(
     report = {
         "dataset": {"name": dataset.root.resolve().name, "source": dataset.info.get("source"), "hash": dataset.hash},
         "run": run.run_id,
+        "reranker": reranker_of(run),
         "protocol": protocol,
         "task": task,
         "from": iso(from_us),
@@ -101,6 +105,7 @@ def replay(
         "positives": list(positives),
         "seed": seed,
         "queries_max": queries_max,
+        "queries_seed": None if queries_max is None else queries_seed,
         "k": k,
         "catalogue_items": num_items,
         **computed,
@@ -164,30 +169,68 @@ def _titles(dataset: Dataset) -> dict[str, str]:
     return dict(zip(named["item_id"].to_list(), named["title"].to_list(), strict=True))
 
 
-def _write(
-    out: Path, report: Mapping[str, Any], slates: pl.DataFrame, queries: pl.DataFrame, titles: Mapping[str, str]
-) -> None:
+def reranker_of(run: RunDirectory) -> str | None:
+    """Version of the reranker that serves, None for a run without one."""
+    return next(reversed(run.reranker_versions()), None)
+
+
+def check_arms(arms: Sequence[str]) -> None:
+    """Raise BadInput for arms that nobody knows, or none."""
+    unknown = [arm for arm in arms if arm not in ARMS and arm not in PEER_ARMS]
+    if unknown or not arms:
+        expected = f"some of {', '.join([*ARMS, *PEER_ARMS])}"
+        raise BadInput("--arms", came=", ".join(unknown) or "none", expected=expected, fix="Correct the names.")
+
+
+def check_out(out: Path) -> None:
+    """Raise Conflict for a path that holds anything but a report: only that is replaced."""
+    if not out.exists():
+        return
+    found = {path.name for path in out.iterdir()} if out.is_dir() else {"a file"}
+    others = sorted(found.difference(FILES))
+    if others or (found and not figures.is_report(out)):
+        came = f"it exists and is no report: {', '.join(others[:3] or sorted(found))} in it"
+        expected = "a new path, or a folder with a report and nothing else"
+        raise Conflict(f"--out {out}", came=came, expected=expected, fix="Choose another.")
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[Path]:
+    """A folder to write FILES to, which becomes `out`; of a report already there each file is replaced or removed.
+
+    report.json goes last, since it says what the others are. Nothing else in `out` is touched.
+    """
+    out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
+        yield temporary
+        temporary.chmod(0o755)
+        if not out.exists():
+            temporary.rename(out)
+            return
+        for name in FILES:
+            if (temporary / name).exists():
+                (temporary / name).replace(out / name)
+            else:
+                (out / name).unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(
+    out: Path, report: Mapping[str, Any], slates: pl.DataFrame, queries: pl.DataFrame, titles: Mapping[str, str]
+) -> None:
+    with writing(out) as temporary:
         with disk.writing(temporary):
             slates.write_parquet(temporary / "slates.parquet")
             queries.write_parquet(temporary / "queries.parquet")
         (temporary / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
         (temporary / "report.html").write_text(page.render(report, slates, queries, titles), "utf-8")
-        temporary.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check(arms: Sequence[str], protocol: str, k: int, out: Path) -> None:
-    unknown = [arm for arm in arms if arm not in ARMS and arm not in PEER_ARMS]
-    if unknown or not arms:
-        expected = f"some of {', '.join([*ARMS, *PEER_ARMS])}"
-        raise BadInput("--arms", came=", ".join(unknown) or "none", expected=expected, fix="Correct the names.")
+def _check(arms: Sequence[str], protocol: str, k: int) -> None:
+    check_arms(arms)
     if protocol not in PROTOCOLS:
         raise BadInput("--protocol", came=protocol, expected=" or ".join(PROTOCOLS), fix="Choose one of them.")
     if protocol == "online" and (fitted := [arm for arm in arms if arm in PEER_ARMS]):
@@ -197,8 +240,6 @@ def _check(arms: Sequence[str], protocol: str, k: int, out: Path) -> None:
         )  # fmt: skip
     if not 1 <= k <= K_MAX:
         raise BadInput("--k", came=k, expected=f"1 to {K_MAX}", fix="Ask for 100: measures look no further.")
-    if out.exists() and not (out / "report.json").is_file():
-        raise Conflict(f"--out {out}", came="it exists and is no report", expected="a new path", fix="Choose another.")
 
 
 def _check_period(dataset: Dataset, run: RunDirectory, from_us: int) -> None:

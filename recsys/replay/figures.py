@@ -14,6 +14,7 @@ from recsys.evaluation import MEASURES, bootstrap_mean_ci, coverage, holm, measu
 
 HEADLINE = "ndcg@10"  # the measure with intervals and paired tests
 _DIGITS = 6
+_OF_ANY = {"arms", "protocol", "task"}
 
 
 def compute(slates: pl.DataFrame, queries: pl.DataFrame, arms: Sequence[str], *, num_items: int, seed: int) -> Any:
@@ -81,6 +82,15 @@ def recompute(report: Path) -> Any:
     )
 
 
+def is_report(folder: Path) -> bool:
+    """True when the folder's report.json is one of ours, of a replay or a rolling one."""
+    try:
+        document = json.loads((folder / "report.json").read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(document, dict) and document.keys() >= _OF_ANY
+
+
 def read_report(report: Path) -> Any:
     """report.json of a report directory (or the file itself) as a dict.
 
@@ -94,6 +104,6 @@ def read_report(report: Path) -> Any:
         document = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise CorruptData(str(path), came=str(error), expected="JSON", fix=fix) from error
-    if not isinstance(document, dict) or not {"arms", "protocol", "seed", "task"} <= document.keys():
+    if not isinstance(document, dict) or not {*_OF_ANY, "seed"} <= document.keys():
         raise CorruptData(str(path), came="no arms, protocol, seed or task", expected="a replay's report", fix=fix)
     return document

@@ -19,7 +19,7 @@ from recsys.replay.figures import reference_arm
 
 _GRAMMAR = re.compile(r"\s*(?:([\w-]+):)?([a-z_0-9@.]+)\s*(<=|>=|<|>)\s*(-?\d+(?:\.\d+)?)(%?)\s*", re.ASCII)
 _OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
-_SAME = ("protocol", "task", "from", "to", "positives", "queries")
+_SAME = ("protocol", "task", "from", "to", "positives", "queries", "queries_max", "queries_seed", "k")
 
 
 def check_gates(report: Mapping[str, Any], base: Mapping[str, Any] | None, expressions: Sequence[str]) -> None:
@@ -38,10 +38,12 @@ def check_gates(report: Mapping[str, Any], base: Mapping[str, Any] | None, expre
         )  # fmt: skip
 
 
-def check_grammar(expressions: Sequence[str]) -> None:
-    """Raise BadInput for an expression that cannot be read, before any work is done."""
+def check_grammar(expressions: Sequence[str], *, based: bool = True) -> None:
+    """Raise BadInput for an expression that cannot be read, or needs a base where none is, before any work is done."""
     for text in expressions:
-        _parse(text)
+        relative = _parse(text)[-1]
+        if relative and not based:
+            raise _no_base(text)
 
 
 def _parse(text: str) -> tuple[str | None, str, str, float, bool]:
@@ -54,6 +56,11 @@ def _parse(text: str) -> tuple[str | None, str, str, float, bool]:
     return arm, measure, symbol, float(number), bool(percent)
 
 
+def _no_base(text: str) -> BadInput:
+    fix = "Add --compare BASE, or name a value without %."
+    return BadInput("--fail-if", came=text, expected="a base to change from", fix=fix)
+
+
 def _evaluate(text: str, report: Mapping[str, Any], base: Mapping[str, Any] | None) -> str:
     arm, measure, symbol, limit, relative = _parse(text)
     arm = arm or reference_arm(list(report["arms"]))
@@ -61,7 +68,7 @@ def _evaluate(text: str, report: Mapping[str, Any], base: Mapping[str, Any] | No
     if not relative:
         return f"{arm} {measure} is {value:.4f}" if _OPERATORS[symbol](value, limit) else ""
     if base is None:
-        raise BadInput("--fail-if", came=text, expected="a base to change from", fix="Add --compare BASE.")
+        raise _no_base(text)
     before = _value(base, arm, measure, "the base report")
     change = (value - before) / before * 100 if before else (0.0 if value == before else float("inf"))
     if not _OPERATORS[symbol](change, limit):
@@ -92,5 +99,5 @@ def _check_comparable(report: Mapping[str, Any], base: Mapping[str, Any]) -> Non
             "--compare",
             came=", ".join(f"{name} {base.get(name)}" for name in differ),
             expected=", ".join(f"{name} {report.get(name)}" for name in differ),
-            fix="Replay the base with the same dataset, protocol, task, period and positives.",
+            fix="Replay the base with the same dataset, protocol, task, period, positives, sample of queries and k.",
         )

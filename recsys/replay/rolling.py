@@ -2,14 +2,15 @@
 
 For every cut and seed a run is trained on events before the cut and replayed until the next cut. The figures are pooled
 over all cuts; a query counts once, with the mean of its seeds, and users are resampled whole. Runs and reports are kept
-in the working folder by cut, seed and commit, so that an interrupted comparison goes on where it was.
+in the working folder by cut and seed, so that an interrupted comparison goes on where it was; what was made by another
+commit, with other settings or for another question is made again.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +75,15 @@ def rolling(
     work: where runs and single reports are kept.
     Raises: what training and replay raise.
     """
-    dataset, work, out = Dataset.open(dataset_dir), Path(work), Path(out)
-    settings = settings or Settings()
+    compare.check_arms(what.arms)
+    compare.check_out(Path(out))
+    dataset, work = Dataset.open(dataset_dir), Path(work)
+    settings, distil = settings or Settings(), distil or DistillConfig()
     parts = []
     for cut_us, to_us in zip(what.cuts, [*what.cuts[1:], what.to_us], strict=True):
         for seed in what.seeds:
             run = _run(dataset, cut_us, seed, settings, work)
-            if "full" in what.arms and not run.reranker_versions():
+            if "full" in what.arms and not _distilled(run, distil):
                 add_reranker(dataset.root, run, seed=seed, config=distil)
                 run = RunDirectory.open(run.root)
             arms = [arm for arm in what.arms if seed == what.seeds[0] or arm not in SEEDLESS]
@@ -99,8 +102,8 @@ def rolling(
         "commit": commit(),
         "hardware": describe(),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    with compare.writing(Path(out)) as folder:
+        (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     return report
 
 
@@ -164,6 +167,15 @@ def _run(dataset: Dataset, cut_us: int, seed: int, settings: Settings, work: Pat
     return train(dataset.root, root, until_us=cut_us, seed=seed, settings=settings, replace=True)
 
 
+def _distilled(run: RunDirectory, config: DistillConfig) -> bool:
+    """True when the run's serving reranker was distilled with these settings."""
+    versions = run.reranker_versions()
+    if not versions:
+        return False
+    card = json.loads(run.path(f"reranker/{versions[-1]}/double11.json").read_text("utf-8"))
+    return bool(card["report"].get("config") == asdict(config))
+
+
 def _part(
     dataset: Dataset, run: RunDirectory, what: Rolling, cut_us: int, to_us: int, seed: int, work: Path
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -175,7 +187,7 @@ def _part(
     if not _answers(folder, run, what, to_us):
         compare.replay(
             dataset.root, run, folder, arms=what.arms, task=what.task, from_us=cut_us, to_us=to_us,
-            positives=what.positives, queries_max=what.queries_max, queries_seed=what.seeds[0], seed=seed,
+            positives=what.positives, k=compare.K, queries_max=what.queries_max, queries_seed=what.seeds[0], seed=seed,
         )  # fmt: skip
     slates, queries = (pl.read_parquet(folder / f"{name}.parquet") for name in ("slates", "queries"))
     facts = {"cut": pl.lit(cut_us, pl.Int64), "seed": pl.lit(seed, pl.Int64)}
@@ -188,14 +200,23 @@ def _part(
 
 
 def _answers(folder: Path, run: RunDirectory, what: Rolling, to_us: int) -> bool:
-    """True when the folder's report is of this run, commit and question, with every arm."""
+    """True when the folder's report is of this run, reranker, commit and question, with every arm."""
     try:
         report = read_report(folder)
     except (NotFound, CorruptData):
         return False
-    said = [report.get(k) for k in ("run", "commit", "to", "task", "positives", "queries_max")]
-    wanted = [run.run_id, commit(), compare.iso(to_us), what.task, list(what.positives), what.queries_max]
-    return said == wanted and set(what.arms) <= set(report["arms"])
+    wanted = {
+        "run": run.run_id,
+        "reranker": compare.reranker_of(run),
+        "commit": commit(),
+        "to": compare.iso(to_us),
+        "task": what.task,
+        "positives": list(what.positives),
+        "queries_max": what.queries_max,
+        "queries_seed": None if what.queries_max is None else what.seeds[0],
+        "k": compare.K,
+    }
+    return wanted.items() <= report.items() and set(what.arms) <= set(report["arms"])
 
 
 def _values(rows: pl.DataFrame, measure: str) -> _Values:

@@ -1,6 +1,7 @@
 """A small real dataset and a run that holds the light indexes only: everything replay needs for arms without models."""
 
 import json
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from feature_store.views import VIEW_SET
 from recsys.candidates.indexes import build_all
 from recsys.core import RunDirectory, RunWriter
 from recsys.data import Dataset, import_dataset
+from recsys.data.schema import TIME
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +35,23 @@ def shop(tmp_path_factory) -> Path:
 def truncated(shop, cut_us, tmp_path_factory) -> Path:
     """The same shop as it was at the cut: no event and no item from then on."""
     return truncate(shop, tmp_path_factory.mktemp("truncated") / "data", cut_us)
+
+
+@pytest.fixture(scope="session")
+def learnt_late(shop, cut_us, tmp_path_factory) -> Path:
+    """The same shop, where all that is bought from the cut on was carted an hour before it, and nobody knew in time."""
+    out = tmp_path_factory.mktemp("learnt_late") / "data"
+    shutil.copytree(shop, out)
+    events, cut = pl.read_parquet(out / "events.parquet"), pl.lit(cut_us).cast(TIME)
+    carts = events.filter(pl.col("event_time") >= cut).with_columns(
+        event_id=pl.format("late-{}", "event_id"),
+        event_type=pl.lit("cart"),
+        event_time=cut - pl.duration(hours=1),
+        known_at=cut + pl.duration(days=60),
+    )
+    both = pl.concat([events, carts], how="diagonal").sort("event_time", maintain_order=True)
+    both.write_parquet(out / "events.parquet")
+    return out
 
 
 @pytest.fixture(scope="session")

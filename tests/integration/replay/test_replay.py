@@ -10,7 +10,7 @@ from recsys.cli.main import run as double11
 from recsys.core import BadInput, Conflict, CorruptData, NotFound, VersionMismatch
 from recsys.data import Dataset
 from recsys.replay import recompute, replay
-from recsys.replay.compare import answer
+from recsys.replay.compare import FILES, answer
 from recsys.replay.protocol import Past
 
 ARMS = ("popular", "own_history", "item_knn", "retrieval")
@@ -79,6 +79,15 @@ def test_nothing_from_the_cut_on_is_seen(shop, truncated, light_run, make_light_
     assert again.equals(pl.read_parquet(out / "slates.parquet"))
 
 
+@pytest.mark.parametrize(("protocol", "task"), [("frozen", "all"), ("frozen", "new-only"), ("online", "all")])
+def test_what_is_learnt_later_is_not_seen(shop, learnt_late, light_run, cut_us, tmp_path, protocol, task):
+    options = {"arms": ["own_history", "item_knn"], "to_us": cut_us + WEEK_US, "protocol": protocol, "task": task}
+    for data, name in ((shop, "at-once"), (learnt_late, "late")):
+        replay(data, light_run, tmp_path / name, queries_max=50, **options)
+    for name in ("queries.parquet", "slates.parquet"):
+        assert (tmp_path / "late" / name).read_bytes() == (tmp_path / "at-once" / name).read_bytes()
+
+
 def test_online_asks_before_each_basket_and_every_arm_gets_the_same_updates(shop, light_run, frozen, cut_us, tmp_path):
     options = {"arms": ["popular", "own_history"], "to_us": cut_us + WEEK_US}
     online = replay(shop, light_run, tmp_path / "online", protocol="online", **options)
@@ -133,11 +142,32 @@ def test_a_folder_that_is_no_report_is_not_replaced(shop, light_run, tmp_path):
     (tmp_path / "precious.txt").write_text("keep me")
     with pytest.raises(Conflict, match="no report"):
         replay(shop, light_run, tmp_path, arms=["popular"])
+    with pytest.raises(Conflict, match="no report"):
+        replay(shop, light_run, tmp_path / "precious.txt", arms=["popular"])
     with pytest.raises(NotFound, match="double11 train"):
         replay(shop, tmp_path / "nowhere", tmp_path / "out", arms=["popular"])
     with pytest.raises(NotFound, match="dataset"):
         replay(tmp_path / "nowhere", light_run, tmp_path / "out", arms=["popular"])
     assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_a_report_is_replaced_and_nothing_beside_it(shop, light_run, frozen, tmp_path, monkeypatch):
+    out = tmp_path / "report"
+    out.mkdir()
+    (out / "report.json").write_text('{"goodput_per_s": 3.0}')  # of a load run
+    with pytest.raises(Conflict, match="no report"):
+        replay(shop, light_run, out, arms=["popular"])
+    (out / "report.json").write_bytes((frozen[1] / "report.json").read_bytes())
+    (out / "run").mkdir()
+    with pytest.raises(Conflict, match="no report: run in it"):
+        replay(shop, light_run, out, arms=["popular"])
+    (out / "run").rmdir()
+    monkeypatch.chdir(out)
+    command = ["replay", str(shop), "--run", str(light_run.root), "--arms", "popular", "--out", "."]
+    assert double11(command) == 0
+    assert {path.name for path in out.iterdir()} == {*FILES}
+    assert list(json.loads((out / "report.json").read_text())["arms"]) == ["popular"]
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
 
 
 def test_a_damaged_run_is_refused(shop, make_light_run, cut_us, tmp_path):

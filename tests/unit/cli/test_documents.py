@@ -60,6 +60,29 @@ def test_an_error_is_the_document_too():
     assert json.loads(done.stdout)["error"]["code"] == "USAGE"
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "data", "--out", "run"],
+        ["distill", "data", "--run", "run"],
+        ["replay", "data", "--run", "run", "--out", "report"],
+        ["data", "simulate", "--out", "data"],
+        ["load", "--target", "h:1", "--rate", "1", "--duration", "1", "--out", "report.json"],
+        ["stress", "--target", "h:1", "--rate", "1", "--duration", "1", "--out", "report.json"],
+    ],
+)
+@pytest.mark.parametrize("seed", ["-1", str(2**32)])
+def test_no_command_takes_a_seed_that_cannot_be_drawn_from(command, seed, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run([*command, "--seed", seed, "--json"]) == 2
+    assert "--seed" in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+def test_a_load_does_not_begin_where_its_report_cannot_be_written(tmp_path, capsys):
+    assert run(["load", "--target", "x", "--rate", "1", "--duration", "60", "--out", str(tmp_path), "--json"]) == 2
+    assert "is a directory" in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
 def test_whoever_has_replaced_stdout_gets_the_document(capfd: pytest.CaptureFixture):
     held = io.StringIO()
     with contextlib.redirect_stdout(held):

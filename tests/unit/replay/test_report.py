@@ -105,12 +105,21 @@ def test_what_is_no_gate_is_refused_before_any_work(text):
         check_grammar([text])
 
 
+def test_a_change_needs_a_base_to_change_from():
+    check_grammar(["ndcg@10<1"], based=False)
+    with pytest.raises(BadInput, match="--compare"):
+        check_grammar(["ndcg@10<1", "ndcg@10<-2%"], based=False)
+
+
 def test_gates_name_what_is_not_there():
     for text in ("nobody:ndcg@10<1", "ndcg@11<1", "ci95<1", "latency_ms.p42<1"):
         with pytest.raises(BadInput):
             check_gates(report(), None, [text])
     with pytest.raises(BadInput, match="--compare"):
         check_gates(report(), None, ["ndcg@10<-2%"])
+    for other in ({"k": 10}, {"queries_max": 40}, {"queries_max": 40, "queries_seed": 1}):
+        with pytest.raises(VersionMismatch, match=f"{list(other)[-1]} None"):
+            check_gates(report(**other), report(), ["ndcg@10<-2%"])
     with pytest.raises(VersionMismatch, match="protocol online"):
         check_gates(report(), report(protocol="online"), ["ndcg@10<-2%"])
 
@@ -137,18 +146,30 @@ def test_reading_a_report_that_is_none(tmp_path):
     assert read_report(tmp_path)["run"] == read_report(tmp_path / "report.json")["run"] == "r1"
 
 
-def test_the_past_holds_what_is_strictly_before_and_comes_in_any_steps():
-    times = [10, 20, 20, 30, 40, 50]
-    batch = EventBatch.from_columns(
+def views(times: list[int], **columns: list[int]) -> EventBatch:
+    n = len(times)
+    return EventBatch.from_columns(
         {
-            "event_id": [f"e{n}" for n in range(6)],
-            "kind": [int(EventKind.ACTION)] * 6,
-            "event_type": [int(EventType.VIEW)] * 6,
+            "event_id": [f"e{n}" for n in range(n)],
+            "kind": [int(EventKind.ACTION)] * n,
+            "event_type": [int(EventType.VIEW)] * n,
             "event_time": times,
-            "user_id": ["u"] * 6,
-            "item_id": ["i"] * 6,
+            "user_id": ["u"] * n,
+            "item_id": ["i"] * n,
+            **columns,
         }
     )
-    past = Past(batch.chunks(2))
+
+
+def test_the_past_holds_what_is_strictly_before_and_comes_in_any_steps():
+    past = Past(views([10, 20, 20, 30, 40, 50]).chunks(2))
     assert [past.advance(t) for t in (10, 20, 21, 45, 45, 1_000)] == [0, 1, 2, 2, 0, 1]
     assert past.store.max_event_time_us() == 50
+
+
+@pytest.mark.parametrize("rows_max", [1, 2, 3, 6])
+def test_the_past_holds_what_was_learnt_late_from_then_on(rows_max):
+    late = views([10, 20, 20, 30, 40, 50], known_at=[35, 20, 41, 30, 40, 90])
+    past = Past(late.chunks(rows_max))
+    assert [past.advance(t) for t in (20, 21, 36, 41, 42, 90, 91)] == [0, 1, 2, 1, 1, 0, 1]
+    assert Past(late.chunks(rows_max)).advance(41) == 4  # as a frozen replay: once, at the cut
