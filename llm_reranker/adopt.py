@@ -50,12 +50,13 @@ def adopt(
 ) -> dict[str, Any]:
     """Copy the folder, judge it on the lists' last block, and write its card; returns the report.
 
-    config: how many lists judge, and how deep. serving: how many tokens of history and item it reads.
+    config: how many lists judge, and how deep. serving: how many tokens of history and item it reads, and in which
+    precision it is judged and gives its known answer.
     Raises: NotFound, CorruptData for the folder; BadInput for lists that cannot be split.
     """
     config, serving = config or DistillConfig(), serving or RerankConfig()
     started_s = time.perf_counter()
-    teacher = LocalTeacher(source, serving)
+    teacher = LocalTeacher(source, serving, precision=serving.precision)
     lists = read(lists_path)
     parts = split(lists, config, seed)
     tasks: dict[str, Any] = {}
@@ -69,6 +70,7 @@ def adopt(
         tasks[task] = {"queries": len(of.chosen), "ndcg@10": ndcg, "weight": weight}
     report = {
         "checkpoint": source.resolve().name,
+        "precision": serving.precision,
         "tasks": tasks,
         "active_parameters": {"student": teacher.facts["active_parameters"]},
         "seed": seed,
@@ -108,7 +110,7 @@ def _known_answer(folder: Path, items: ItemTable, serving: RerankConfig) -> Mapp
         texts=[*[""] * len(ids), "an item of no shop"],
         features=np.empty((len(ids) + 1, 0), np.float32),
     )
-    engine = Engine(checkpoint.read(folder), items, serving, version="known-answer")
+    engine = Engine(checkpoint.read(folder, precision=serving.precision), items, serving, version="known-answer")
     answer = engine.score([request], [0.0])[0]
     if isinstance(answer, Double11Error):
         raise answer

@@ -71,7 +71,7 @@ class Reranker(Protocol):
         ...
 
     async def rerank(self, request: RerankRequest, deadline: Deadline) -> RerankResult:
-        """Scores for the first `depth` candidates that fit the deadline.
+        """Scores for the first `depth` candidates that fit the deadline (and one batch of the worker).
 
         Raises: BadInput, DeadlineExceeded (nothing fitted), Unavailable.
         """

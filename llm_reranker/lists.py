@@ -79,7 +79,8 @@ def read(path: Path | str) -> Lists:
     """Read and check a list file.
 
     Raises: CorruptData for a file that is not whole Parquet; BadInput for missing columns, wrong types, nulls where
-    none may be, infinite scores, embeddings of several widths, or a query whose rows disagree or repeat an item.
+    none may be, infinite scores or embeddings, embeddings of several widths, or a query whose rows disagree or repeat
+    an item.
     """
     try:
         table = pq.read_table(path)
@@ -154,4 +155,6 @@ def _embeddings(column: pl.Series, path: str) -> npt.NDArray[np.float32]:
     if embedding.size:
         present = column.is_not_null().to_numpy()
         embedding[present] = column.drop_nulls().explode().to_numpy().reshape(-1, widths[0])
+    if bad := int(np.isinf(embedding).any(1).sum()):
+        raise BadInput(f"lists {path}, item_embedding", came=f"{bad} infinite", expected="finite numbers", fix=_FIX)
     return embedding

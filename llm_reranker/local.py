@@ -136,7 +136,8 @@ def _probe(engine: Engine, known: Mapping[str, Any], tolerance: float) -> None:
             f"reranker {engine.version}, known answer",
             came=result.scores.tolist(),
             expected=f"{expected.tolist()} within {tolerance}",
-            fix="Do not serve it: distil again, or check the machine's libraries.",
+            fix="Do not serve it: distil (or take the folder) with the [llm_reranker] precision that serves, "
+            "or check the machine's libraries.",
         )
     rows = [i % len(few.item_ids) for i in range(_PROBE_CANDIDATES)]
     many = replace(

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_reranker.base import HistoryItem
+from recsys.core.errors import BadInput
 from recsys.core.events import EventType
 from recsys.core.items import ItemTable
 
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 TEXT_BYTES_MAX = 4096
+HISTORY_TOKENS_MIN = 8  # fewer say nothing of a shopper
 HISTORY_BYTES_MAX = 16_384
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_ZERO_WIDTH = "\u200b"  # breaks a control string where the tokenizer is not ours to call
 _INSTRUCTION = "Judge whether the shopper will choose the item next."
 _AGES_S = ((365 * 86_400, "y"), (30 * 86_400, "mo"), (86_400, "d"), (3_600, "h"), (60, "min"))
 
@@ -96,9 +99,12 @@ class Prompt:
     """Turns texts into token ids with one tokenizer: prefix (shared by all candidates), item text, tail."""
 
     def __init__(self, tokenizer: Tokenizer, *, prefix_tokens_max: int, item_tokens_max: int) -> None:
-        """tokenizer: a `tokenizers.Tokenizer` with Qwen's control tokens."""
+        """tokenizer: a `tokenizers.Tokenizer` with Qwen's control tokens.
+
+        Raises: BadInput where the instruction leaves no room for a history.
+        """
         self._tokenizer = tokenizer
-        self._prefix_tokens_max, self._item_tokens_max = prefix_tokens_max, item_tokens_max
+        self._item_tokens_max = item_tokens_max
         added = {token.content: id_ for id_, token in tokenizer.get_added_tokens_decoder().items()}
         self.control: Mapping[str, int] = added
         self._control_ids = frozenset(added.values())
@@ -107,11 +113,17 @@ class Prompt:
             tuple(tokenizer.encode(part, add_special_tokens=False).ids)
             for part in (self.template.head, self.template.middle, self.template.tail)
         )
+        self._history_tokens_max = prefix_tokens_max - len(self._head) - len(self._middle)
+        if self._history_tokens_max < HISTORY_TOKENS_MIN:
+            instruction = prefix_tokens_max - self._history_tokens_max
+            raise BadInput(
+                "prefix_tokens_max", came=prefix_tokens_max, expected=f"at least {instruction + HISTORY_TOKENS_MIN}",
+                fix=f"Raise it: with this tokenizer the instruction alone is {instruction} tokens.",
+            )  # fmt: skip
 
     def prefix(self, history: str) -> tuple[int, ...]:
         """Ids of instruction and history, at most `prefix_tokens_max`; the newest lines (the first) are kept."""
-        room = self._prefix_tokens_max - len(self._head) - len(self._middle)
-        return (*self._head, *self.encode(history, room), *self._middle)
+        return (*self._head, *self.encode(history, self._history_tokens_max), *self._middle)
 
     def item(self, text: str) -> tuple[int, ...]:
         """Ids of a candidate's text, at most `item_tokens_max`, without the tail."""
@@ -121,11 +133,28 @@ class Prompt:
         """`item` of each text."""
         return [self.item(text) for text in texts]
 
+    def history_as_text(self, history: str) -> str:
+        """What `prefix` reads of a history, for a server that takes no ids; control strings are broken."""
+        return self._as_text(history, self._history_tokens_max)
+
+    def item_as_text(self, text: str) -> str:
+        """What `item` reads of a candidate's text, in the same way."""
+        return self._as_text(clip(text), self._item_tokens_max)
+
+    def _as_text(self, text: str, tokens_max: int) -> str:
+        pieces: list[str] = []
+        for piece in _broken([_bounded(text)], self.control):
+            ends = [end for _, end in self._tokenizer.encode(piece, add_special_tokens=False).offsets]
+            pieces.append(piece if len(ends) <= tokens_max else piece[: ends[tokens_max - 1]])
+            tokens_max -= len(ends)
+            if tokens_max <= 0:
+                break
+        return _ZERO_WIDTH.join(pieces)
+
     def encode(self, text: str, tokens_max: int) -> tuple[int, ...]:
         """Ids of foreign text: no control token, whatever the text says; at most `tokens_max`, the first ones."""
-        raw = text.encode("utf-8", "replace")[:HISTORY_BYTES_MAX].decode("utf-8", "ignore")
         ids: list[int] = []
-        for piece in _broken([raw], self.control):
+        for piece in _broken([_bounded(text)], self.control):
             found = self._tokenizer.encode(piece, add_special_tokens=False).ids
             ids += [i for i in found if i not in self._control_ids]  # a normaliser may write the string after all
             if len(ids) >= tokens_max:
@@ -133,9 +162,8 @@ class Prompt:
         return tuple(ids[:tokens_max])
 
 
-def defused(text: str, control: Iterable[str]) -> str:
-    """The text with a zero-width space inside every control string, for tokenizers that are not ours to call."""
-    return "\u200b".join(_broken([text], control))
+def _bounded(text: str) -> str:
+    return text.encode("utf-8", "replace")[:HISTORY_BYTES_MAX].decode("utf-8", "ignore")
 
 
 def _broken(pieces: list[str], control: Iterable[str]) -> list[str]:

@@ -34,7 +34,9 @@ _ANSWER_TOKENS_PER_ITEM, _ANSWER_TOKENS_MIN = 8, 32
 _TOP_LOGPROBS = 20
 _BYTES_PER_TOKEN = 3  # where the endpoint does not count: rather too many tokens than too few
 _REFUSALS = (400, 403, 413, 422)  # of one request, if the endpoint answers others
-_REFUSED_MAX = 20  # one after another: then it is not the lists
+_REFUSED_LISTS_MAX = 20  # one after another, all that was asked of them: then it is not the lists
+_OTHER_QUESTIONS = ("history_lines_max", "list_items_max", "reasoning_tokens_max")  # that make it another teacher
+_PAUSE_S, _PAUSE_S_MAX = 0.25, 8.0  # as the client's own
 Call: TypeAlias = Callable[..., Awaitable[Any]]
 
 
@@ -59,6 +61,7 @@ class _Answer:
     top: Mapping[str, float] | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    refused: bool = False
 
     @classmethod
     def read(cls, completion: Any, messages: asking.Messages) -> _Answer:
@@ -109,9 +112,12 @@ class EndpointTeacher:
         self._model, self._config, self._seed = model, config, seed
         self._pace = Pace(config.requests_per_minute_max)
         self._spent_usd, self._spent_tokens, self._requests, self._unusable = 0.0, 0, 0, 0
-        self._refused, self._refused_in_a_row = 0, 0
+        self._refused, self._refused_lists = 0, 0  # the latter in a row
         how = f"{config.mode}:{config.permutations}" if config.mode == "listwise" else config.mode
-        self.name = f"openai:{model}:{how}"
+        told = ((name, getattr(config, name), getattr(TeacherConfig(), name)) for name in _OTHER_QUESTIONS)
+        self.name = ":".join(
+            ["openai", model, how, *(f"{name}={value}" for name, value, usual in told if value != usual)]
+        )
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -207,8 +213,7 @@ class EndpointTeacher:
         thinking = {"max_completion_tokens": c.reasoning_tokens_max + answer_tokens}
         how = thinking if c.reasoning_tokens_max else {"max_tokens": answer_tokens, "temperature": 0}
         try:
-            completion = await create(model=self._model, **how, **request)
-            answer = _Answer.read(completion, request["messages"])
+            answer = await self._answered(create, request, how)
         except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
             raise Unavailable(
                 self.name, came=f"{type(error).__name__} after {c.retries_max} retries: {error}", expected="an answer",
@@ -216,26 +221,31 @@ class EndpointTeacher:
             ) from error  # fmt: skip
         except openai.APIError as error:
             if getattr(error, "status_code", 0) in _REFUSALS and await self._is_of_the_text(create, request, how):
-                return _Answer()
-            raise BadInput(
-                self.name, came=f"{type(error).__name__}: {error}", expected="a request the endpoint takes",
-                fix="Check key, model name, base_url and answer_format.",
-            ) from error  # fmt: skip
-        except (AttributeError, TypeError, ValueError, LookupError) as error:  # the client passes on what it is given
-            raise Unavailable(
-                self.name, came=f"no chat completion ({error!r})", expected="JSON of the chat completions API",
-                fix="Check base_url: most end in /v1. The labels so far are kept.",
-            ) from error  # fmt: skip
-        self._requests, self._refused_in_a_row = self._requests + 1, 0
+                return _Answer(refused=True)
+            raise self._not_taken(f"{type(error).__name__}: {error}") from error
+        self._requests += 1
         self._spent_tokens += answer.prompt_tokens + answer.completion_tokens
         self._spent_usd += self._cost_usd([answer])
         return answer
 
+    async def _answered(self, create: Call, request: Mapping[str, Any], how: Mapping[str, Any]) -> _Answer:
+        """What can be read. From one who has answered before, a body cut short is as good as a lost connection."""
+        tries = 0
+        while True:
+            try:
+                return _Answer.read(await create(model=self._model, **how, **request), request["messages"])
+            except (AttributeError, TypeError, ValueError, LookupError) as error:  # the client passes on what it gets
+                tries += 1
+                if tries > self._config.retries_max or not self._requests:
+                    raise Unavailable(
+                        self.name, came=f"no chat completion ({error!r})", expected="JSON of the chat completions API",
+                        fix="Check base_url: most end in /v1. The labels so far are kept.",
+                    ) from error  # fmt: skip
+                await asyncio.sleep(min(_PAUSE_S * 2**tries, _PAUSE_S_MAX))
+
     async def _is_of_the_text(self, create: Call, request: Mapping[str, Any], how: Mapping[str, Any]) -> bool:
         """Whether a refusal is of what was in this request: the endpoint answers, or has answered, others like it."""
-        self._refused, self._refused_in_a_row = self._refused + 1, self._refused_in_a_row + 1
-        if self._refused_in_a_row > _REFUSED_MAX:
-            return False
+        self._refused += 1
         if not self._requests:
             harmless = {**request, "messages": [{"role": "user", "content": "Answer yes."}]}
             try:
@@ -247,6 +257,9 @@ class EndpointTeacher:
     def _judgement(
         self, log_odds: npt.NDArray[np.float32], questions: Sequence[asking.Messages], answers: Sequence[_Answer]
     ) -> Judgement:
+        self._refused_lists = self._refused_lists + 1 if answers and all(a.refused for a in answers) else 0
+        if self._refused_lists > _REFUSED_LISTS_MAX:
+            raise self._not_taken(f"{self._refused_lists} lists one after another refused")
         return Judgement(
             log_odds=log_odds,
             prompt=json.dumps(questions[0], ensure_ascii=False) if questions else "",
@@ -254,6 +267,12 @@ class EndpointTeacher:
             completion_tokens=sum(a.completion_tokens for a in answers),
             cost_usd=self._cost_usd(answers),
         )
+
+    def _not_taken(self, came: str) -> BadInput:
+        return BadInput(
+            self.name, came=came, expected="a request the endpoint takes",
+            fix="Check key, model name, base_url and answer_format.",
+        )  # fmt: skip
 
     def _cost_usd(self, answers: Sequence[_Answer]) -> float:
         c = self._config

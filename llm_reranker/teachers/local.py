@@ -8,7 +8,9 @@ Shape legend: n rows of one list, D hidden.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,14 @@ import torch
 from llm_reranker import checkpoint
 from llm_reranker.attention import PackedCausal, SharedPrefix
 from llm_reranker.config import RerankConfig
+from llm_reranker.linear import Precision
 from llm_reranker.lists import Lists
 from llm_reranker.prompt import Prompt
 from llm_reranker.teachers.base import Judgement
 from recsys.core.errors import NotFound
+from recsys.core.run_dir import sha256_file
+
+_TELLING = ("config.json", "tokenizer.json")
 
 
 class LocalTeacher:
@@ -30,13 +36,13 @@ class LocalTeacher:
 
     fitted = False
 
-    def __init__(self, folder: Path, config: RerankConfig) -> None:
-        """config: how many tokens of history and item it reads. Raises: NotFound, CorruptData."""
+    def __init__(self, folder: Path, config: RerankConfig, *, precision: Precision = "fp32") -> None:
+        """config: how many tokens of history and item it reads. Raises: NotFound, CorruptData, BadInput for too few."""
         if not folder.is_dir():
             raise NotFound(
                 "--teacher hf", came=str(folder), expected="a Hugging Face folder", fix="Download a Qwen3 checkpoint."
             )
-        self._loaded = checkpoint.read(folder)
+        self._loaded = checkpoint.read(folder, precision=precision)
         self._prompt = Prompt(
             self._loaded.tokenizer,
             prefix_tokens_max=config.prefix_tokens_max,
@@ -44,8 +50,17 @@ class LocalTeacher:
         )
         model = self._loaded.model
         self._direction_D = model.label_direction(self._loaded.yes, self._loaded.no)
-        self.name = f"hf:{folder.resolve().name}:{config.prefix_tokens_max}:{config.item_tokens_max}"
+        self._folder, self._read = folder.resolve(), f"{config.prefix_tokens_max}:{config.item_tokens_max}"
         self._active = model.config.active_parameters()
+
+    @cached_property
+    def name(self) -> str:
+        """Folder, what is in it and how much it reads: many a fine-tuned model lies in a `checkpoint-final`."""
+        digest = hashlib.sha256()
+        for path in sorted(self._folder.iterdir()):
+            if path.name in _TELLING or path.suffix == ".safetensors":
+                digest.update(f"{path.name} {sha256_file(path)}\n".encode())
+        return f"hf:{self._folder.name}:{digest.hexdigest()[:12]}:{self._read}"
 
     @property
     def facts(self) -> Mapping[str, Any]:

@@ -56,7 +56,7 @@ def test_listwise_labels_are_kept_with_prompt_and_cost_and_made_once(
     assert sorted(said) == [0, 1]
     assert all(np.isfinite(j.log_odds).all() and len(set(j.log_odds.tolist())) > 1 for j in said.values())
     frame = pl.read_parquet(tmp_path / "labels/*.parquet")
-    assert (len(frame), frame["teacher"].unique().to_list()) == (6, [f"openai:{MODEL}:listwise:2"])
+    assert (len(frame), frame["teacher"].unique().to_list()) == (6, [f"openai:{MODEL}:listwise:2:history_lines_max=2"])
     prompt = json.loads(frame["prompt"][0])
     assert lists.item_text[lists.rows(0)[0]] in prompt[1]["content"]
     first = frame.unique("query_id")
@@ -138,6 +138,42 @@ def test_a_list_the_endpoint_refuses_to_read_is_of_no_use_and_the_others_go_on(
         pytest.raises(BadInput, match="BadRequestError"),
     ):
         ask(EndpointTeacher(MODEL, dataclasses.replace(one, base_url=url)), lists, range(1))
+
+
+def test_a_shopper_the_endpoint_refuses_costs_his_list_however_many_requests_it_takes(
+    config: TeacherConfig, world: ModuleType, tmp_path: Path, server: str
+) -> None:
+    many = read(world.write_lists(tmp_path / "many.parquet", queries=3, candidates=25))
+    many.history_text[1] = "purchase 1d: a forbidden title"
+
+    def filtered(_: int, body: dict[str, object]) -> Said | None:
+        refused = "forbidden" in json.dumps(body, ensure_ascii=False)
+        return Said(400, b'{"error": {"code": "data_inspection_failed"}}') if refused else Said(200, CHOICE % b'"yes"')
+
+    with front(server, filtered) as (url, _):
+        one_by_one = dataclasses.replace(config, base_url=url, mode="pointwise")
+        teacher = EndpointTeacher(MODEL, one_by_one)
+        said = dict(teacher.label(many, range(3), [many.rows(q) for q in range(3)]))
+        assert [np.isnan(said[q].log_odds).all() for q in range(3)] == [False, True, False]
+        assert teacher.facts["refused"] == 25
+    few = read(world.write_lists(tmp_path / "few.parquet", queries=24, candidates=3))
+
+    def harmless_alone(_: int, body: dict[str, object]) -> Said | None:
+        asked = json.dumps(body).count("Answer yes.") == 1
+        return Said(200, CHOICE % b'"yes"') if asked else Said(413, b'{"error": {"message": "context too small"}}')
+
+    with front(server, harmless_alone) as (url, _), pytest.raises(BadInput, match="21 lists one after another refused"):
+        ask(EndpointTeacher(MODEL, dataclasses.replace(one_by_one, base_url=url)), few, range(24))
+
+
+def test_a_body_cut_short_is_asked_for_again(config: TeacherConfig, lists: Lists, server: str) -> None:
+    def short(n: int, _: object) -> Said | None:
+        return Said(200, b'{"choices": [{"ind', "application/json") if n == 1 else None
+
+    with front(server, short) as (url, answered):
+        one = dataclasses.replace(config, base_url=url, permutations=1, concurrency=1)
+        assert len(ask(EndpointTeacher(MODEL, one), lists, range(2))) == 2
+        assert answered == [200, 200, 200]
 
 
 CHOICE = b'{"choices": [{"index": 0, "message": {"role": "assistant", "content": %s}}]}'

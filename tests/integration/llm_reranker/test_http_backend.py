@@ -108,7 +108,7 @@ def ask(texts: list[str]) -> RerankRequest:
 
 
 def config(url: str, backend: str) -> RerankConfig:
-    return RerankConfig(backend=backend, backend_url=url, backend_model="m", prefix_tokens_max=64, item_tokens_max=12)  # type: ignore[arg-type]
+    return RerankConfig(backend=backend, backend_url=url, backend_model="m")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("backend", ["sglang", "vllm"])
@@ -118,13 +118,37 @@ async def test_it_scores_as_our_own_forward_does(
     c = config(scorer[1], backend)
     remote = await HttpReranker.connect(loaded, world.items(), c, version="1")
     request = ask(["red lamp", "", "大号 围巾", "small shoe"])
-    ours = Engine(replace(loaded, card=None, extras=None, items=None), world.items(), c, version="1")
+    limits = replace(c, prefix_tokens_max=loaded.card.prefix_tokens_max, item_tokens_max=loaded.card.item_tokens_max)
+    ours = Engine(replace(loaded, card=None, extras=None, items=None), world.items(), limits, version="1")
     expected = ours.score([replace(request, features=np.empty((4, 0), np.float32))], [0.0])[0]
     result = await remote.rerank(request, Deadline.after_ms(20_000))
     assert result.scores == pytest.approx(expected.scores, abs=1e-3)
     assert (result.depth, remote.feature_names) == (4, ("retrieval_score", "rank_score", "rank_position"))
     assert len(set(result.scores.tolist())) == 4
     assert scorer[0].bodies[-1]["model"] == "m"
+    await remote.stop()
+
+
+@pytest.mark.parametrize("backend", ["sglang", "vllm"])
+async def test_a_server_reads_no_more_than_the_model_was_made_for(
+    backend: str, scorer: tuple[Scorer, str], loaded: Checkpoint, world: ModuleType
+) -> None:
+    remote = await HttpReranker.connect(loaded, world.items(), config(scorer[1], backend), version="1")
+    lines = [HistoryItem(item_id="", text="red tea lamp", event_type=5, event_time_us=NOW_US - i) for i in range(300)]
+    texts = ["red tea lamp " * 300, "大号围巾" * 300, "tea<|im_end|>" * 300]
+    request = replace(ask(texts), history=lines, item_ids=[""] * len(texts))
+    await remote.rerank(request, Deadline.after_ms(20_000))
+    body = scorer[0].bodies[-1]
+    read = lambda text: loaded.tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731 one line says it
+    prefix = body["query"] if backend == "sglang" else read(body["text_1"])
+    items = body["items"] if backend == "sglang" else [read(text) for text in body["text_2"]]
+    assert loaded.card.prefix_tokens_max - 2 <= len(prefix) <= loaded.card.prefix_tokens_max
+    tail = len(read(remote._engine.prompt.template.tail))
+    room = loaded.card.item_tokens_max + tail
+    assert [len(ids) for ids in items[:2]] == [room, room]
+    assert len(items[2]) <= room + (
+        0 if backend == "sglang" else 4 * loaded.card.item_tokens_max
+    )  # what breaks it counts
     await remote.stop()
 
 

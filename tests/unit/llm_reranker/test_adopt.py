@@ -12,8 +12,10 @@ from qwen3_world import write_folder
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from llm_reranker.adopt import adopt
 from llm_reranker.base import RerankRequest
 from llm_reranker.checkpoint import read
+from llm_reranker.config import RerankConfig
 from llm_reranker.local import LocalReranker
 from recsys.cli.main import run as double11
 from recsys.core import CorruptData, Deadline
@@ -54,6 +56,18 @@ async def test_one_command_swaps_in_a_folder(
     assert all(path.read_bytes() == (folder / path.name).read_bytes() for path in shards)
     assert len(shards) == len(list(folder.glob("*.safetensors"))) >= (2 if save else 1)
     assert load_file(shards[0])
+
+
+@pytest.mark.parametrize("kind", ["dense", "moe"])
+def test_a_folder_is_judged_and_probed_in_the_precision_that_serves(
+    kind: str, world: ModuleType, tmp_path: Path
+) -> None:
+    """Near ties of random weights, whose eight bits are far from their float32."""
+    write_folder(kind, tmp_path / "model", ["tea lamp shoe red"] * 20)
+    lists, out, int8 = world.write_lists(tmp_path / "l.parquet", queries=40, candidates=6), tmp_path / "o", "int8"
+    serving = RerankConfig(precision=int8, prefix_tokens_max=400)
+    assert adopt(tmp_path / "model", lists, world.items(), out, serving=serving)["precision"] == int8
+    LocalReranker.from_folder(out, world.items(), config=serving).close()
 
 
 def test_a_card_of_soft_tokens_without_them_is_text_mode_and_a_damaged_one_is_refused(

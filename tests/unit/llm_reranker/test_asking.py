@@ -22,6 +22,20 @@ from recsys.core import BadInput
         ("I cannot help with that.", None),
         ("[2]", None),  # one of three is no order
         ('{"answer": true}', None),
+        ("Here is the order of all 3 items: [2] > [1] > [3]", [1, 0, 2]),
+        ("Here is the order of all 3 items: 2, 1, 3", [1, 0, 2]),
+        ("1. [2] lamp\n2. [1] tea for 3\n3. [3] shoe", [1, 0, 2]),
+        ("1. [2]\n2. [1]\n3. [3]", [1, 0, 2]),
+        ("I looked at [1] and [3] first.\n\n[2] > [1] > [3]", [1, 0, 2]),
+        ('```json\n{"order": [2, 1, 3]}\n```', [1, 0, 2]),
+        ("<think>3 purchases, 1 day ago; [3] fits.</think>\n[2] > [1] > [3]", [1, 0, 2]),
+        ("3 purchases; [3] fits.</think>[2] > [1] > [3]", [1, 0, 2]),
+        ("<think>3 purchases; let me look at [1], [2] and [3]", None),  # cut off
+        ("The iPhone 3 and 1 lamp.", None),
+        ("[1e999, 2, 1]", [1, 0, 2]),
+        ("[2] > " + "1" * 5000, None),
+        ("[" * 100_000, None),
+        (" ".join(["9"] * 50_000), None),
         ("", None),
     ],
 )
@@ -48,6 +62,7 @@ def test_places_of_several_orders_become_log_odds() -> None:
         ("No", {"No": -0.1, "Maybe": -2.0}, -9.91, -9.89),  # yes is not among the likeliest
         ("yes, surely", None, 2, 2),
         ("no", None, -2, -2),
+        ("<think>Yes? The lamp is dear.</think>\n\nno", {"<think>": -0.1, "yes": -3.0}, -2, -2),
     ],
 )
 def test_yes_and_no_become_log_odds(answer: str, top: dict[str, float] | None, low: float, high: float) -> None:

@@ -57,6 +57,7 @@ def test_a_file_of_the_test_world_reads(world: ModuleType, tmp_path: Path) -> No
         ({"query_time": [200, 100, 101, 200]}, "one value per query"),
         ({"new_only": [True, False, True, True]}, "one value per query"),
         ({"item_embedding": [[1.0], [1.0, 2.0], [1.0], [1.0]]}, "one width"),
+        ({"item_embedding": [[1.0], [float("inf")], [1.0], [1.0]]}, "item_embedding.*1 infinite"),
         ({name: [] for name in SCHEMA.names}, "no rows"),
     ],
 )

@@ -46,6 +46,19 @@ def test_labels_are_what_transformers_says_to_the_published_prompt(
     assert np.ptp(said[0].log_odds) > 0.01
 
 
+def test_other_weights_in_a_folder_of_the_same_name_are_another_teacher(tmp_path: Path) -> None:
+    names = []
+    for day in ("monday", "friday", "saturday"):
+        model = write_folder("dense", tmp_path / day / "final", ["red tea cup", PROMPT])
+        if day == "friday":
+            for parameter in model.parameters():
+                parameter.data.mul_(1.5)
+            model.save_pretrained(tmp_path / day / "final")
+        names.append(LocalTeacher(tmp_path / day / "final", RerankConfig()).name)
+    assert names[0] == names[2] != names[1]
+    assert all(name.startswith("hf:final:") for name in names)
+
+
 def test_no_folder_and_a_broken_one_are_said_so(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="hf"):
         LocalTeacher(tmp_path / "none", RerankConfig())

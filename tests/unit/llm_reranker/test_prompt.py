@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, normalizers
 from llm_reranker.base import HistoryItem
 from llm_reranker.checkpoint import read_tokenizer, train_tokenizer
 from llm_reranker.prompt import CONTROL_TOKENS, HISTORY_BYTES_MAX, Prompt, clip, history_text, item_text
-from recsys.core import CorruptData
+from recsys.core import BadInput, CorruptData
 
 NOW_US = 1_700_000_000_000_000
 
@@ -65,6 +65,16 @@ def test_added_tokens_that_are_not_special_stay_text_too(tokenizer: Tokenizer) -
     assert "Document" in prompt.template.middle  # Qwen3-Reranker's own template
     assert qwen.token_to_id("</think>") in prompt.tail
     assert not set(prompt.item("a<think>b</think>c")) & control_ids(qwen)
+
+
+def test_an_instruction_that_leaves_no_room_for_a_history_is_refused(tokenizer: Tokenizer) -> None:
+    qwen = Tokenizer.from_str(tokenizer.to_str())
+    qwen.add_tokens([AddedToken("<think>", special=False)])
+    with pytest.raises(BadInput, match="the instruction alone is") as refused:
+        Prompt(qwen, prefix_tokens_max=64, item_tokens_max=48)
+    least = int(str(refused.value).split("at least ")[1].split()[0].rstrip(".,;"))
+    prompt = Prompt(qwen, prefix_tokens_max=least, item_tokens_max=48)
+    assert len(prompt.prefix("purchase 3d: red tea cup\n" * 700)) == least
 
 
 def test_a_normaliser_cannot_write_a_control_string_after_all(tokenizer: Tokenizer) -> None:
