@@ -24,22 +24,23 @@ def plan() -> None:
 @click.argument("report", type=click.Path(path_type=Path))
 @click.option("--peak-rate", type=float, required=True, help="Requests per second to plan for.")
 @click.option("--headroom", type=float, default=0.3, show_default=True, help="Share of each replica kept free.")
-@click.option("--gateway-replicas", type=int, default=1, show_default=True, help="While the load ran.")
-@click.option("--scoring-replicas", type=int, default=1, show_default=True, help="While the load ran.")
-@click.option("--reranker-replicas", type=int, default=1, show_default=True, help="While the load ran.")
+@click.option("--gateway-replicas", type=int, help="While the load ran; taken to be 1, with a caveat.")
+@click.option("--scoring-replicas", type=int, help="While the load ran, of each shard; taken to be 1, with a caveat.")
+@click.option("--reranker-replicas", type=int, help="While the load ran; taken to be 1, with a caveat.")
 @json_option
 def capacity(
     report: Path,
     peak_rate: float,
     headroom: float,
-    gateway_replicas: int,
-    scoring_replicas: int,
-    reranker_replicas: int,
+    gateway_replicas: int | None,
+    scoring_replicas: int | None,
+    reranker_replicas: int | None,
     as_json: bool,
 ) -> None:
     """Replicas per role for a peak, from REPORT, what `double11 load --out` wrote."""
     replicas = {"gateway": gateway_replicas, "scoring": scoring_replicas, "reranker": reranker_replicas}
-    found = capacity_plan(_read(report), peak_per_s=peak_rate, replicas=replicas, headroom=headroom)
+    said = {role: number for role, number in replicas.items() if number is not None}
+    found = capacity_plan(_read(report), peak_per_s=peak_rate, replicas=said, headroom=headroom)
     emit(asdict(found), as_json=as_json, text=lambda: _capacity_text(found))
 
 
@@ -49,6 +50,9 @@ def capacity(
 @click.option("--peak-from", help="ISO time; with --peak-to, pods are there before it (KEDA).")
 @click.option("--peak-to", help="ISO time.")
 @click.option("--lead-minutes", type=click.IntRange(0, 1440), default=15, show_default=True)
+@click.option(
+    "--shards", type=click.IntRange(1, 64), default=1, show_default=True, help="Of the item index: scoring-0, -1, ..."
+)
 @click.option("--namespace", default="double11", show_default=True)
 @json_option
 def autoscale(
@@ -57,6 +61,7 @@ def autoscale(
     peak_from: str | None,
     peak_to: str | None,
     lead_minutes: int,
+    shards: int,
     namespace: str,
     as_json: bool,
 ) -> None:
@@ -69,7 +74,9 @@ def autoscale(
     if peak_from and peak_to:
         lead = timedelta(minutes=lead_minutes)
         schedule = Schedule(start=_time(peak_from, "--peak-from"), end=_time(peak_to, "--peak-to"), lead=lead)
-    found = manifests(_read_plan(capacity_json), quiet_per_s=quiet_rate, schedule=schedule, namespace=namespace)
+    found = manifests(
+        _read_plan(capacity_json), quiet_per_s=quiet_rate, schedule=schedule, shards=shards, namespace=namespace
+    )
     emit(found, as_json=as_json, text=lambda: yaml.safe_dump_all(found, sort_keys=False).rstrip())
 
 
@@ -117,7 +124,7 @@ def _read_plan(path: Path) -> CapacityPlan:
 def _time(value: str, option: str) -> datetime:
     at_us = parse_time_us(value, option)
     assert at_us is not None
-    return datetime.fromtimestamp(at_us / 1e6, UTC)
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=at_us)
 
 
 def _capacity_text(found: CapacityPlan) -> str:

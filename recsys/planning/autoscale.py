@@ -18,6 +18,8 @@ from typing import Any
 from recsys.core import BadInput
 from recsys.planning.capacity import CapacityPlan
 
+_HPA = {"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler"}
+_SCALED_OBJECT = {"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject"}
 _CPU_TARGET_PERCENT = 60  # usage of the request at which pods are added
 _SURPRISE = 1.5  # ceiling above the planned peak
 _BEHAVIOUR = {
@@ -41,19 +43,25 @@ class Schedule:
     lead: timedelta = timedelta(minutes=15)
 
     def __post_init__(self) -> None:
-        if not self.start < self.end <= self.start + timedelta(days=30):
+        early = self.start.year < 1970  # so that `lead` has somewhere to go
+        if early or not timedelta(0) < self.end - self.start <= timedelta(days=30):
             came = f"{self.start.isoformat()} to {self.end.isoformat()}"
-            raise BadInput(
-                "peak schedule", came=came, expected="an end after its start, within 30 days", fix="Correct it."
-            )
+            expected = "a start from 1970 on, and an end after its start, within 30 days"
+            raise BadInput("peak schedule", came=came, expected=expected, fix="Correct it.")
 
 
 def manifests(
-    plan: CapacityPlan, *, quiet_per_s: float, schedule: Schedule | None, namespace: str = "double11"
+    plan: CapacityPlan,
+    *,
+    quiet_per_s: float,
+    schedule: Schedule | None,
+    shards: int = 1,
+    namespace: str = "double11",
 ) -> list[dict[str, Any]]:
-    """One scaler per role: a KEDA ScaledObject where there is a schedule, a HorizontalPodAutoscaler (v2) where not.
+    """One scaler per deployment: a KEDA ScaledObject where there is a schedule, else a HorizontalPodAutoscaler (v2).
 
     quiet_per_s: requests per second of a usual hour; it sets the floor, at least 2 replicas, and the plan the ceiling.
+    shards: of the item index; every request asks each, so each has the plan's scoring replicas.
     Raises: BadInput.
     """
     if not 0 < quiet_per_s <= plan.peak_per_s:
@@ -64,27 +72,22 @@ def manifests(
     for role, needed in plan.roles.items():
         floor = max(2, math.ceil(needed.replicas * quiet_per_s / plan.peak_per_s))
         ceiling = max(floor, math.ceil(needed.replicas * _SURPRISE))
-        head = {"metadata": {"name": role, "namespace": namespace}}
-        if schedule is None:
-            found.append(
-                {
-                    "apiVersion": "autoscaling/v2",
-                    "kind": "HorizontalPodAutoscaler",
-                    **head,
-                    "spec": _hpa(role, floor, ceiling),
-                }
-            )
-        else:
-            peak = max(floor, needed.replicas)
-            spec = _scaled_object(role, floor, peak, ceiling, schedule)
-            found.append({"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", **head, "spec": spec})
+        names = [f"{role}-{i}" for i in range(shards)] if role == "scoring" and shards > 1 else [role]
+        for name in names:
+            metadata = {"name": name, "namespace": namespace}
+            if schedule is None:
+                head, spec = _HPA, _hpa(name, floor, ceiling)
+            else:
+                peak = max(floor, needed.replicas)
+                head, spec = _SCALED_OBJECT, _scaled_object(name, floor, peak, ceiling, schedule)
+            found.append({**head, "metadata": metadata, "spec": spec})
     return found
 
 
-def _hpa(role: str, floor: int, ceiling: int) -> dict[str, Any]:
+def _hpa(name: str, floor: int, ceiling: int) -> dict[str, Any]:
     target = {"type": "Utilization", "averageUtilization": _CPU_TARGET_PERCENT}
     return {
-        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": role},
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
         "minReplicas": floor,
         "maxReplicas": ceiling,
         "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": target}}],
@@ -92,7 +95,7 @@ def _hpa(role: str, floor: int, ceiling: int) -> dict[str, Any]:
     }
 
 
-def _scaled_object(role: str, floor: int, peak: int, ceiling: int, schedule: Schedule) -> dict[str, Any]:
+def _scaled_object(name: str, floor: int, peak: int, ceiling: int, schedule: Schedule) -> dict[str, Any]:
     cron = {
         "timezone": "Etc/UTC",
         "start": _cron(schedule.start - schedule.lead),
@@ -100,7 +103,7 @@ def _scaled_object(role: str, floor: int, peak: int, ceiling: int, schedule: Sch
         "desiredReplicas": str(peak),
     }
     return {
-        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": role},
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
         "minReplicaCount": floor,
         "maxReplicaCount": ceiling,
         "advanced": {"horizontalPodAutoscalerConfig": {"behavior": _BEHAVIOUR}},

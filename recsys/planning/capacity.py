@@ -5,6 +5,13 @@ With N_r replicas of role r in the load run, and a_r = answers per second that n
 
     replicas_r = ceil( peak / ((1 - headroom) * a_r / N_r) )
 
+A run with quiet stretches (shapes step and double11) was asked for little in them, so a_r is the larger of two rates,
+each of which the replicas have kept up: that of the whole run, and that of its saturated seconds, those in which
+more than 1 % of the requests got no good answer. With a deadline of D seconds the good answers to a stretch of S such
+seconds were given within S + D seconds; at most as many of them as of the whole run's, others_r, did not need r:
+
+    a_r = (good - others_r) / sum(S + D)
+
 The headroom is what failures, deployments and an uneven spread may take. Requests in flight over all gateways follow
 from Little's law, L = lambda * W: with W = p50 the usual number, with W = p99 the one to size limits for.
 
@@ -18,7 +25,7 @@ Source: J. D. C. Little, "A Proof for the Queuing Formula L = lambda W", Operati
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +37,7 @@ ROLE_TIERS: Mapping[str, tuple[str, ...]] = {
     "scoring": ("full", "rank", "retrieval"),
     "reranker": ("full",),
 }
+_GOOD_SHARE = 0.99  # below it a second was saturated, and a run past its knee
 _RERUN = "Run `double11 load` against the deployment first, and give its report."
 
 
@@ -62,7 +70,8 @@ def capacity_plan(
 ) -> CapacityPlan:
     """Plan for every peak request to get tier full.
 
-    report: report.json of `double11 load`. replicas: of each role while it ran. headroom: share of a replica kept free.
+    report: report.json of `double11 load`. replicas: of each role while it ran; 1 where none is said, with a caveat.
+    headroom: share of a replica kept free.
     Raises: BadInput for a report that lacks a figure, a rate or share out of range, or no good answers to scale from.
     """
     if not 0 < peak_per_s <= 1e9:
@@ -74,6 +83,7 @@ def capacity_plan(
     if not good:
         raise BadInput("load report", came="no answer within its deadline", expected="some", fix=_RERUN)
     answers = {tier: _number(found, "answers") for tier, found in dict(report.get("tiers", {})).items()}
+    saturated_good, saturated_s = _saturated(report)
     roles = {}
     for role, tiers in ROLE_TIERS.items():
         measured = replicas.get(role, 1)
@@ -81,8 +91,9 @@ def capacity_plan(
             raise BadInput(
                 f"--{role}-replicas", came=measured, expected="at least 1", fix="Count those of the load run."
             )
-        share = sum(answers.get(t, 0.0) for t in tiers) / max(sum(answers.values()), 1.0)
-        each_per_s = good_per_s * share / measured
+        needing, every = sum(answers.get(t, 0.0) for t in tiers), sum(answers.values())
+        saturated_per_s = (saturated_good - (every - needing)) / saturated_s if saturated_s else 0.0
+        each_per_s = max(good_per_s * needing / max(every, 1.0), saturated_per_s) / measured
         if each_per_s:
             needed = math.ceil(peak_per_s / ((1 - headroom) * each_per_s))
             roles[role] = RolePlan(replicas_measured=measured, answers_per_s=round(each_per_s, 3), replicas=needed)
@@ -93,13 +104,27 @@ def capacity_plan(
         in_flight_p50=math.ceil(peak_per_s * _number(latency, "p50") / 1e3),
         in_flight_p99=math.ceil(peak_per_s * _number(latency, "p99") / 1e3),
         roles=roles,
-        caveats=_caveats(report, answers, good / requests),
+        caveats=(*_caveats(report, answers, good / requests), *_assumed(roles.keys() - replicas.keys())),
     )
+
+
+def _saturated(report: Mapping[str, Any]) -> tuple[float, float]:
+    """Good answers to the requests of saturated seconds, and the seconds within which they were given."""
+    good = within_s = 0.0
+    last = -math.inf
+    seconds = report.get("seconds")
+    for row in seconds if isinstance(seconds, list) else ():
+        at, requests, met = (_number(row, name) for name in ("second", "requests", "within_deadline"))
+        if met < _GOOD_SHARE * requests:
+            good += met
+            within_s += 1 if at == last + 1 else 1 + _number(report, "deadline_ms") / 1e3
+            last = at
+    return good, within_s
 
 
 def _caveats(report: Mapping[str, Any], answers: Mapping[str, float], good_share: float) -> tuple[str, ...]:
     found = []
-    if good_share > 0.99:
+    if good_share > _GOOD_SHARE:
         found.append("the load run was not past the knee: replicas could do more than was asked of them")
     missing = [role for role, tiers in ROLE_TIERS.items() if not any(answers.get(t) for t in tiers)]
     if missing:
@@ -107,6 +132,13 @@ def _caveats(report: Mapping[str, Any], answers: Mapping[str, float], good_share
     if _number(report.get("generator_lag_ms", {}), "p99") > _number(report, "deadline_ms") / 10:
         found.append("the generator lagged: this machine, not the server, may have been the limit")
     return tuple(found)
+
+
+def _assumed(unsaid: Set[str]) -> tuple[str, ...]:
+    if not unsaid:
+        return ()
+    options = " ".join(f"--{role}-replicas N" for role in ROLE_TIERS if role in unsaid)
+    return (f"one replica each is taken to have done it, for want of {options}: N of them make N times the plan",)
 
 
 def _number(of: Any, name: str) -> float:

@@ -26,6 +26,7 @@ logging.getLogger("torchrec.distributed.planner.types").setLevel(logging.ERROR) 
 
 _RANKS_SEARCHED_MAX = 64  # beyond, TorchRec's search over all combinations takes hours
 _INFERIOR_MAX = 100  # proposals in a row that are no better before the greedy search stops
+_ROWS_MAX, _DIM_MAX = 10**15, 1 << 16  # sizes that the planner can still multiply
 _RESERVED = 0.15  # share of each device's memory left to activations and the dense part
 _FIX = 'Write {"topology": {"world_size", "device"}, "batch_size", "tables": [{"name", "rows", "dim", "pooling"}]}.'
 
@@ -63,15 +64,40 @@ def parse(document: Any) -> tuple[Cluster, list[Table], int]:
     try:
         cluster = Cluster(**document.get("topology", {}))
         tables = [Table(**t) for t in document["tables"]]
-        batch_size = int(document.get("batch_size", 1024))
+        batch_size = document.get("batch_size", 1024)
     except (TypeError, ValueError) as error:
         raise BadInput("embeddings description", came=str(error), expected="known keys", fix=_FIX) from error
-    small = [t.name for t in tables if t.rows < 1 or t.dim < 1 or t.dim % 4 or t.pooling <= 0]
-    if small or cluster.world_size < 1 or batch_size < 1 or cluster.device not in ("cuda", "cpu"):
-        came = f"tables {small}" if small else f"{cluster}, batch size {batch_size}"
-        expected = "rows, pooling, world_size and batch_size above 0, dim a multiple of 4, device cuda or cpu"
+    names = [t.name for t in tables]
+    if not all(isinstance(n, str) and n and "." not in n for n in names) or len(set(names)) < len(names):
+        expected = "names without a dot, each once"
+        raise BadInput("embeddings description", came=f"tables {names}", expected=expected, fix=_FIX)
+    wrong = [t for t in tables if not _possible(t)]
+    if wrong or not _is_there(cluster) or not _is_whole(batch_size, _ROWS_MAX):
+        came = ", ".join(map(str, wrong)) if wrong else f"{cluster}, batch size {batch_size!r}"
+        expected = (
+            "rows, world_size, per_host and batch_size whole numbers from 1 (1e6 is none), "
+            f"dim a multiple of 4 up to {_DIM_MAX}, pooling above 0, device cuda or cpu"
+        )
         raise BadInput("embeddings description", came=came, expected=expected, fix=_FIX)
     return cluster, tables, batch_size
+
+
+def _possible(table: Table) -> bool:
+    whole = _is_whole(table.rows, _ROWS_MAX) and _is_whole(table.dim, _DIM_MAX) and table.dim % 4 == 0
+    return whole and _is_number(table.pooling) and table.pooling > 0
+
+
+def _is_there(cluster: Cluster) -> bool:
+    whole = _is_whole(cluster.world_size, _ROWS_MAX) and _is_whole(cluster.per_host, _ROWS_MAX)
+    return whole and _is_number(cluster.hbm_gib) and _is_number(cluster.ddr_gib) and cluster.device in ("cuda", "cpu")
+
+
+def _is_whole(value: object, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _ROWS_MAX
 
 
 def plan(cluster: Cluster, tables: list[Table], batch_size: int) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 import importlib
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import click
@@ -13,10 +14,11 @@ import pytest
 import yaml
 
 from recsys.cli.main import cli
+from recsys.core.config import Config
 
 ROOT = Path(__file__).resolve().parents[3]
 KUSTOMIZATIONS = ("base", "overlays/laptop", "overlays/sharded")
-PARTS = ("base/scoring", "overlays/sharded/shard-0", "overlays/sharded/shard-1")  # of those
+PARTS = ("base/scoring", "overlays/sharded/shard-0", "overlays/sharded/shard-1", "components/scaled")  # of overlays
 Manifest = dict[str, Any]
 
 
@@ -44,6 +46,20 @@ def role_of(workload: Manifest) -> str:
     return str(workload["metadata"]["labels"]["app.kubernetes.io/name"])
 
 
+def configuration_of(manifests: list[Manifest]) -> str:
+    (text,) = (m["data"]["double11.toml"] for m in manifests if "double11.toml" in m.get("data", {}))
+    return str(text)
+
+
+@pytest.fixture
+def configuration(manifests: list[Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    path = tmp_path / "double11.toml"
+    path.write_text(configuration_of(manifests))
+    for name, value in environment_of(manifests).items():
+        monkeypatch.setenv(name, value)
+    return Config.load(path)
+
+
 def environment_of(manifests: list[Manifest]) -> dict[str, str]:
     (data,) = (m["data"] for m in manifests if m["kind"] == "ConfigMap" and "STORE_URL" in m["data"])
     return dict(data)
@@ -67,10 +83,10 @@ def test_roles_and_their_company(manifests: list[Manifest]) -> None:
         {"gateway", "scoring", "reranker", "consumer"},
         {w["metadata"]["name"] for w, _ in workloads(manifests)},
     )
-    assert work in (roles, roles - {"scoring"} | {"scoring-0", "scoring-1"})
-    assert {role_of(w) for w, _ in workloads(manifests)} == named["ServiceAccount"] == roles
+    assert work in (roles, roles - {"scoring"} | {"scoring-0", "scoring-1"}, {"gateway"})
+    assert {role_of(w) for w, _ in workloads(manifests)} == named["ServiceAccount"] <= roles
     assert named["Service"] == named["PodDisruptionBudget"] == work
-    assert {"default-deny", "gateway", "workers"} <= named["NetworkPolicy"]
+    assert {"default-deny", "gateway", *(["workers"] if "reranker" in work else [])} <= named["NetworkPolicy"]
     (namespace,) = (m for m in manifests if m["kind"] == "Namespace")
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
 
@@ -113,36 +129,82 @@ def test_services_select_pods_and_their_ports(manifests: list[Manifest]) -> None
         assert {p["targetPort"] for p in service["spec"]["ports"]} <= {p["name"] for p in container["ports"]}
 
 
-def test_configuration_is_read_by_this_release(
-    manifests: list[Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from recsys.core.config import Config
+def test_configuration_is_read_by_this_release(manifests: list[Manifest], configuration: Config) -> None:
     from recsys.serving.config import ServingConfig
 
-    (text,) = (m["data"]["double11.toml"] for m in manifests if "double11.toml" in m.get("data", {}))
-    path = tmp_path / "double11.toml"
-    path.write_text(text)
-    for name, value in environment_of(manifests).items():
-        monkeypatch.setenv(name, value)
-    serving = Config.load(path).get(ServingConfig)
+    serving = configuration.get(ServingConfig)
     services = {
         f"dns:///{m['metadata']['name']}:{m['spec']['ports'][0]['port']}" for m in manifests if m["kind"] == "Service"
     }
     scoring = serving.scoring_shards or (serving.scoring_target,)
-    assert {*scoring, serving.rerank_target} <= services
+    targets = {*scoring, serving.rerank_target}
+    alone = {w["metadata"]["name"] for w, _ in workloads(manifests)} == {"gateway"}
+    assert targets == {""} if alone else targets <= services
     shards = [f"{i}/{len(scoring)}" for i in range(len(scoring))]
     said = [a.removeprefix("--shard=") for _, c in workloads(manifests) for a in c["args"] if a.startswith("--shard=")]
     assert (said or ["0/1"]) == shards
 
 
+def test_prometheus_reaches_every_process(manifests: list[Manifest], configuration: Config) -> None:
+    from llm_reranker.config import RerankConfig
+    from recsys.serving.config import ServingConfig, WorkerConfig
+    from streaming.config import JobConfig
+
+    gateway, reranker, job = (configuration.get(c) for c in (ServingConfig, RerankConfig, JobConfig))
+    assert gateway.metrics_host == reranker.metrics_host == job.metrics_host == "0.0.0.0"
+    scoring = configuration.get(WorkerConfig)  # on the host of [serving]
+    ports = {"gateway": gateway.metrics_port, "scoring": scoring.metrics_port}
+    ports |= {"reranker": reranker.metrics_port, "consumer": job.metrics_port}
+    (policy,) = (m["spec"] for m in manifests if m["kind"] == "NetworkPolicy" and m["metadata"]["name"] == "metrics")
+    ((open_to,),) = (rule["ports"] for rule in policy["ingress"])
+    assert all(open_to["port"] <= port <= open_to.get("endPort", open_to["port"]) for port in ports.values())
+    (roles,) = (e["values"] for e in policy["podSelector"]["matchExpressions"])
+    found = list(workloads(manifests))
+    for workload, container in found:
+        assert role_of(workload) in roles
+        assert {"name": "metrics", "containerPort": ports[role_of(workload)]} in container["ports"]
+    assert len(found) > 1 or len(set(ports.values())) == len(ports), "one pod, a port for each process"
+
+
 def test_commands_parse_with_the_values_of_the_environment(manifests: list[Manifest]) -> None:
-    environment = environment_of(manifests)
     for workload, container in workloads(manifests):
-        words = [*container["command"], *container["args"]]
-        words = [re.sub(r"\$\((\w+)\)", lambda found: environment[found[1]], word) for word in words]
-        command, rest = resolve(words)
+        command, rest = resolve(words_of(container, manifests))
         context = command.make_context(workload["metadata"]["name"], rest, resilient_parsing=False)
         assert context.params
+
+
+def words_of(container: Manifest, manifests: list[Manifest]) -> list[str]:
+    environment = environment_of(manifests)
+    words = [*container["command"], *container["args"]]
+    return [re.sub(r"\$\((\w+)\)", lambda found: environment[found[1]], word) for word in words]
+
+
+def test_every_path_that_is_named_lies_on_a_volume(manifests: list[Manifest]) -> None:
+    configured = list(values_of(tomllib.loads(configuration_of(manifests))))
+    for workload, container in workloads(manifests):
+        said = [word.partition("=")[2] or word for word in words_of(container, manifests)]
+        named = [value.removeprefix("embedded:") for value in (*said, *configured)]
+        mounts = [m["mountPath"] for m in container["volumeMounts"]]
+        for path in (PurePosixPath(n) for n in named if n.startswith("/")):
+            assert any(path.is_relative_to(m) for m in mounts), f"{workload['metadata']['name']} {path}"
+
+
+def values_of(table: dict[str, Any]) -> Iterator[str]:
+    for value in table.values():
+        yield from values_of(value) if isinstance(value, dict) else [str(value)]
+
+
+def test_an_embedded_folder_is_of_one_pod(manifests: list[Manifest]) -> None:
+    """LMDB tells processes by their ids, and those of two containers are the same."""
+    environment, users = environment_of(manifests), []
+    for workload, container in workloads(manifests):
+        if any("embedded:" in word for word in words_of(container, manifests)):
+            users.append(workload)
+            assert workload["spec"]["replicas"] == 1
+            assert workload["spec"]["strategy"] == {"type": "Recreate"}
+            assert resolve(words_of(container, manifests))[0].name == "serve"
+            assert "--no-writer" not in container["args"]
+    assert len(users) == ("embedded:" in environment["STORE_URL"])
 
 
 def resolve(words: list[str]) -> tuple[click.Command, list[str]]:
