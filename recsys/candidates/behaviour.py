@@ -65,10 +65,19 @@ def faded(until_us: int, half_life: float) -> pl.Expr:
 def daily_interest(log: pl.DataFrame) -> pl.DataFrame:
     """One row per user, item and UTC day with the strongest action of that day: one shopper cannot make a trend."""
     return (
-        log.group_by("user", "item_key", pl.col("time_us") // DAY_US, maintain_order=True)  # sums depend on the order
+        log.group_by("user", "item_key", pl.col("time_us") // DAY_US, maintain_order=True)  # `sums` keep the order
         .agg(weight=pl.col("weight").max(), last_us=pl.col("time_us").max())
         .select("user", "item_key", "weight", time_us="last_us")
     )
+
+
+def sums(rows: pl.DataFrame, by: str, **terms: pl.Expr) -> pl.DataFrame:
+    """`by` and the sum of each term over the rows of a group, groups and rows in their order: the same bits each time.
+
+    Polars' own sum of a group adds up what each of its threads has, and who has what is up to the scheduler.
+    """
+    lists = rows.group_by(by, maintain_order=True).agg(**terms)
+    return lists.with_columns(pl.col(*terms).list.sum())
 
 
 def touched(user: UserFeatures) -> npt.NDArray[np.int64]:

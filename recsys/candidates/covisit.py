@@ -15,7 +15,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from recsys.candidates.behaviour import actions, faded, half_life_us
+from recsys.candidates.behaviour import actions, faded, half_life_us, sums
 from recsys.candidates.linked import SCHEMA, Linked, Memory
 from recsys.candidates.ranked_list import read_table
 from recsys.core import RunDirectory
@@ -138,7 +138,7 @@ def _pair_sums(
 
 
 def _summed(parts: list[pl.DataFrame]) -> pl.DataFrame:
-    return pl.concat(parts).group_by("pair", maintain_order=True).agg(pl.col("sum").sum())
+    return sums(pl.concat(parts), "pair", sum=pl.col("sum"))
 
 
 class Covisit(Linked):

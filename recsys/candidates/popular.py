@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 import pyarrow as pa
 
-from recsys.candidates.behaviour import actions, daily_interest, faded, half_life_us
+from recsys.candidates.behaviour import actions, daily_interest, faded, half_life_us, sums
 from recsys.candidates.ranked_list import to_table, with_half_life
 from recsys.core.items import ItemTable
 
@@ -37,5 +37,4 @@ def best(rates: pl.DataFrame) -> pa.Table:
 
 
 def _rates(log: pl.DataFrame, until_us: int, half_life: float) -> pl.DataFrame:
-    by_item = daily_interest(log).group_by("item_key", maintain_order=True)  # sums depend on the order
-    return by_item.agg(interest=faded(until_us, half_life).sum())
+    return sums(daily_interest(log), "item_key", interest=faded(until_us, half_life))

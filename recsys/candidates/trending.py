@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow as pa
 
 from feature_store import UserFeatures
-from recsys.candidates.behaviour import actions, daily_interest, faded, half_life_us, touched
+from recsys.candidates.behaviour import actions, daily_interest, faded, half_life_us, sums, touched
 from recsys.candidates.linked import Memory, seeds
 from recsys.candidates.own_history import best_first
 from recsys.candidates.ranked_list import read_table, to_table, with_half_life
@@ -85,15 +85,8 @@ def _short_us(log: pl.DataFrame, until_us: int) -> float:
 
 
 def _rates(log: pl.DataFrame, until_us: int, short_us: float) -> pl.DataFrame:
-    return (
-        daily_interest(log)
-        .group_by("item_key", maintain_order=True)  # sums depend on the order, and means
-        .agg(
-            now=faded(until_us, short_us).sum(),
-            usual=faded(until_us, short_us * LONG_TERM).sum(),
-        )
-        .sort("item_key")
-    )
+    now, usual = faded(until_us, short_us), faded(until_us, short_us * LONG_TERM)
+    return sums(daily_interest(log), "item_key", now=now, usual=usual).sort("item_key")
 
 
 def _of_shop(everywhere: pa.Table) -> pl.DataFrame:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from recsys.candidates.behaviour import DAY_US
+from recsys.candidates.behaviour import DAY_US, sums
 from recsys.candidates.ranked_list import read_table
 from recsys.core import RunDirectory
 from recsys.training.online.index import Keys, OnlineIndex, columns_of, remembered, table_in
@@ -92,15 +92,12 @@ class OnlineRates(OnlineIndex):
 
     def _changed_by(self, change: pl.DataFrame, until_us: int) -> pl.DataFrame:
         """New rates as of `until_us`. change: item_key, interest (that taken back below 0), time_us."""
-        added = change.group_by("item_key", maintain_order=True).agg(  # sums depend on the order
-            **{name: (pl.col("weight") * _left(until_us, "time_us", h)).sum() for name, h in self._half_life_us.items()}
-        )
+        left = {name: pl.col("weight") * _left(until_us, "time_us", h) for name, h in self._half_life_us.items()}
+        added = sums(change, "item_key", **left)
         old = self._as_of(self._rates.filter(pl.col("item_key").is_in(added["item_key"].implode())), until_us)
         return (
-            pl.concat([old, added.select(old.columns)])
-            .group_by("item_key", maintain_order=True)
-            .agg(pl.col(*self._half_life_us).sum().clip(0.0))
-            .with_columns(at_us=pl.lit(until_us, pl.Int64))
+            sums(pl.concat([old, added.select(old.columns)]), "item_key", **{n: pl.col(n) for n in self._half_life_us})
+            .with_columns(pl.col(*self._half_life_us).clip(0.0), at_us=pl.lit(until_us, pl.Int64))
             .sort("item_key")
         )
 

@@ -182,6 +182,13 @@ def test_nothing_from_the_future_reaches_an_index(shop):
             assert table.equals(expected[name]), name
 
 
+def test_a_list_is_made_bit_for_bit_again(shop):
+    """Whatever thread has which rows. One sum of a hundred differed before."""
+    past, items = shop.events(), shop.items()
+    first = popular.build_rates(past, items, shop.UNTIL_US)
+    assert all(popular.build_rates(past, items, shop.UNTIL_US).equals(first) for _ in range(400))
+
+
 def test_an_empty_log_makes_empty_indexes(shop):
     for name, table in build_all(shop.events().head(0), shop.items(), shop.UNTIL_US).items():
         assert (table.num_rows > 0) == (name in ("new_arrivals", "buy_again", "text_similar"))  # these need no actions
