@@ -27,6 +27,16 @@ from recsys.core import BadInput
         ("1. [2] lamp\n2. [1] tea for 3\n3. [3] shoe", [1, 0, 2]),
         ("1. [2]\n2. [1]\n3. [3]", [1, 0, 2]),
         ("I looked at [1] and [3] first.\n\n[2] > [1] > [3]", [1, 0, 2]),
+        ("The items are [1], [2], [3]. Order: [2] > [1]", [1, 0, 2]),  # what is compared, not what is listed
+        ("I considered 1, 2, 3 in turn. Final: 2, 1, 3", [1, 0, 2]),
+        ("The shopper saw [1], [2], [3]; final: 2, 1, 3", [1, 0, 2]),
+        ('{"order": [2, 1, 3]} because of 3, 1, 2, 7', [1, 0, 2]),
+        ("Ranking: [2, 1, 3]\n[3] is no tea.", [1, 0, 2]),
+        ("2 -> 1 -> 3", [1, 0, 2]),
+        ("**[2]** → **[1]** → **[3]**", [1, 0, 2]),
+        ("[2] >\n[1] >\n[3]", [1, 0, 2]),
+        ("- 2\n- 1\n- 3", [1, 0, 2]),
+        ("1. Item 3\n2. Item 1\n3. Item 2", None),  # numbers of lines and of items, and no telling which
         ('```json\n{"order": [2, 1, 3]}\n```', [1, 0, 2]),
         ("<think>3 purchases, 1 day ago; [3] fits.</think>\n[2] > [1] > [3]", [1, 0, 2]),
         ("3 purchases; [3] fits.</think>[2] > [1] > [3]", [1, 0, 2]),
