@@ -144,9 +144,10 @@ class Prompt:
     def _as_text(self, text: str, tokens_max: int) -> str:
         pieces: list[str] = []
         for piece in _broken([_bounded(text)], self.control):
-            ends = [end for _, end in self._tokenizer.encode(piece, add_special_tokens=False).offsets]
-            pieces.append(piece if len(ends) <= tokens_max else piece[: ends[tokens_max - 1]])
-            tokens_max -= len(ends)
+            at = self._tokenizer.encode(piece, add_special_tokens=False).offsets
+            # A character of several tokens, such as an emoji, is left out where not all of them are read.
+            pieces.append(piece if len(at) <= tokens_max else piece[: min(at[tokens_max - 1][1], at[tokens_max][0])])
+            tokens_max -= len(at)
             if tokens_max <= 0:
                 break
         return _ZERO_WIDTH.join(pieces)

@@ -141,3 +141,13 @@ def test_item_and_prefix_are_cut_to_their_tokens(tokenizer: Tokenizer) -> None:
     prefix = prompt.prefix("purchase 3d: red tea cup\n" * 500)
     assert len(prefix) == 20
     assert prefix[-1] == tokenizer.token_to_id("<|im_start|>")  # the template is whole
+
+
+def test_text_for_a_server_ends_before_a_character_that_is_not_read_whole(tokenizer: Tokenizer) -> None:
+    title = "red tea 🎁"
+    whole = tokenizer.encode(title).ids
+    assert len(tokenizer.encode("🎁").ids) > 2
+    for tokens_max in range(len(tokenizer.encode("red tea ").ids), len(whole)):
+        prompt = Prompt(tokenizer, prefix_tokens_max=200, item_tokens_max=tokens_max)
+        assert prompt.item_as_text(title) == "red tea "
+    assert Prompt(tokenizer, prefix_tokens_max=200, item_tokens_max=len(whole)).item_as_text(title) == title
