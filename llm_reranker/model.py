@@ -86,23 +86,21 @@ class ModelConfig:
         only("hidden_act", need("hidden_act"), "silu")
         only("attention_bias", need("attention_bias"), False)
         only("use_sliding_window", need("use_sliding_window"), False)
-        rope = config.get("rope_parameters")
-        if rope is None:
-            only("rope_scaling", config.get("rope_scaling"), None)
-            rope = {"rope_theta": need("rope_theta"), "rope_type": "default"}
-        if not isinstance(rope, Mapping) or "rope_theta" not in rope:
-            raise CorruptData(
-                f"{what}, rope_parameters", came=rope, expected="rope_theta", fix="Take the folder whole."
-            )
-        only("rope_parameters.rope_type", rope.get("rope_type"), "default")
-        only("rope_parameters.partial_rotary_factor", rope.get("partial_rotary_factor", 1.0), 1.0)
+        # As transformers looks: what somebody added in the words of the older dialect outdoes what was saved.
+        told = next((n for n in ("rope_scaling", "rope_parameters") if config.get(n)), "rope_parameters")
+        rope = config.get(told) or {}
+        if not isinstance(rope, Mapping):
+            raise CorruptData(f"{what}, {told}", came=rope, expected="rope_theta", fix="Take the folder whole.")
+        rope_theta = rope["rope_theta"] if "rope_theta" in rope else need("rope_theta")
+        only(f"{told}.rope_type", rope.get("rope_type", rope.get("type", "default")), "default")
+        only(f"{told}.partial_rotary_factor", rope.get("partial_rotary_factor", 1.0), 1.0)
         moe = need("model_type") == "qwen3_moe"
         values = {name: need(name) for name in (*_COUNTS, "rms_norm_eps", "tie_word_embeddings")}
         if moe:
             values |= {name: need(name) for name in (*_SPARSE_COUNTS, "norm_topk_prob")}
             values["num_experts"] = need("num_experts", "num_local_experts")
             values["mlp_only_layers"] = tuple(need("mlp_only_layers") or ())
-        made = cls(rope_theta=rope["rope_theta"], **values)
+        made = cls(rope_theta=rope_theta, **values)
         for name, came, expected in made._wrong():
             raise CorruptData(f"{what}, {name}", came=came, expected=expected, fix="Take the folder as it was saved.")
         return made

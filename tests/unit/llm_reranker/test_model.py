@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import AutoConfig, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from llm_reranker.attention import PackedCausal, SharedPrefix, _to_prefix
 from llm_reranker.checkpoint import read_json, read_model_tensors
@@ -133,6 +133,15 @@ def test_older_dialect_reads_the_same(tmp_path: Path) -> None:
     assert ModelConfig.from_json(old, "old") == ModelConfig.from_json(new, "new")
 
 
+@pytest.mark.parametrize("scaling", [None, {}, {"type": "default"}, {"rope_type": "default", "rope_theta": 3e5}])
+def test_a_rope_that_is_not_scaled_is_that_of_transformers(scaling: dict[str, object] | None, tmp_path: Path) -> None:
+    theirs("moe", tmp_path)
+    config = read_json(tmp_path / "config.json") | {"rope_scaling": scaling, "rope_theta": 2e5}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    said = AutoConfig.from_pretrained(tmp_path).rope_parameters["rope_theta"]
+    assert ModelConfig.from_json(config, "config.json").rope_theta == said
+
+
 @pytest.mark.parametrize("kind", ["moe", "dense"])
 def test_a_folder_of_transformers_4_and_one_of_5_say_what_transformers_says(kind: str, tmp_path: Path) -> None:
     """Of 4: `num_experts`, a top-level `rope_theta` and `torch_dtype`, in bfloat16, one tensor per expert."""
@@ -223,7 +232,9 @@ def test_a_missing_key_is_an_error_never_a_default(key: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("key", "value"),
     [("model_type", "llama"), ("attention_bias", True), ("use_sliding_window", True), ("hidden_act", "gelu"),
-     ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4})],
+     ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4}),
+     ("rope_scaling", {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}),  # as model cards say to add it
+     ("rope_scaling", {"type": "linear", "rope_theta": 1e4, "factor": 4.0})],
 )  # fmt: skip
 def test_an_architecture_we_do_not_have_is_refused(key: str, value: object, tmp_path: Path) -> None:
     theirs("moe", tmp_path)
