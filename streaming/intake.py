@@ -261,8 +261,7 @@ class Intake:
         is_slate = source.topic == topics.impressions
         decoded = (decode_impressions if is_slate else decode_events)(source.values, source.headers)
         now_us = self._means.clock.now_us()
-        taken_us = np.minimum(source.append_us, now_us)  # a topic of others may have its producers' clocks
-        ahead_us = decoded.batch.numpy("event_time") - taken_us[decoded.row]
+        ahead_us = decoded.batch.numpy("event_time") - source.append_us[decoded.row]
         future = ahead_us > config.future_skew_max_s * _SECOND_US
         detail = f"an event time more than {config.future_skew_max_s} s after the record's; expected at most that"
         decoded = _without(decoded, future, FUTURE, detail)

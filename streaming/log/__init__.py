@@ -40,7 +40,8 @@ __all__ = [
 def open_log(url: str, config: Config | None = None, clock: Clock | None = None, stop: StopEvent | None = None) -> Log:
     """The log at a URL; topics are made by `create_topics` (double11 streaming init).
 
-    clock: what stamps the records of an embedded log; on Kafka the broker does.
+    clock: stamps the records of an embedded log; on Kafka the broker does, and what producers have stamped counts up to
+    what this says.
     stop: set when the process is to end; a call waits a few seconds more for a broker then.
     Raises: BadInput for a scheme without a driver, or a URL that is not one.
     """
@@ -51,10 +52,10 @@ def open_log(url: str, config: Config | None = None, clock: Clock | None = None,
         if settings.driver == "confluent":
             from streaming.log.kafka.confluent import ConfluentLog
 
-            return ConfluentLog(servers, settings, topics, stop)
+            return ConfluentLog(servers, settings, topics, clock, stop)
         from streaming.log.kafka.kafka_python import KafkaPythonLog
 
-        return KafkaPythonLog(servers, settings, topics, stop)
+        return KafkaPythonLog(servers, settings, topics, clock, stop)
     if scheme(url) != "embedded":
         raise BadInput("log URL", came=url, expected="embedded:PATH or kafka://HOST:PORT", fix="Use one of the two.")
     return EmbeddedLog(embedded_path(url, "log URL"), config.get(EmbeddedLogConfig), clock)

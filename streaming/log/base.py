@@ -52,7 +52,8 @@ def check_size(topic: str, value: bytes) -> None:
 class RecordBatch:
     """N records of one partition, offsets ascending (they may have gaps); N = 0 when only `end` moved.
 
-    offset [N]; append_us [N] = microseconds UTC at which the log took it; keys, values and headers: N each.
+    offset [N]; append_us [N] = microseconds UTC at which the log took it, as far as it says so itself: a producer's
+    stamp counts up to when it is read; keys, values and headers: N each.
     end: offset up to which there is no further record, e.g. after the marker of a transaction; 0 = none known.
     """
 

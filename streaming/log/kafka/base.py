@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from threading import Event as StopEvent
 from types import MappingProxyType
@@ -13,12 +13,14 @@ from typing import Self
 
 from recsys.core import (
     BadInput,
+    Clock,
     Conflict,
     Double11Error,
     NotFound,
     Overloaded,
     Unavailable,
     VersionMismatch,
+    WallClock,
     logging,
     metrics,
 )
@@ -58,10 +60,19 @@ class Patience:
 class KafkaLog(ABC):
     """A Log on a Kafka cluster, whose clock stamps the records; topics that others made may have those of producers."""
 
-    def __init__(self, servers: str, config: KafkaConfig, topics: Topics, stop: StopEvent | None = None) -> None:
-        """servers: host:port[,host:port]. topics: their names; the catalogue's is compacted. stop: see `open_log`."""
+    def __init__(
+        self,
+        servers: str,
+        config: KafkaConfig,
+        topics: Topics,
+        clock: Clock | None = None,
+        stop: StopEvent | None = None,
+    ) -> None:
+        """servers: host:port[,host:port]. topics: their names; the catalogue's is compacted. clock, stop: see
+        `open_log`.
+        """
         self.servers, self.config = servers, config
-        self._topics, self._stop = topics, stop or StopEvent()
+        self._topics, self._clock, self._stop = topics, clock or WallClock(), stop or StopEvent()
         self._partitions: dict[str, int] = {}
 
     def create_topics(self, partitions: Mapping[str, int]) -> None:
@@ -114,6 +125,14 @@ class KafkaLog(ABC):
     def end_offsets(self, topic: str) -> Mapping[int, int]:
         """Last stable offset, by partition: open transactions are not counted."""
         return self._offsets(topic, end=True)
+
+    def append_us(self, stamps: Iterable[tuple[int, int]], by_broker: int) -> list[int]:
+        """When the log took each record, microseconds UTC; stamps: (whose, milliseconds), by_broker: the broker's mark.
+
+        Others are the producers', and count up to what our clock says: a fast one would vouch for its own events.
+        """
+        now_ms = self._clock.now_us() // 1_000
+        return [1_000 * (ms if whose == by_broker else min(ms, now_ms)) for whose, ms in stamps]
 
     def patience(self, timeout_s: float) -> Patience:
         """For a call that begins now."""

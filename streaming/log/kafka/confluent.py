@@ -12,12 +12,19 @@ from concurrent.futures import Future, wait
 from threading import Event as StopEvent
 from typing import Any
 
+from confluent_kafka import (
+    TIMESTAMP_LOG_APPEND_TIME,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
 from confluent_kafka import Consumer as Client
-from confluent_kafka import IsolationLevel, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka import Producer as ProducerClient
 from confluent_kafka.admin import AdminClient, ClusterMetadata, NewTopic, OffsetSpec
 
-from recsys.core import Double11Error, logging
+from recsys.core import Clock, Double11Error, logging
 from streaming.config import KafkaConfig
 from streaming.log.kafka.base import (
     MESSAGE_BYTES_MAX,
@@ -58,8 +65,15 @@ _MOVING = {
 class ConfluentLog(KafkaLog):
     """A Log on Kafka through librdkafka."""
 
-    def __init__(self, servers: str, config: KafkaConfig, topics: Topics, stop: StopEvent | None = None) -> None:
-        super().__init__(servers, config, topics, stop)
+    def __init__(
+        self,
+        servers: str,
+        config: KafkaConfig,
+        topics: Topics,
+        clock: Clock | None = None,
+        stop: StopEvent | None = None,
+    ) -> None:
+        super().__init__(servers, config, topics, clock, stop)
         self._timeout_s = config.request_timeout_ms / 1e3
         self._refusal: KafkaError | None = None  # the last one; calls only say that no broker was reached
         self._admin = AdminClient(self.settings())
@@ -284,7 +298,7 @@ class ConfluentConsumer(KafkaConsumer):
         for partition, found in arrived.items():
             records = Records(
                 [m.offset() for m in found],
-                [m.timestamp()[1] * 1_000 for m in found],
+                self._log.append_us((m.timestamp() for m in found), TIMESTAMP_LOG_APPEND_TIME),
                 [m.key() or b"" for m in found],
                 [m.value() or b"" for m in found],
                 [headers_of(tuple(m.headers() or ())) for m in found],

@@ -16,7 +16,7 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 from kafka.structs import OffsetAndMetadata
 
-from recsys.core import Double11Error, Unavailable
+from recsys.core import Clock, Double11Error, Unavailable
 from recsys.core.logging import get_logger
 from streaming.config import KafkaConfig
 from streaming.log.kafka.base import (
@@ -37,14 +37,22 @@ _REFUSED = (errors.AuthorizationError, errors.SaslAuthenticationFailedError, err
 # A subscription made while kafka-python's first metadata request is under way is lost until the next one (its
 # `ClusterMetadata.set_topics` says so); with its default of 5 minutes a leader would share out nothing for so long.
 METADATA_AGE_MS = 10_000
+_BY_BROKER = 1  # a record's timestamp_type
 _GONE = (errors.OffsetOutOfRangeError, errors.NoOffsetForPartitionError, errors.LogTruncationError)
 
 
 class KafkaPythonLog(KafkaLog):
     """A Log on Kafka through kafka-python."""
 
-    def __init__(self, servers: str, config: KafkaConfig, topics: Topics, stop: StopEvent | None = None) -> None:
-        super().__init__(servers, config, topics, stop)
+    def __init__(
+        self,
+        servers: str,
+        config: KafkaConfig,
+        topics: Topics,
+        clock: Clock | None = None,
+        stop: StopEvent | None = None,
+    ) -> None:
+        super().__init__(servers, config, topics, clock, stop)
         self._reason = _Reason()
         self._client: Any = None
         self._lock = threading.Lock()
@@ -268,7 +276,7 @@ class KafkaPythonConsumer(KafkaConsumer):
         for at, found in arrived.items():
             records = Records(
                 [r.offset for r in found],
-                [r.timestamp * 1_000 for r in found],
+                self._log.append_us(((r.timestamp_type, r.timestamp) for r in found), _BY_BROKER),
                 [r.key or b"" for r in found],
                 [r.value or b"" for r in found],
                 [headers_of(tuple(r.headers)) for r in found],

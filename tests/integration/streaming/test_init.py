@@ -1,10 +1,16 @@
-"""`streaming init` on Apache Kafka: what topics it makes, that it may run again, and what it refuses."""
+"""`streaming init` on Apache Kafka: what topics it makes, whose clock counts on them, and what it refuses."""
+
+import time
 
 import pytest
-from confluent_kafka.admin import AdminClient, ConfigResource
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 from streaming_world import World
 
-from recsys.core import VersionMismatch
+from recsys.core import ManualClock, VersionMismatch
+from streaming.config import StreamingConfig, Topics
+from streaming.log import open_log
+from streaming.log.base import read_all
 
 DAY_MS = 86_400_000
 
@@ -59,3 +65,23 @@ def test_too_few_partitions_for_the_peak_are_refused_before_anything_is_made(wor
     world.environ["DOUBLE11__STREAMING__PARTITIONS"] = "16"
     assert world.double11(*asked)["topics"][world.environ["DOUBLE11__STREAMING__TOPICS__EVENTS"]] == 16
     assert world.double11("streaming", "init", "--log", world.log, "--peak-rate", 1, code=2)["error"]["fix"]
+
+
+@pytest.mark.parametrize("driver", ["confluent", "kafka-python"])
+def test_a_producers_clock_does_not_vouch_for_itself_and_the_brokers_does(kafka, kafka_config, driver):
+    """A topic that others made keeps the times of producers; ours have the broker's, however slow the reader's is."""
+    config, _ = kafka_config(driver)
+    topics, admin = config.get(Topics), AdminClient({"bootstrap.servers": kafka})
+    began_us = time.time_ns() // 1_000_000 * 1_000
+    slow, fast_ms = ManualClock(began_us - 600_000_000), began_us // 1_000 + 1_800_000
+    made = NewTopic(topics.catalog, 1, 1, config={"message.timestamp.type": "CreateTime"})
+    admin.create_topics([made])[topics.catalog].result()
+    producer = Producer({"bootstrap.servers": kafka})
+    with open_log(f"kafka://{kafka}", config, slow) as log:
+        log.create_topics(StreamingConfig(partitions=1).partitions_by_topic(topics))
+        for topic in (topics.catalog, topics.events):
+            producer.produce(topic, b"v", timestamp=fast_ms)
+        producer.flush()
+        (theirs,), (ours,) = (list(read_all(log, topic)) for topic in (topics.catalog, topics.events))
+    assert theirs.append_us.tolist() == [slow.at_us]
+    assert began_us <= ours.append_us[0] <= time.time_ns() // 1_000
