@@ -23,6 +23,9 @@ TO_WORKERS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),  # a restarted worker is found within a second
+    # What an attempt to connect may take, 20 s by default: calls wait for it, and the kernel of a process that hangs
+    # still takes connections.
+    ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.dns_min_time_between_resolutions_ms", 5_000),  # half a minute by default
     ("grpc.max_receive_message_length", 16 << 20),
 )

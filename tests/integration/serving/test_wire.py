@@ -142,6 +142,16 @@ async def test_pings_do_not_end_a_connection_that_nobody_uses():
     await server.drain()
 
 
+async def test_who_takes_connections_and_never_speaks_counts_as_gone():
+    """A process that hangs: its kernel takes connections. Calls must not wait for it until their deadlines."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        target = f"127.0.0.1:{silent.getsockname()[1]}"
+        async with grpc.aio.insecure_channel(target, options=TO_WORKERS) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
 class Names(asyncio.DatagramProtocol):
     """A DNS server that knows one name, as of a headless Service: every question for addresses gets `addresses`."""
 
