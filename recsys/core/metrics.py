@@ -56,7 +56,9 @@ TEXTS_ENCODED = Counter(
 )
 TRAINING_SAMPLES = Counter("double11_training_samples_total", "Samples read by train-online, by outcome", ["outcome"])
 DELTAS = Counter(
-    "double11_deltas_total", "Deltas by outcome: published by training, applied or refused by serving", ["outcome"]
+    "double11_deltas_total",
+    "Deltas by outcome: published by training, applied or refused by serving, unreadable: passed over",
+    ["outcome"],
 )
 DELTA_SEQUENCE = Gauge("double11_delta_sequence", "Sequence of the delta in force, 0 = the run itself", ["run_id"])
 DELTA_AGE_S = Gauge("double11_delta_age_seconds", "Now less the newest sample in the delta in force")

@@ -1,9 +1,10 @@
 """Follow the deltas topic: what online training publishes goes into this process, models whole or not at all.
 
 Whoever follows starts from its run and reads the topic from its first record; records of other runs are not its
-business. A worker's models change where scoring happens, so no call sees half a delta. After a gap (records that are
-gone, or bytes that are no delta) they stay at the last whole delta, and the worker says so until it is restarted with a
-newer run. Rows of indexes stand for themselves: a gateway takes what it can read, in whatever part it comes.
+business, nor are bytes that are no delta. A worker's models change where scoring happens, so no call sees half a delta.
+After a gap, or a delta that cannot be applied, they stay at the last whole one, and the worker says so until it is
+restarted with a newer run. Rows of indexes stand for themselves: a gateway takes what it can read, in whatever part it
+comes.
 """
 
 from __future__ import annotations
@@ -92,7 +93,12 @@ class Follower(ABC):
     async def _take(self, batch: RecordBatch) -> None:
         for offset, value in zip(batch.offset.tolist(), batch.values, strict=True):
             try:
-                part = _parsed(value)
+                part = delta_pb2.Delta.FromString(value)
+            except DecodeError as error:  # names no run; had it been of this one, the next delta says what is missing
+                DELTAS.labels(outcome="unreadable").inc()
+                _log.error("delta_unreadable", offset=offset, error=str(error))
+                continue
+            try:
                 if self._is_ours(part):
                     await self._offered(value, part)
             except (VersionMismatch, CorruptData, BadInput) as error:
@@ -198,13 +204,6 @@ class RowFollower(Follower):
 
     async def _idle(self) -> None:
         """There is nothing left over."""
-
-
-def _parsed(value: bytes) -> delta_pb2.Delta:
-    try:
-        return delta_pb2.Delta.FromString(value)
-    except DecodeError as error:
-        raise _unreadable(str(error), "a double11.v1.Delta") from error
 
 
 def decoded(rows: delta_pb2.IndexRows) -> IndexRows:

@@ -14,14 +14,15 @@ import grpc
 import numpy as np
 import online_world as world
 import pytest
+import torch
 from double11.v1 import delta_pb2, scoring_pb2, scoring_pb2_grpc
 
 from recsys.candidates.rows import FreshRows
 from recsys.core import EventType, WallClock
-from recsys.models.delta import target_of
+from recsys.models.delta import DeltaTarget, ModelDelta, encode, target_of
 from recsys.models.ranker import Ranker
 from recsys.models.tower import Tower
-from recsys.serving.deltas import RowFollower
+from recsys.serving.deltas import DeltaFollower, RowFollower
 from streaming.log import open_log
 from streaming.log.base import read_all
 
@@ -176,6 +177,44 @@ def test_deltas_of_another_run_are_left_out_and_a_gap_stops_at_the_last_whole_on
     assert "snapshot" in said
     assert retrieve(port, [1, 2]).version.endswith("+1")
     serving.kill(signal.SIGTERM)
+
+
+class Models:
+    """As much of a ScoringService as a follower asks for: run r, which is one number."""
+
+    def __init__(self):
+        self.models, self.compute = DeltaTarget("r", {}, {"number": torch.zeros(1)}), self
+
+    async def run(self, what, work, deadline):
+        return work()
+
+    def take_delta(self, part):
+        return self.models.offer(part)
+
+    def reindex(self):
+        return 0
+
+
+async def test_records_that_no_run_wrote_stop_no_worker_and_a_lost_delta_does(tmp_path):
+    url = f"embedded:{tmp_path / 'home'}"
+    world.make_log(url)
+
+    def delta(sequence):
+        number = np.array([sequence], np.float32)
+        (part,) = encode(ModelDelta(run_id="r", sequence=sequence, tables={}, dense={"number": number}))
+        return part
+
+    worker, details = Models(), []
+    with open_log(url) as log:
+        producer = log.producer()
+        for value in [b"\xff\xff", delta(1), b"\xff\xff", b"", delta(2), delta(3)[:-1], delta(4)]:
+            producer.send(world.TOPICS.deltas, b"r", value)
+        producer.close()
+        follower = DeltaFollower(log, world.TOPICS.deltas, worker, WallClock(), details.append)
+        async with asyncio.timeout(60):
+            await follower.run()
+    assert worker.models.dense["number"].item() == 2
+    assert "3, the next one" in details[-1]
 
 
 async def test_rows_of_indexes_are_taken_in_around_records_that_cannot_be(tmp_path):
