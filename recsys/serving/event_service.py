@@ -49,8 +49,7 @@ class EventService(pb_grpc.EventServiceServicer):
 
         Over the rate limit the whole batch is refused, with the time after which it would pass.
         """
-        deadline = self._deadline(context)
-        accepted, rejected = await self._take(request, 0, deadline, self._tenant(context), wait_s_max=0.0)
+        accepted, rejected = await self._take(request, 0, context, self._tenant(context), wait_s_max=0.0)
         return pb.PublishResponse(accepted=accepted, rejected=rejected)
 
     async def PublishStream(  # noqa: N802
@@ -63,8 +62,7 @@ class EventService(pb_grpc.EventServiceServicer):
         response, seen, tenant = pb.PublishStreamResponse(), 0, self._tenant(context)
         try:
             async for request in requests:
-                deadline = self._deadline(context)
-                accepted, rejected = await self._take(request, seen, deadline, tenant, self._publish.wait_s_max)
+                accepted, rejected = await self._take(request, seen, context, tenant, self._publish.wait_s_max)
                 seen += len(request.events)
                 response.accepted += accepted
                 response.rejected_total += len(rejected)
@@ -78,13 +76,14 @@ class EventService(pb_grpc.EventServiceServicer):
         self,
         request: pb.PublishRequest | pb.PublishStreamRequest,
         first_index: int,
-        deadline: Deadline,
+        context: Context,
         tenant: str,
         wait_s_max: float,
     ) -> tuple[int, list[pb.RejectedEvent]]:
         _check_size(len(request.events), "events", EVENTS_MAX)
         _check_size(request.ByteSize(), "bytes", CALL_BYTES_MAX)
-        await self._admit(tenant, len(request.events), deadline, wait_s_max)
+        await self._admit(tenant, len(request.events), deadline_of(context, math.inf, math.inf), wait_s_max)
+        deadline = deadline_of(context, self._config.deadline_ms_default, self._config.deadline_ms_max)
         records, rejected = [], []
         for index, event in enumerate(request.events, start=first_index):
             reason = validate(event)
@@ -123,9 +122,6 @@ class EventService(pb_grpc.EventServiceServicer):
             if named:
                 return str(named)
         return str(context.peer()).rpartition(":")[0]
-
-    def _deadline(self, context: Context) -> Deadline:
-        return deadline_of(context, self._config.deadline_ms_default, self._config.deadline_ms_max)
 
     def _record(self, event: pb.Event) -> Record:
         key, shopper = record_key(event), event.WhichOneof("body") in ("action", "forget")

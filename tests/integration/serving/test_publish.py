@@ -34,9 +34,9 @@ async def service(log):
     """Starts an EventService with a PublishConfig; gives its stub."""
     started = []
 
-    async def start(**publish):
+    async def start(serving=ServingConfig(), **publish):  # noqa: B008 - frozen
         writer, server = LogWriter(log.producer(), 8 << 20), Server(1.0)
-        events = EventService(writer, Topics(), PARTITIONS, ServingConfig(), PublishConfig(**publish))
+        events = EventService(writer, Topics(), PARTITIONS, serving, PublishConfig(**publish))
         pb_grpc.add_EventServiceServicer_to_server(events, server.grpc)
         port = await server.start("127.0.0.1:0", [])
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
@@ -95,6 +95,21 @@ async def test_a_stream_is_held_back_to_the_rate(service, log):
     assert answer.accepted == 400
     assert time.monotonic() - began_s > 0.7  # three chunks waited a quarter of a second each
     assert len(stored(log)) == 400
+
+
+@pytest.mark.parametrize("timeout_s", [None, 20])
+async def test_a_stream_is_held_back_for_longer_than_a_request_may_take(service, log, timeout_s):
+    """What a chunk may wait for is bounded by wait_s_max and by the call's own deadline, once there is one."""
+    a_request = ServingConfig(deadline_ms_default=400, deadline_ms_max=400)
+    stub = await service(a_request, events_per_s_max=200, burst_s=0.25)
+    first, half_a_second_later, seconds_later = (
+        pb.PublishStreamRequest(events=events(c * 500, n)) for c, n in enumerate((100, 500, 1))
+    )
+    assert (await stub.PublishStream(iter([first, half_a_second_later]), timeout=timeout_s)).accepted == 600
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.PublishStream(iter([seconds_later]), timeout=1)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert len(stored(log)) == 600
 
 
 async def test_a_refused_stream_says_how_much_of_it_is_durable(service, log):
