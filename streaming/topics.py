@@ -13,7 +13,7 @@ from recsys.core.errors import BadInput
 @section("streaming.topics")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Topics:
-    """Names of the topics; a section so that they can be renamed.
+    """Names of the topics, each another; a section so that they can be renamed.
 
     events: actions and forgets, key user. impressions: one record per slate, key user, co-partitioned with events.
     catalog: price, stock and item changes, key item and kind, partition by item; compacted.
@@ -28,6 +28,16 @@ class Topics:
     samples: str = "samples"
     deltas: str = "deltas"
     dead_letter: str = "dead-letter"
+
+    def __post_init__(self) -> None:
+        names = self.all()
+        if "" in names or len(set(names)) < len(names):
+            raise BadInput(
+                "[streaming.topics], and the topic of the log URL",
+                came=", ".join(f"{f.name} = {name!r}" for f, name in zip(fields(self), names, strict=True)),
+                expected="a name for each topic, and no two alike: what is read from one is not what another has",
+                fix="Name each topic once.",
+            )
 
     def all(self) -> tuple[str, ...]:
         """Every name."""

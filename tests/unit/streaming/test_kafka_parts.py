@@ -83,6 +83,15 @@ def test_the_urls_topic_is_the_events_topic():
 
 
 @pytest.mark.parametrize(
+    ("url", "topics"),
+    [("kafka://h:1/catalog", {}), ("kafka://h:1", {"samples": "deltas"}), ("embedded:x", {"dead_letter": ""})],
+)
+def test_topics_without_a_name_of_their_own_are_refused(url, topics):
+    with pytest.raises(BadInput, match=r"\[streaming.topics\].*no two alike"):
+        topics_at(url, Config({"streaming": {"topics": topics}}))
+
+
+@pytest.mark.parametrize(
     ("key", "value"),
     [("driver", "pulsar"), ("min_insync_replicas", 4), ("prefetch_bytes_max", 1), ("delivery_timeout_ms", 10)],
 )
