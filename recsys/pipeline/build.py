@@ -79,12 +79,10 @@ def build(
     catalogue = Catalogue(ItemTable.read(run.path("items.parquet")), ports.live, Titles.load(run))
     fallback = RankedList.read(popular.NAME, run.path(f"index/{popular.NAME}.parquet"), ports.rows)
     sources = [_source(f.source, run, ports, fallback, catalogue) for f in arm.feeds]
-    versions = {"run": run.run_id, "views": ports.features.view_set}
     scorer = reranker = None
     weights, owned = None, list[Callable[[], None]]()
     if arm.order in ("rank", "rerank"):
         scorer = ports.scorer or _local_scorer(run)
-        versions["ranker"] = scorer.version
     if arm.order == "rerank":
         reranker, weights = ports.reranker, ports.rerank_weights
         version = _reranker_version(run) if reranker is None or weights is None else reranker.version
@@ -94,7 +92,6 @@ def build(
             local = LocalReranker.load(run, version)
             reranker, owned = local, [local.close]
         weights = weights or _rerank_weights(run, version)
-        versions["reranker"] = version
     return Cascade(
         arm=arm,
         catalogue=catalogue,
@@ -111,7 +108,7 @@ def build(
         scorer=scorer,
         reranker=reranker,
         rerank_weights=weights or NO_SAY,
-        versions=versions,
+        versions={"run": run.run_id, "views": ports.features.view_set},
         budget=budget,
         config=config,
         owned=owned,

@@ -64,7 +64,7 @@ class Cascade:
     scorer: Scorer | None = None
     reranker: Reranker | None = None
     rerank_weights: RerankWeights = NO_SAY
-    versions: Mapping[str, str]
+    versions: Mapping[str, str]  # of what stays: the run, the feature views
     budget: Budget
     config: PipelineConfig
     owned: Sequence[Callable[[], None]] = ()
@@ -73,7 +73,6 @@ class Cascade:
         """The same parts for an arm that asks for less of them: fewer feeds or stages, another depth."""
         weights = {f.source: f.weight for f in arm.feeds}
         ranks, reranks = arm.order != "source", arm.order == "rerank"
-        left_out = {name for name, stays in (("ranker", ranks), ("reranker", reranks)) if not stays}
         return replace(
             self,
             arm=arm,
@@ -81,8 +80,12 @@ class Cascade:
             fusion=self.fusion if arm.feeds == self.arm.feeds else Fusion(weights, weights),
             scorer=self.scorer if ranks else None,
             reranker=self.reranker if reranks else None,
-            versions={name: version for name, version in self.versions.items() if name not in left_out},
         )
+
+    def versions_now(self) -> dict[str, str]:
+        """Part to version, of the stages as they answered last."""
+        stages = {"ranker": self.scorer, "reranker": self.reranker}
+        return {**self.versions, **{name: stage.version for name, stage in stages.items() if stage is not None}}
 
     async def recommend(self, query: Query, deadline: Deadline) -> Slate:
         """A slate from the best tier that the stages and the deadline allow.
@@ -222,7 +225,10 @@ class Cascade:
         stage = self.budget.stage("rank", deadline)
         work = self.scorer.score(query, user, found, features, stage)
         scores = await trace.attempt("rank", stage, work, len(found))
-        return _usable("rank", scores, trace) if scores is not None else None
+        if scores is None or _usable("rank", scores, trace) is None:
+            return None
+        trace.versions["ranker"] = self.scorer.version  # before another request's answer can come from another version
+        return scores
 
     async def _rerank(
         self,
@@ -243,6 +249,7 @@ class Cascade:
         result = await trace.attempt("rerank", stage, self.reranker.rerank(request, stage), len(rows))
         if result is None or _usable("rerank", result.scores[: result.depth], trace) is None:
             return None
+        trace.versions["reranker"] = result.version
         scores = np.full(len(found), np.nan, np.float32)
         scores[rows] = result.scores
         return scores
@@ -335,7 +342,7 @@ class Cascade:
             tier=tier,
             timings=tuple(trace.timings),
             fallbacks=tuple(trace.fallbacks),
-            versions=self.versions,
+            versions={**self.versions, **trace.versions},
         )
 
 

@@ -14,11 +14,12 @@ T = TypeVar("T")
 
 
 class Trace:
-    """Collects timings and fallbacks; every one also counts in a metric."""
+    """Collects timings and fallbacks, each of which also counts in a metric, and the versions that answered."""
 
     def __init__(self) -> None:
         self.timings: list[StageTiming] = []
         self.fallbacks: list[str] = []
+        self.versions: dict[str, str] = {}
         self._receipt_s = time.monotonic()
 
     async def attempt(self, stage: str, deadline: Deadline, work: Awaitable[T], items_in: int = 0) -> T | None:

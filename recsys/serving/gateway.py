@@ -205,7 +205,7 @@ class Gateway:
         """What AdminService says."""
         return admin_pb2.GetStatusResponse(
             state=self._state,
-            versions=dict(self._in_force.cascade.versions) if self._in_force else {},
+            versions=self._in_force.cascade.versions_now() if self._in_force else {},
             uptime_s=time.monotonic() - self._started_s,
             in_flight_requests=self._admission.in_flight,
             in_flight_limit=self._admission.limit,

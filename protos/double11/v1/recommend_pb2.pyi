@@ -258,7 +258,7 @@ class RecommendResponse(_message.Message):
     def timings(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageTiming]: ...
     @_builtins.property
     def versions(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Part ("run", "ranker", "reranker", "views") to version."""
+        """Part ("run", "views", and what this answer is from: "ranker", "reranker") to version; "V+N" is V after delta N."""
 
     @_builtins.property
     def fallbacks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

@@ -84,6 +84,10 @@ async def test_a_new_item_is_linked_to_what_its_shoppers_took_and_trends(gateway
             await admin.revert()
         assert slate.tier == recommend_pb2.TIER_POPULAR
         assert "popular" in next(set(i.sources) for i in slate.items if i.item_id == NEW)
+        async with AdminClient(gateway.target) as admin:  # answers and status say which delta is in force
+            while not (await client.recommend(asking, deadline_ms=2_000)).versions.get("ranker", "").endswith("+1"):
+                assert time.monotonic() - began_s < GIVEN_UP_S
+            assert (await admin.status()).versions["ranker"].endswith("+1")
     told = await indexes_of(gateway)
     assert told.state == "ok"
     assert told.detail.startswith(f"run {run.run_id}, delta 1, ")

@@ -118,6 +118,28 @@ async def test_a_healthy_cascade_is_full(shop, make):
     assert [t.stage for t in slate.timings][-4:] == ["hydrate", "rank", "rerank", "select"]
 
 
+async def test_an_answer_names_the_versions_that_it_is_from(shop, make):
+    """Workers move on by themselves, and not all at once."""
+    scorer, reranker = Scorer(), Reranker()
+    cascade = make(scorer=scorer, reranker=reranker)
+
+    async def of(version, reranks=True):
+        scorer.version, reranker.fault = version, None if reranks else DOWN
+        return await cascade.recommend(shop.query(), within(60_000))
+
+    assert [(await of(v)).versions["ranker"] for v in ("1+1", "1+2")] == ["1+1", "1+2"]
+    assert cascade.versions_now()["ranker"] == "1+2"
+    assert "reranker" not in (await of("1+2", reranks=False)).versions
+
+    class Slow(Reranker):
+        async def rerank(self, *args):
+            scorer.version = "1+3"  # somebody else's answer
+            return await super().rerank(*args)
+
+    scorer.version = "1+2"
+    assert (await make(scorer=scorer, reranker=Slow()).recommend(shop.query(), within())).versions["ranker"] == "1+2"
+
+
 @pytest.mark.parametrize(("fault", "reason"), FAULTS)
 async def test_reranker(shop, make, fault, reason):
     slate = await make(reranker=Reranker(fault)).recommend(shop.query(), within())
