@@ -15,7 +15,7 @@ import asyncio
 import importlib
 import json
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -29,7 +29,7 @@ from llm_reranker.teachers.base import Judgement
 from recsys.core.errors import BadInput, Double11Error, Overloaded, Unavailable
 from recsys.core.ids import key
 
-_BLOCK_PER_SLOT = 4  # lists asked about before finished ones are handed out, per request at a time
+_BLOCK_PER_SLOT = 4  # lists under way, per request at a time
 _ANSWER_TOKENS_PER_ITEM, _ANSWER_TOKENS_MIN = 8, 32
 _TOP_LOGPROBS = 20
 _BYTES_PER_TOKEN = 3  # where the endpoint does not count: rather too many tokens than too few
@@ -139,33 +139,42 @@ class EndpointTeacher:
         with asyncio.Runner() as runner:
             for start in range(0, len(queries), step):
                 part = range(start, min(start + step, len(queries)))
-                asked = [_Asked.of(lists, queries[i], rows[i]) for i in part]
                 failed = None
-                for i, said in zip(part, runner.run(self._block(asked)), strict=True):
+                for at, said in self._block(runner, [_Asked.of(lists, queries[i], rows[i]) for i in part]):
                     if isinstance(said, Judgement):
-                        yield i, said
+                        yield start + at, said
                     else:
                         failed = failed or said
                 if failed is not None:
                     raise failed
 
-    async def _block(self, asked: Sequence[_Asked]) -> list[Judgement | Double11Error]:
+    def _block(
+        self, runner: asyncio.Runner, asked: Sequence[_Asked]
+    ) -> Iterator[tuple[int, Judgement | Double11Error]]:
+        """What is said of each list, as soon as it is: what was paid for is not held back for the slowest."""
         judge = self._listwise if self._config.mode == "listwise" else self._pointwise
         gate = asyncio.Semaphore(self._config.concurrency)
-        async with self._openai.AsyncOpenAI(**self._settings) as client:
+        client = self._openai.AsyncOpenAI(**self._settings)
 
-            async def call(*, answer_tokens: int, **request: Any) -> Any:
-                async with gate:
-                    await self._pace.turn(asyncio.get_running_loop().time())
-                    return await self._ask(client.chat.completions.create, request, answer_tokens)
+        async def call(*, answer_tokens: int, **request: Any) -> Any:
+            async with gate:
+                await self._pace.turn(asyncio.get_running_loop().time())
+                return await self._ask(client.chat.completions.create, request, answer_tokens)
 
-            async def one(judging: Coroutine[Any, Any, Judgement]) -> Judgement | Double11Error:
-                try:
-                    return await judging
-                except Double11Error as error:
-                    return error
+        async def one(at: int, of_list: _Asked) -> tuple[int, Judgement | Double11Error]:
+            try:
+                return at, await judge(call, of_list)
+            except Double11Error as error:
+                return at, error
 
-            return list(await asyncio.gather(*(one(judge(call, of_list)) for of_list in asked)))
+        loop = runner.get_loop()
+        pending = {loop.create_task(one(at, of_list)) for at, of_list in enumerate(asked)}
+        try:
+            while pending:
+                done, pending = runner.run(asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED))
+                yield from (task.result() for task in done)
+        finally:
+            runner.run(client.close())
 
     async def _listwise(self, call: Call, asked: _Asked) -> Judgement:
         c, n = self._config, len(asked.texts)

@@ -1,15 +1,17 @@
 """Label files: what a teacher said, with prompt, model and cost, made once and reused.
 
-A label file is a folder of Parquet parts. Every so many judgements a part is added, written aside and renamed, so that
-a run that was killed loses little and goes on where it was. A label belongs to a query, an item and the exact texts the
-teacher read: lists that were made again reuse the labels of what has not changed.
+A label file is a folder of Parquet parts, each written aside and renamed. The last part is written anew as judgements
+come, after each one where they come slowly, so that a run that was killed loses little and goes on where it was. A
+label belongs to a query, an item and the exact texts the teacher read: lists that were made again reuse the labels of
+what has not changed.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,18 +42,21 @@ SCHEMA = pa.schema(
     ]
 )
 _LISTS_PER_PART = 32
+_WRITING_SHARE = 0.05  # of the time, at most, but for whole parts: who labels in no time is not held up by a disk
 _FIX = "Name another --labels folder, or remove this one to have the labels made again."
 
 
 class LabelFile:
     """Labels of one teacher in one folder."""
 
-    def __init__(self, folder: Path, teacher: str) -> None:
-        """Raises: CorruptData for a damaged part; Conflict when the labels are another teacher's."""
+    def __init__(self, folder: Path, teacher: str, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        """clock: seconds. Raises: CorruptData for a damaged part; Conflict when the labels are another teacher's."""
         self.folder, self._teacher = folder, teacher
         self._labels: dict[tuple[str, str, int], float] = {}
-        self._new: list[dict[str, Any]] = []
-        self._lists_new = 0
+        self._part: list[dict[str, Any]] = []  # of the last part, on disk but for the last so many lists
+        self._part_path: Path | None = None
+        self._part_lists = self._lists_new = 0
+        self._clock, self._opened_s, self._writing_s = clock, clock(), 0.0
         folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.glob("part-*.parquet")):
             self._read(path)
@@ -65,11 +70,11 @@ class LabelFile:
         return None if any(x is None for x in found) else np.array(found, np.float32)
 
     def add(self, lists: Lists, query: int, rows: npt.NDArray[np.int64], said: Judgement) -> None:
-        """Keep a judgement; every so many of them go to disk."""
+        """Keep a judgement; it goes to disk as soon as writing takes little of the time."""
         now = datetime.now(UTC)
         for (query_id, item_id, text_key), value in zip(_keys(lists, query, rows), said.log_odds.tolist(), strict=True):
             self._labels[query_id, item_id, text_key] = value
-            self._new.append(
+            self._part.append(
                 {
                     "query_id": query_id, "item_id": item_id, "text_key": text_key,
                     "log_odds": None if np.isnan(value) else value, "teacher": self._teacher, "prompt": said.prompt,
@@ -77,25 +82,31 @@ class LabelFile:
                     "cost_usd": said.cost_usd, "made_at": now,
                 }
             )  # fmt: skip
-        self._lists_new += 1
-        if self._lists_new >= _LISTS_PER_PART:
+        self._part_lists, self._lists_new = self._part_lists + 1, self._lists_new + 1
+        is_full = self._part_lists >= _LISTS_PER_PART
+        if is_full or self._writing_s < _WRITING_SHARE * (self._clock() - self._opened_s):
             self.flush()
+        if is_full:
+            self._part, self._part_path, self._part_lists = [], None, 0
 
     def flush(self) -> None:
-        """Write what is not on disk yet as one more part."""
-        if not self._new:
+        """Write the last part, if there is anything in it that is not on disk yet."""
+        if not self._lists_new:
             return
-        table = pa.Table.from_pylist(self._new, schema=SCHEMA)
-        # A random name: containers that share the folder have the same process ids.
-        number = len(list(self.folder.glob("part-*.parquet")))
-        path = self.folder / f"part-{number:06d}-{secrets.token_hex(4)}.parquet"
-        temporary = path.with_suffix(".tmp")
+        started_s = self._clock()
+        table = pa.Table.from_pylist(self._part, schema=SCHEMA)
+        if self._part_path is None:
+            # A random name: containers that share the folder have the same process ids.
+            number = len(list(self.folder.glob("part-*.parquet")))
+            self._part_path = self.folder / f"part-{number:06d}-{secrets.token_hex(4)}.parquet"
+        temporary = self._part_path.with_suffix(".tmp")
         with temporary.open("wb") as file:
             pq.write_table(table, file, compression="zstd")
             file.flush()
             os.fsync(file.fileno())  # a name must not outlive a power cut that its bytes did not: they were paid for
-        temporary.rename(path)
-        self._new, self._lists_new = [], 0
+        temporary.rename(self._part_path)
+        self._lists_new = 0
+        self._writing_s += self._clock() - started_s
 
     def _read(self, path: Path) -> None:
         try:

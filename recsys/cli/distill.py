@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -56,20 +60,44 @@ def distill(
     if lists_path is None and not dataset.is_dir():
         raise BadInput("DATASET", came=str(dataset), expected="a dataset directory", fix="See: double11 data import.")
     config = Config.load(config_path)
-    report = add_reranker(
-        dataset,
-        run,
-        seed=seed,
-        config=config.get(DistillConfig),
-        teacher=teacher,
-        teacher_config=config.get(TeacherConfig),
-        lists=lists_path,
-        labels=labels,
-        ablate=ablate,
-        checkpoint=checkpoint,
-        serving=config.get(RerankConfig),
-    )
+    with _unwinding_on_sigterm():
+        report = add_reranker(
+            dataset,
+            run,
+            seed=seed,
+            config=config.get(DistillConfig),
+            teacher=teacher,
+            teacher_config=config.get(TeacherConfig),
+            lists=lists_path,
+            labels=labels,
+            ablate=ablate,
+            checkpoint=checkpoint,
+            serving=config.get(RerankConfig),
+        )
     emit({"run": str(run_path), **report}, as_json=as_json, text=lambda: _text(report))
+
+
+@contextmanager
+def _unwinding_on_sigterm() -> Iterator[None]:
+    """SIGTERM ends what is under way as Ctrl-C does: labels that were paid for are written, work folders go."""
+    ended = False
+
+    def end(_: int, frame: FrameType | None) -> None:
+        nonlocal ended
+        ended = True
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not end the writing
+        interrupt = signal.getsignal(signal.SIGINT)  # asyncio's, where it runs; none in a script's background
+        (interrupt if callable(interrupt) else signal.default_int_handler)(signal.SIGINT, frame)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not ended:
+            raise
+        raise SystemExit(128 + signal.SIGTERM) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _text(report: dict[str, Any]) -> str:

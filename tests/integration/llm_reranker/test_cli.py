@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from types import ModuleType
 
+import polars as pl
 import pytest
+from chat_world import Said, front
 
 from llm_reranker.local import LocalReranker
 from recsys.cli.main import run as double11
@@ -49,6 +53,31 @@ def test_a_second_version_needs_replace_and_then_serves(
         reranker = LocalReranker.load(run, version)
         assert reranker.version == (version or "2")
         reranker.close()
+
+
+def test_sigterm_keeps_the_labels_that_were_paid_for(
+    copy: RunDirectory, config: Path, world: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = Said(200, b'{"choices": [{"index": 0, "message": {"role": "assistant", "content": "1 2 3 4 5 6 7 8"}}]}')
+
+    def ended(n: int, _: object) -> Said:
+        if n == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return answer
+
+    monkeypatch.setenv("OPENAI_API_KEY", "open-sesame")
+    lists, labels = world.write_lists(tmp_path / "lists.parquet", queries=40, candidates=8), tmp_path / "labels"
+    before = signal.getsignal(signal.SIGTERM)
+    with front("http://127.0.0.1:9/v1", ended) as (url, answered):
+        config.write_text(
+            f'{config.read_text()}[llm_reranker.teacher]\nbase_url = "{url}"\npermutations = 1\nconcurrency = 1\n'
+        )
+        argv = ["distill", ".", "--run", str(copy.root), "--lists", str(lists), "--config", str(config), "--replace"]
+        with pytest.raises(SystemExit) as ending:
+            double11([*argv, "--teacher", "openai:m", "--labels", str(labels)])
+        assert ending.value.code == 143
+        assert signal.getsignal(signal.SIGTERM) is before
+        assert pl.read_parquet(labels / "*" / "*.parquet")["query_id"].n_unique() == 2 <= len(answered)
 
 
 def test_bad_input_has_an_exit_code_and_a_fix(

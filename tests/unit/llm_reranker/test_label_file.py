@@ -68,6 +68,23 @@ def test_a_run_that_broke_off_goes_on_where_it_was(lists: Lists, tmp_path: Path)
         np.testing.assert_array_equal(said[q], whole[q])  # NaN, of no use, is remembered too
 
 
+@pytest.mark.parametrize(("list_s", "kept"), [(10.0, 40), (0.0, 32)])
+def test_a_run_that_was_killed_keeps_every_list_that_took_its_time(
+    list_s: float, kept: int, lists: Lists, tmp_path: Path
+) -> None:
+    now_s = 0.0
+    labelling = Kept(Counting(), LabelFile(tmp_path / "l", "counting", clock=lambda: now_s)).label(
+        lists, range(50), [lists.rows(q) for q in range(50)]
+    )
+    for _ in range(40):
+        now_s += list_s
+        next(labelling)
+    assert len(LabelFile(tmp_path / "l", "counting")) == 4 * kept  # nothing has been closed
+    labelling.close()
+    assert len(LabelFile(tmp_path / "l", "counting")) == 160
+    assert len(list((tmp_path / "l").iterdir())) == 2
+
+
 def test_a_part_that_was_being_written_when_the_power_went_is_no_part(lists: Lists, tmp_path: Path) -> None:
     ask(Kept(Counting(), LabelFile(tmp_path / "l", "counting")), lists, [0, 1])
     whole = next((tmp_path / "l").glob("*.parquet"))
