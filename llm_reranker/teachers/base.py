@@ -17,6 +17,7 @@ class Judgement:
     """What a teacher says of one list. log_odds: of "yes", float32 [n]; NaN where its answer was of no use.
 
     prompt: what it was asked, of several permutations the first; empty for networks that read the lists themselves.
+    lost: nothing could be read, but it might be another time: nothing to be kept.
     """
 
     log_odds: npt.NDArray[np.float32]
@@ -24,6 +25,7 @@ class Judgement:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float = 0.0
+    lost: bool = False
 
 
 class Teacher(Protocol):

@@ -65,7 +65,9 @@ class _Answer:
 
     @classmethod
     def read(cls, completion: Any, messages: asking.Messages) -> _Answer:
-        """Of a ChatCompletion, whatever an endpoint left out of it."""
+        """Of a ChatCompletion, whatever an endpoint left out of it. Raises: ValueError for an error said with 200."""
+        if "choices" not in completion.model_fields_set or completion.model_extra.get("error"):
+            raise ValueError(f"{completion.model_extra}")
         choice = completion.choices[0] if completion.choices else None
         message = choice.message if choice is not None else None
         text = message.content if message is not None and isinstance(message.content, str) else ""
@@ -271,6 +273,7 @@ class EndpointTeacher:
             raise self._not_taken(f"{self._refused_lists} lists one after another refused")
         return Judgement(
             log_odds=log_odds,
+            lost=bool(np.isnan(log_odds).all()) and not all(a.refused for a in answers),
             prompt=json.dumps(questions[0], ensure_ascii=False) if questions else "",
             prompt_tokens=sum(a.prompt_tokens for a in answers),
             completion_tokens=sum(a.completion_tokens for a in answers),

@@ -137,7 +137,7 @@ class Kept:
     def label(
         self, lists: Lists, queries: Sequence[int], rows: Sequence[npt.NDArray[np.int64]]
     ) -> Iterator[tuple[int, Judgement]]:
-        """See Teacher; what comes is on disk at the end, also when the end is an error."""
+        """See Teacher; what comes is on disk at the end, also when the end is an error, but for what is lost."""
         missing = []
         for at, (query, part) in enumerate(zip(queries, rows, strict=True)):
             if (known := self._file.of(lists, query, part)) is not None:
@@ -150,7 +150,8 @@ class Kept:
         try:
             for i, said in self._teacher.label(lists, [queries[m] for m in missing], [rows[m] for m in missing]):
                 at = missing[i]
-                self._file.add(lists, queries[at], rows[at], said)
+                if not said.lost:
+                    self._file.add(lists, queries[at], rows[at], said)
                 self._made += 1
                 yield at, said
         finally:

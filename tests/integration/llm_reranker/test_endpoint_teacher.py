@@ -196,6 +196,44 @@ def test_answers_that_say_nothing_are_of_no_use_and_count_against_the_budget(
 
 
 @pytest.mark.parametrize(
+    "error", [b'{"error": {"message": "internal", "code": 500}}', b'{"choices": null, "error": {"code": 502}}']
+)
+def test_an_error_said_with_200_is_no_answer(error: bytes, config: TeacherConfig, lists: Lists, server: str) -> None:
+    order = Said(200, CHOICE % b'"[2] > [1] > [3]"')
+    with front(server, lambda n, _: Said(200, error) if n == 1 else order) as (url, answered):
+        one = dataclasses.replace(config, base_url=url, permutations=1, concurrency=1)
+        said = ask(EndpointTeacher(MODEL, one), lists, range(2))
+        assert (len(said), len(answered)) == (2, 3)
+        assert all(np.isfinite(j.log_odds).all() for j in said.values())
+    with (
+        front(server, lambda n, _: Said(200, error) if n else order) as (url, _),
+        pytest.raises(Unavailable, match=r"no chat completion.*code"),
+    ):
+        ask(EndpointTeacher(MODEL, dataclasses.replace(one, base_url=url, retries_max=0)), lists, range(2))
+
+
+def test_a_list_without_one_answer_of_use_is_asked_about_again_and_a_refused_one_is_not(
+    config: TeacherConfig, lists: Lists, tmp_path: Path, server: str
+) -> None:
+    poison = lists.item_text[lists.rows(0)[0]] = "a forbidden title"
+
+    def say(_: int, body: dict[str, object]) -> Said:
+        refused = poison in json.dumps(body, ensure_ascii=False)
+        return Said(400, b'{"error": {"code": "data_inspection_failed"}}') if refused else Said(200, CHOICE % b'"?"')
+
+    with front(server, say) as (url, answered):
+        one = dataclasses.replace(config, base_url=url, permutations=1, concurrency=1)
+        made = []
+        for _ in range(2):
+            teacher = EndpointTeacher(MODEL, one)
+            kept = Kept(teacher, LabelFile(tmp_path, teacher.name))
+            assert all(np.isnan(j.log_odds).all() for j in ask(kept, lists, range(3)).values())
+            made.append(kept.facts["lists"])
+        assert made == [{"reused": 0, "made": 3}, {"reused": 1, "made": 2}]
+        assert answered[-2:] == [200, 200]
+
+
+@pytest.mark.parametrize(
     "said", [Said(200, b"<html>Welcome</html>", "text/html"), Said(200, b"{", "application/json"), Said(200, b"[1]")]
 )
 def test_what_is_no_chat_completion_is_said_so(said: Said, config: TeacherConfig, lists: Lists, server: str) -> None:
