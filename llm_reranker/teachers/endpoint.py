@@ -12,6 +12,7 @@ Shape legend: n rows of one list.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import importlib
 import json
 import os
@@ -35,7 +36,10 @@ _TOP_LOGPROBS = 20
 _BYTES_PER_TOKEN = 3  # where the endpoint does not count: rather too many tokens than too few
 _REFUSALS = (400, 403, 413, 422)  # of one request, if the endpoint answers others
 _REFUSED_LISTS_MAX = 20  # one after another, all that was asked of them: then it is not the lists
-_OTHER_QUESTIONS = ("history_lines_max", "list_items_max", "reasoning_tokens_max")  # that make it another teacher
+_OTHER_QUESTIONS = (  # that make it another teacher
+    "history_lines_max", "list_items_max", "reasoning_tokens_max", "answer_format",
+)  # fmt: skip
+_OPENAI_URL = "https://api.openai.com/v1"
 _PAUSE_S, _PAUSE_S_MAX = 0.25, 8.0  # as the client's own
 Call: TypeAlias = Callable[..., Awaitable[Any]]
 
@@ -117,8 +121,10 @@ class EndpointTeacher:
         self._refused, self._refused_lists = 0, 0  # the latter in a row
         how = f"{config.mode}:{config.permutations}" if config.mode == "listwise" else config.mode
         told = ((name, getattr(config, name), getattr(TeacherConfig(), name)) for name in _OTHER_QUESTIONS)
+        url = (config.base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI_URL).rstrip("/")
+        elsewhere = [f"at={hashlib.sha256(url.encode()).hexdigest()[:8]}"] if url != _OPENAI_URL else []
         self.name = ":".join(
-            ["openai", model, how, *(f"{name}={value}" for name, value, usual in told if value != usual)]
+            ["openai", model, how, *(f"{name}={value}" for name, value, usual in told if value != usual), *elsewhere]
         )
 
     @property

@@ -56,7 +56,7 @@ def test_listwise_labels_are_kept_with_prompt_and_cost_and_made_once(
     assert sorted(said) == [0, 1]
     assert all(np.isfinite(j.log_odds).all() and len(set(j.log_odds.tolist())) > 1 for j in said.values())
     frame = pl.read_parquet(tmp_path / "labels/*.parquet")
-    assert (len(frame), frame["teacher"].unique().to_list()) == (6, [f"openai:{MODEL}:listwise:2:history_lines_max=2"])
+    assert (len(frame), frame["teacher"].unique().to_list()) == (6, [teacher.name])
     prompt = json.loads(frame["prompt"][0])
     assert lists.item_text[lists.rows(0)[0]] in prompt[1]["content"]
     first = frame.unique("query_id")
@@ -70,6 +70,26 @@ def test_listwise_labels_are_kept_with_prompt_and_cost_and_made_once(
         at: pytest.approx(j.log_odds.tolist()) for at, j in said.items()
     }
     assert again.facts["lists"] == {"reused": 2, "made": 0}
+
+
+def test_a_teacher_is_called_by_all_that_may_make_it_say_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model's name means another model, or another build of it, at another endpoint."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    usual = TeacherConfig(history_lines_max=2)
+    said = f"openai:{MODEL}:listwise:3:history_lines_max=2"
+    assert EndpointTeacher(MODEL, usual).name == said
+    there = dataclasses.replace(usual, base_url="http://localhost:8000/v1")
+    other = (
+        there, dataclasses.replace(usual, answer_format="json_schema"),
+        dataclasses.replace(usual, base_url="http://localhost:8001/v1"),
+    )  # fmt: skip
+    assert len({said, *(EndpointTeacher(MODEL, config).name for config in other)}) == 4
+    openai = dataclasses.replace(usual, base_url="https://api.openai.com/v1/")
+    assert EndpointTeacher(MODEL, openai).name == said
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:8000/v1/")
+    assert EndpointTeacher(MODEL, usual).name == EndpointTeacher(MODEL, there).name
+    assert "localhost" not in EndpointTeacher(MODEL, usual).name
 
 
 def test_pointwise_labels_are_log_odds_of_yes(config: TeacherConfig, lists: Lists) -> None:
