@@ -35,7 +35,7 @@ _ANSWER_TOKENS_PER_ITEM, _ANSWER_TOKENS_MIN = 8, 32
 _TOP_LOGPROBS = 20
 _BYTES_PER_TOKEN = 3  # where the endpoint does not count: rather too many tokens than too few
 _REFUSALS = (400, 403, 413, 422)  # of one request, if the endpoint answers others
-_REFUSED_LISTS_MAX = 20  # one after another, all that was asked of them: then it is not the lists
+_USELESS_LISTS_MAX = 20  # one after another, all that was asked of them: then it is not the lists
 _OTHER_QUESTIONS = (  # that make it another teacher
     "history_lines_max", "list_items_max", "reasoning_tokens_max", "answer_format",
 )  # fmt: skip
@@ -118,7 +118,7 @@ class EndpointTeacher:
         self._model, self._config, self._seed = model, config, seed
         self._pace = Pace(config.requests_per_minute_max)
         self._spent_usd, self._spent_tokens, self._requests, self._unusable = 0.0, 0, 0, 0
-        self._refused, self._refused_lists = 0, 0  # the latter in a row
+        self._refused, self._useless_lists = 0, 0  # the latter in a row
         how = f"{config.mode}:{config.permutations}" if config.mode == "listwise" else config.mode
         told = ((name, getattr(config, name), getattr(TeacherConfig(), name)) for name in _OTHER_QUESTIONS)
         url = (config.base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI_URL).rstrip("/")
@@ -274,9 +274,10 @@ class EndpointTeacher:
     def _judgement(
         self, log_odds: npt.NDArray[np.float32], questions: Sequence[asking.Messages], answers: Sequence[_Answer]
     ) -> Judgement:
-        self._refused_lists = self._refused_lists + 1 if answers and all(a.refused for a in answers) else 0
-        if self._refused_lists > _REFUSED_LISTS_MAX:
-            raise self._not_taken(f"{self._refused_lists} lists one after another refused")
+        self._useless_lists = self._useless_lists + 1 if answers and np.isnan(log_odds).all() else 0
+        if self._useless_lists > _USELESS_LISTS_MAX:
+            what = "refused" if all(a.refused for a in answers) else f"of no use, lastly {answers[-1].text!r:.80}"
+            raise self._not_taken(f"{self._useless_lists} lists one after another {what}")
         return Judgement(
             log_odds=log_odds,
             lost=bool(np.isnan(log_odds).all()) and not all(a.refused for a in answers),
@@ -288,8 +289,8 @@ class EndpointTeacher:
 
     def _not_taken(self, came: str) -> BadInput:
         return BadInput(
-            self.name, came=came, expected="a request the endpoint takes",
-            fix="Check key, model name, base_url and answer_format.",
+            self.name, came=came, expected="a request the endpoint takes and the model answers",
+            fix="Check key, model name, base_url, mode, answer_format and reasoning_tokens_max.",
         )  # fmt: skip
 
     def _cost_usd(self, answers: Sequence[_Answer]) -> float:

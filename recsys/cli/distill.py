@@ -108,6 +108,9 @@ def _text(report: dict[str, Any]) -> str:
             f"{report['queries']['train']} lists, teacher {report['teacher']['name']}; active parameters: "
             f"student {active['student']:,}, teacher {active['teacher']:,}"
         )
+        if unusable := report["teacher"].get("unusable_answers"):
+            requests = report["teacher"]["requests"] + report["teacher"]["refused"]
+            lines.append(f"{unusable} of {requests} answers of the teacher were of no use")
     for task, said in report["tasks"].items():
         ndcg = ", ".join(f"{name} {value:.4f}" for name, value in said["ndcg@10"].items())
         lines.append(f"{task}: {said['queries']} validation lists, NDCG@10 {ndcg}")

@@ -55,6 +55,25 @@ def test_a_second_version_needs_replace_and_then_serves(
         reranker.close()
 
 
+def test_answers_of_no_use_are_said(
+    copy: RunDirectory, config: Path, world: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    said = {True: b"1 2 3 4 5 6 7 8", False: b"I am sorry"}
+    choice = b'{"choices": [{"index": 0, "message": {"role": "assistant", "content": "%s"}}]}'
+    monkeypatch.setenv("OPENAI_API_KEY", "open-sesame")
+    lists = world.write_lists(tmp_path / "lists.parquet", queries=40, candidates=8)
+    with front("http://127.0.0.1:9/v1", lambda n, _: Said(200, choice % said[n % 2 == 0])) as (url, answered):
+        config.write_text(
+            f'{config.read_text()}[llm_reranker.teacher]\nbase_url = "{url}"\npermutations = 1\nconcurrency = 1\n'
+            "requests_per_minute_max = 60000\n"
+        )
+        argv = ["distill", ".", "--run", str(copy.root), "--lists", str(lists), "--config", str(config), "--replace"]
+        assert double11([*argv, "--teacher", "openai:m", "--labels", str(tmp_path / "labels")]) == 0
+    total = len(answered)
+    assert f"{total // 2} of {total} answers of the teacher were of no use" in capsys.readouterr().out
+
+
 def test_sigterm_keeps_the_labels_that_were_paid_for(
     copy: RunDirectory, config: Path, world: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

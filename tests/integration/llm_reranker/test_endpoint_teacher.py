@@ -186,6 +186,19 @@ def test_a_shopper_the_endpoint_refuses_costs_his_list_however_many_requests_it_
         ask(EndpointTeacher(MODEL, dataclasses.replace(one_by_one, base_url=url)), few, range(24))
 
 
+def test_a_model_that_never_answers_to_the_point_is_not_asked_for_ever(
+    config: TeacherConfig, world: ModuleType, tmp_path: Path
+) -> None:
+    many = read(world.write_lists(tmp_path / "many.parquet", queries=48, candidates=3))
+    answer = Said(200, CHOICE % b'"I am sorry, but I"')
+    with (
+        front("http://127.0.0.1:9/v1", lambda *_: answer) as (url, answered),
+        pytest.raises(BadInput, match=r"21 lists one after another of no use, lastly 'I am sorry, but I'.*answer_form"),
+    ):
+        ask(EndpointTeacher(MODEL, dataclasses.replace(config, base_url=url, permutations=1)), many, range(48))
+    assert len(answered) < 48
+
+
 def test_a_body_cut_short_is_asked_for_again(config: TeacherConfig, lists: Lists, server: str) -> None:
     def short(n: int, _: object) -> Said | None:
         return Said(200, b'{"choices": [{"ind', "application/json") if n == 1 else None
