@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -134,6 +135,7 @@ class Writes:
     """
 
     def __init__(self) -> None:
+        self._id = uuid.uuid4().hex[:8]  # not the process's: in containers each has the same
         self._pending: list[tuple[Path, Path]] = []
 
     def parquet(self, path: Path, frame: pl.DataFrame) -> None:
@@ -185,7 +187,7 @@ class Writes:
 
     def _temporary(self, path: Path) -> Path:
         make_folder(path.parent)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = path.with_name(f".{path.name}.{self._id}.tmp")
         self._pending.append((temporary, path))
         return temporary
 

@@ -226,6 +226,17 @@ def temporary(root) -> list[Path]:
     return list(root.rglob(".*"))
 
 
+def test_two_that_write_one_file_do_not_take_each_other_s(tmp_path):
+    """In containers both have the same process id."""
+    both = [files.Writes(), files.Writes()]
+    for name, writes in zip("ab", both, strict=True):
+        writes.text(tmp_path / "dataset.json", name)
+    for name, writes in zip("ab", both, strict=True):
+        writes.commit()
+        assert (tmp_path / "dataset.json").read_text("utf-8") == name
+    assert not temporary(tmp_path)
+
+
 def test_a_job_waits_for_room_on_the_archive_s_disk(log, tmp_path):
     now_us, root, waited = time.time_ns() // 1_000, tmp_path / "archive", []
     bodies = [(f"u{i % 7}", Action(type=2, user_id=f"u{i % 7}", item_id="i")) for i in range(1_000)]
