@@ -7,7 +7,7 @@ read again from further back (a Redis that lost its last second, a rebuild), sin
 
 A worker that has lost a source may not know yet, and still flush. So whoever writes a source holds its lock,
 `coverage/SOURCE.lock`, and goes by the coverage on disk: what another has written is neither written again nor taken
-back.
+back. Whoever tidies its files holds `coverage/SOURCE.tidy`: a merge may take long, and no flush waits for it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import fcntl
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -81,6 +81,18 @@ def locked(root: Path, sources: Iterable[str]) -> Iterator[dict[str, Coverage]]:
         for path in paths:  # in one order, so that no two wait for each other
             held.enter_context(_lock(path.with_suffix(".lock"), until_s))
         yield {path.stem: _read(path) for path in paths if path.is_file()}
+
+
+@contextmanager
+def tidying(root: Path, mine: Mapping[str, Coverage]) -> Iterator[dict[str, Coverage]]:
+    """Those of some sources whose files nobody else tidies now, nor inside. Raises: Overloaded for a full disk."""
+    with ExitStack() as held:
+        free = {}
+        for source, coverage in mine.items():
+            with suppress(Unavailable):
+                held.enter_context(_lock(root / "coverage" / f"{source}.tidy", until_s=0))
+                free[source] = coverage
+        yield free
 
 
 def save(writes: Writes, root: Path, source: str, coverage: Coverage) -> None:

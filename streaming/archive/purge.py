@@ -22,12 +22,13 @@ def purged(path: Path, stones: pl.DataFrame, source: str) -> int:
     source: of a file of the archive. Samples carry their own; a snapshot has values made from everything up to then, so
     all rows of the user go.
     """
-    if not path.exists():  # samples of a round that did not end, written anew
+    try:
+        users = pq.read_table(path, columns=["user_id"]).column("user_id").unique()
+        if stones["user_id"].is_in(pl.Series(users.to_pylist(), dtype=pl.String).implode()).not_().all():
+            return 0
+        rows = pl.read_parquet(path, hive_partitioning=False)
+    except FileNotFoundError:  # samples of a round, or a flush, that did not end, written anew
         return 0
-    users = pq.read_table(path, columns=["user_id"]).column("user_id").unique()
-    if stones["user_id"].is_in(pl.Series(users.to_pylist(), dtype=pl.String).implode()).not_().all():
-        return 0
-    rows = pl.read_parquet(path, hive_partitioning=False)
     if "sample_id" in rows.columns:
         time = pl.from_epoch("event_time_us", "us").dt.replace_time_zone("UTC").alias("event_time")
         kept = without(rows.with_columns(time), stones).drop("event_time")

@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from recsys.core import logging, metrics
-from streaming.archive.coverage import Coverage
+from streaming.archive.coverage import Coverage, tidying
 from streaming.archive.files import CATALOG, DAILY, ITEMS, Span, Writes, found, split
 from streaming.archive.items import first_known
 from streaming.archive.purge import derived, purged
@@ -27,7 +27,7 @@ _WRITING_S_MAX = 600.0  # an unfinished file that nobody has touched for so long
 
 
 class Tidy:
-    """Works on some sources of an archive, a bounded bit at a time."""
+    """Works on some sources of an archive, a bounded bit at a time, inside `coverage.tidying`."""
 
     def __init__(self, root: Path, config: ArchiveConfig, offline: Path | None = None) -> None:
         """offline: the offline store, whose samples and snapshots follow from the archive."""
@@ -43,8 +43,9 @@ class Tidy:
         if time.monotonic() < self._due_s:
             return {}
         self._due_s = time.monotonic() + self._config.tidy_s  # no sooner again where the disk refuses it
-        applied = self.purge(mine, files_max=self._config.purge_files_max)
-        is_busy = bool(self._purging) or self.merge(mine)
+        with tidying(self._root, mine) as free:
+            applied = self.purge(free, files_max=self._config.purge_files_max)
+            is_busy = bool(self._purging) or self.merge(free)
         self._due_s = time.monotonic() + (0.0 if is_busy else self._config.tidy_s)
         return applied
 
@@ -84,7 +85,10 @@ class Tidy:
         self._drop_temporary()
         newest = max((p.parent.name for f in DAILY for p in found(self._root, f)), default="")
         for folder in (*DAILY, ITEMS):
-            whole, merged = split(p for p in found(self._root, folder) if Span.of(p).source in mine)
+            spans = {
+                p: Span.of(p) for p in found(self._root, folder)
+            }  # behind the coverage a flush is at work, or died
+            whole, merged = split(p for p, s in spans.items() if s.source in mine and s.first < mine[s.source].end)
             for path in merged:
                 if time.time() - path.stat().st_mtime >= self._config.merged_keep_s:
                     path.unlink()

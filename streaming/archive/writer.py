@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.core import EventBatch, EventKind, Overloaded, Unavailable, VersionMismatch, logging
-from streaming.archive.coverage import Coverage, covered, locked, save
+from streaming.archive.coverage import Coverage, covered, locked, save, tidying
 from streaming.archive.files import EVENTS, ITEMS, SHOWN, Span, Writes, drop_unfinished, tables
 from streaming.archive.items import seen
 from streaming.archive.journal import Journal, Segment, chained, delete_passed, joined, rows_of
@@ -262,7 +262,9 @@ class Archive:
         """Erase all rows behind tombstones now, instead of bit by bit."""
         self.flush()
         self._end_tidying()
-        self._applied(self._tidy.purge(self._coverage, files_max=None))
+        with tidying(self.root, self._coverage) as free:
+            applied = self._tidy.purge(free, files_max=None)
+        self._applied(applied)
 
     def _tidy_up(self) -> None:
         """Let a thread do a bounded bit of tidying: a step must not wait for a merge."""

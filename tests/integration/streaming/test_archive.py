@@ -24,7 +24,7 @@ from feature_store.online import MemoryStore, open_rebuildable, open_store
 from recsys.core import EventBatch, EventKind, Overloaded, Unavailable
 from recsys.data import Dataset
 from recsys.data.importers import import_dataset
-from streaming.archive import Archive, Part, archived, coverage, files, goes_on, read_items
+from streaming.archive import Archive, Part, archived, coverage, files, goes_on, read_items, tidy
 from streaming.archive.coverage import covered
 from streaming.archive.tidy import Tidy
 from streaming.archive.tombstones import tombstones
@@ -300,6 +300,40 @@ def test_tidying_for_which_there_is_no_room_waits_and_steps_do_not(tmp_path):
     assert on_disk(tmp_path, "u1") == 0
     assert tidy.merge(mine)
     assert rows(tmp_path) == before
+
+
+@pytest.mark.parametrize("at", ["reads", "writes"])
+def test_two_that_tidy_one_source_lose_nothing_and_bring_nothing_back(at, tmp_path, monkeypatch):
+    """Whoever has lost the source does not know yet; the other one merges, deletes and erases meanwhile."""
+    archive = taken(tmp_path, 0)
+    for first in range(0, 40, 10):
+        archive.write(purchases(first, first + 10))
+        archive.flush()
+    columns = {"event_id": ["f"], "kind": [int(EventKind.FORGET)], "event_time": [T], "user_id": ["u1"]}
+    mine, config = covered(tmp_path), ArchiveConfig(tidy_s=0.01, merge_files_min=2, merged_keep_s=0)
+    lost, other = (Tidy(tmp_path, config) for _ in range(2))
+    where, name = (tidy.pl, "read_parquet") if at == "reads" else (files.Writes, "commit")
+    whole = getattr(where, name)
+
+    def meanwhile(*args, **kwargs):
+        monkeypatch.undo()
+        archive.write([Part("", 0, 40, 41, EventBatch.from_columns(columns), np.array([40]), T)])
+        archive.flush()
+        done(other)
+        return whole(*args, **kwargs)
+
+    def done(tidy: Tidy) -> None:
+        for _ in range(10):
+            time.sleep(0.02)
+            tidy.some(covered(tmp_path))
+
+    time.sleep(0.02)
+    monkeypatch.setattr(where, name, meanwhile)
+    lost.some(mine)
+    done(other)
+    assert on_disk(tmp_path, "u1") == 0
+    assert on_disk(tmp_path, "u0") == 20
+    assert rows(tmp_path) == Counter((f"e{i}", False) for i in range(0, 40, 2))
 
 
 def test_what_a_process_that_died_left_unfinished_goes(tmp_path):
