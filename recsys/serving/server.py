@@ -21,6 +21,7 @@ from recsys.core.rpc import SERVER
 from recsys.serving.wire import WireInterceptor
 
 _RECEIVE_BYTES_MAX = 4 << 20
+_PORT_MAX = 65_535
 _LAST_WORD_S = 0.1
 
 
@@ -107,8 +108,10 @@ def stop_signal() -> asyncio.Event:
 def check_address(listen: str) -> None:
     """Raises: BadInput unless it is HOST:PORT."""
     host, colon, port = listen.rpartition(":")
-    if not (host and colon and port.isdigit()):
-        raise BadInput("--listen", came=listen, expected="HOST:PORT", fix="Write e.g. 127.0.0.1:50051.")
+    # gRPC would take a port above that, less 65,536.
+    if not (host and colon and port.isascii() and port.isdigit() and int(port) <= _PORT_MAX):
+        expected = f"HOST:PORT, a port of at most {_PORT_MAX}"
+        raise BadInput("--listen", came=listen, expected=expected, fix="Write e.g. 127.0.0.1:50051.")
 
 
 def on_loopback(listen: str) -> bool:

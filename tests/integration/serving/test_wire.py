@@ -120,7 +120,7 @@ async def test_taken_port_and_bad_address():
     with pytest.raises(Unavailable, match=f"--listen 127.0.0.1:{port}"):
         await Server(1.0).start(f"127.0.0.1:{port}", [])
     await server.drain()
-    for listen in ("127.0.0.1", "50051", "host:port", ":1"):
+    for listen in ("127.0.0.1", "50051", "host:port", ":1", "127.0.0.1:65536", "127.0.0.1:²", "127.0.0.1:-1"):
         with pytest.raises(BadInput, match="--listen"):
             await Server(1.0).start(listen, [])
 
