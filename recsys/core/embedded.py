@@ -5,6 +5,7 @@ LMDB must not be opened twice by one process, and does not survive a fork: the t
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ def acquire(folder: Path, map_bytes_max: int, *, sequential: bool = False) -> lm
     sequential: read from one end to the other, so that the system does well to read ahead.
     Raises: CorruptData when the folder holds something else than a whole LMDB file; Overloaded for a full disk;
     Conflict when a process of another container has it open under this one's process id; BadInput for files that this
-    user may not write.
+    user may not write, or a read-only disk.
     """
     folder = folder.resolve()
     with _lock:
@@ -44,14 +45,9 @@ def acquire(folder: Path, map_bytes_max: int, *, sequential: bool = False) -> lm
                     expected="processes of one host that see each other (one PID namespace)",
                     fix="The store is whole. Run all its processes in one container, or use Kafka and Redis.",
                 ) from error
-            except lmdb.ReadonlyError as error:  # how py-lmdb calls EACCES and EROFS
-                raise BadInput(
-                    f"embedded store {folder}",
-                    came=f"files that user {os.geteuid()} may not write",
-                    expected="a folder of the user that runs double11, on a disk that can be written",
-                    fix=f"The store is whole. As root: chown -R {os.geteuid()} {folder}; or mount it to be written.",
-                ) from error
             except lmdb.Error as error:
+                if _is_not_to_be_written(error):
+                    raise _not_to_be_written(folder, error) from error
                 if _is_out_of_room(error):
                     raise _full(str(folder), error) from error
                 raise CorruptData(
@@ -88,6 +84,20 @@ def writing(env: lmdb.Environment) -> Iterator[lmdb.Transaction]:
         if _is_out_of_room(error):
             raise _full(env.path(), error) from error
         raise
+
+
+def _is_not_to_be_written(error: lmdb.Error) -> bool:
+    # EACCES has a type of its own, EROFS only the system's words.
+    return isinstance(error, lmdb.ReadonlyError) or os.strerror(errno.EROFS) in str(error)
+
+
+def _not_to_be_written(folder: Path, error: lmdb.Error) -> BadInput:
+    return BadInput(
+        f"embedded store {folder}",
+        came=f"{error}: files that user {os.geteuid()} may not write",
+        expected="a folder of the user that runs double11, on a disk that can be written",
+        fix=f"The store is whole. As root: chown -R {os.geteuid()} {folder}; or mount it to be written.",
+    )
 
 
 def _is_out_of_room(error: lmdb.Error) -> bool:

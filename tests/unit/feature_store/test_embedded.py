@@ -1,5 +1,6 @@
 """The embedded store's own promises: one writer, whole or refused, rebuilt beside the live state."""
 
+import errno
 import json
 import os
 import subprocess
@@ -170,3 +171,12 @@ def test_files_of_another_user_are_told_from_a_broken_store() -> None:
                 embedded.acquire(folder, 1 << 20)
         finally:
             os.seteuid(user)
+
+
+def test_a_read_only_disk_is_told_from_a_full_one(tmp_path, monkeypatch):
+    def as_lmdb_says_it(path, **_):
+        raise lmdb.Error(f"{path}: {os.strerror(errno.EROFS)}")
+
+    monkeypatch.setattr(lmdb, "open", as_lmdb_says_it)
+    with pytest.raises(BadInput, match=r"Read-only file system.*mount it to be written"):
+        embedded.acquire(tmp_path, 1 << 20)
