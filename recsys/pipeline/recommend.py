@@ -109,7 +109,8 @@ class Cascade:
         found, features = await self._hydrate(query, user, found, deadline, trace)
         if not len(found) and trace.fallbacks:
             return self._without_user(query, trace)
-        score, tier = found.score(RETRIEVAL), max(self.arm.tier, Tier.RETRIEVAL)
+        # Where nothing passes the filters, no stage had anything to say, and none fell through.
+        score, tier = found.score(RETRIEVAL), max(self.arm.tier, Tier.RETRIEVAL) if len(found) else self.arm.tier
         if self.scorer is not None and features is not None and len(found):
             ranked = await self._rank(query, user, found, features, deadline, trace)
             if ranked is not None:

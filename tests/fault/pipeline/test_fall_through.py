@@ -15,6 +15,7 @@ from recsys.core import (
     Unavailable,
     VersionMismatch,
 )
+from recsys.core.attributes import Where
 from recsys.core.metrics import FALLBACKS
 from recsys.pipeline import ARMS, Budget, PipelineConfig, build
 
@@ -214,6 +215,14 @@ async def test_a_source_without_its_index_is_left_out(shop, store, tmp_path, nam
     slate = await build("retrieval", run, shop.ports(store)).recommend(shop.query(), within(5_000))
     assert (slate.tier, slate.fallbacks) == (Tier.RETRIEVAL, ())
     assert not any(name in i.sources for i in slate.items)
+
+
+@pytest.mark.parametrize("arm", ["full", "rank", "popular"])
+async def test_who_lets_nothing_pass_gets_nothing_and_no_lower_tier(shop, make, arm):
+    """A tier that falls has a reason; here no stage failed."""
+    nothing = Where(categories=frozenset({"no such"}))
+    slate = await make(arm).recommend(shop.query(where=nothing), within(5_000))
+    assert (slate.items, slate.tier, slate.fallbacks) == ((), ARMS[arm].tier, ())
 
 
 @pytest.mark.parametrize(("fault", "reason"), FAULTS)
