@@ -335,7 +335,8 @@ class Cascade:
         items = slate_items(user, shown, shown.score(_ORDER), propensity, self.catalogue)
         if tier < Tier.CACHED and not query.where.restricts:
             places = -np.arange(len(shown), dtype=np.float32)
-            self.slates.put(query, shown.with_score("slate", places))
+            known = user.status != FeatureStatus.NOT_FOUND
+            self.slates.put(query, shown.with_score("slate", places), of_a_past=known)
         trace.done("select", start_s, "ok", len(found), len(items))
         return Slate(
             request_id=query.request_id,

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -257,6 +258,16 @@ async def test_a_forgotten_user_is_not_answered_from_the_cache(shop, make, store
     assert slate.tier == Tier.CACHED
     assert [i.item_id for i in slate.items] == [i.item_id for i in newcomers.items]
     assert (await cascade.recommend(shop.query(new_only=True), within())).tier == Tier.POPULAR
+
+
+async def test_a_newcomers_last_slate_is_kept_though_the_store_knows_nothing_of_him(shop, make, store):
+    """There is no past to forget: sources that fail cost him no more than anybody."""
+    cascade, query = make(), shop.query("never-seen")
+    first = await cascade.recommend(query, within(5_000))
+    broken = replace(cascade, sources=[Source(DOWN, name=s.name) for s in cascade.sources])
+    slate = await broken.recommend(query, within(5_000))
+    assert slate.tier == Tier.CACHED
+    assert [i.item_id for i in slate.items] == [i.item_id for i in first.items]
 
 
 async def test_a_caller_who_goes_while_sources_are_asked_leaves_nothing_behind(shop, make, recwarn):
