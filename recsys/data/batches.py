@@ -58,8 +58,9 @@ def delivered_once(rows: pl.LazyFrame) -> pl.LazyFrame:
 def catalogue_changes(items: pl.DataFrame, catalog: pl.DataFrame | None, *, static_us: int) -> EventBatch:
     """Items and catalog.parquet as ITEM, PRICE and STOCK events, by time; static_us dates items without a time.
 
-    An item that catalog.parquet lists at available_from takes that listing, with the text of items.parquet. What was
-    before 1970 (the year of a book) is dated to its first microsecond: streaming takes no earlier time.
+    An item that catalog.parquet lists at available_from takes that listing, with the text of items.parquet; one that it
+    delists then is listed a microsecond earlier, and one that it prices then is listed at that price. What was before
+    1970 (the year of a book) is dated to its first microsecond: streaming takes no earlier time.
     """
     first = items.with_columns(
         event_time=pl.col("available_from").dt.timestamp("us").fill_null(static_us),
@@ -72,7 +73,15 @@ def catalogue_changes(items: pl.DataFrame, catalog: pl.DataFrame | None, *, stat
         text = items.select("item_id", *_ITEM_TEXT)
         later = later.join(text, on="item_id", how="left", maintain_order="left")
         later = later.with_columns(pl.when(pl.col("kind") == "list").then(pl.col(c)).alias(c) for c in _ITEM_TEXT)
-        first = pl.concat([first.join(listed, on=["item_id", "available_from"], how="anti"), later], how="diagonal")
+        first = first.join(listed, on=["item_id", "available_from"], how="anti")
+        # Of equal times a hash of the event id decides: what the catalogue says of a new item must not be up to that.
+        at_once = later.join(first, on=["item_id", "event_time"], how="semi", maintain_order="left")
+        gone = pl.col("item_id").is_in(at_once.filter(pl.col("kind") == "delist")["item_id"].implode())
+        is_known = pl.col("known_at").is_null() | (pl.col("known_at") == pl.col("event_time"))
+        priced = at_once.filter(is_known, kind="price").unique("item_id", keep="last", maintain_order=True)
+        first = first.join(priced.select("item_id", told="price"), on="item_id", how="left", maintain_order="left")
+        first = first.with_columns(pl.col("event_time") - gone.cast(pl.Int64), price=pl.coalesce("told", "price"))
+        first = pl.concat([first.drop("told"), later], how="diagonal")
     is_item = pl.col("kind").is_in(["list", "delist"])
     kind = (
         pl.when(is_item).then(int(EventKind.ITEM)).when(pl.col("kind") == "price").then(int(EventKind.PRICE))

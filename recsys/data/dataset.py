@@ -209,7 +209,7 @@ class Dataset:
 
         Catalogue changes come before actions of the same time: each item is one ITEM event (listed, with its text and
         price) at available_from, in a static catalogue one microsecond before the first event; catalog.parquet adds
-        later listings, delistings, prices and stock. known_before_us: as for `events`.
+        later listings, delistings, prices and stock, and has the say at that time. known_before_us: as for `events`.
         """
         if known_before_us is not None:
             before_us = known_before_us if before_us is None else min(before_us, known_before_us)

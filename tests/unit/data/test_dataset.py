@@ -13,6 +13,7 @@ from recsys.core.events import EventBatch, EventKind, EventType
 from recsys.core.ids import keys
 from recsys.data import Dataset, write_dataset
 from recsys.data.write import content_hash
+from recsys.ranking.live import LiveCatalogue
 from streaming.codec import decode_events, encode_events
 
 T0 = datetime(2024, 11, 11, tzinfo=UTC)
@@ -136,6 +137,35 @@ def test_catalog_changes_are_merged_with_the_text_of_items(tmp_path: Path, datas
     assert (rows["c1"]["kind"], rows["c1"]["price"], rows["c1"]["title"]) == (EventKind.PRICE, 50, None)
     assert (rows["c2"]["kind"], rows["c2"]["stock"]) == (EventKind.STOCK, 0)
     assert (rows["c3"]["kind"], rows["c3"]["listed"]) == (EventKind.ITEM, False)
+
+
+def test_what_the_catalogue_says_of_an_item_as_it_appears_is_not_up_to_a_hash(
+    tmp_path: Path, dataset_dir: Path
+) -> None:
+    """Of equal times the event id's hash decides: half of the items would be sold although they never were."""
+    source = Dataset.open(dataset_dir)
+    ids = [f"n{n}" for n in range(24)]
+    items = pl.DataFrame({"item_id": ids, "title": ids, "price": 100}).with_columns(available_from=pl.lit(T0))
+    told = ["delist", "price", "stock"] * 8
+    catalog = pl.DataFrame({"event_id": [f"c{n}" for n in range(24)], "item_id": ids, "kind": told}).with_columns(
+        event_time=pl.lit(T0),
+        price=pl.when(kind="price").then(70),
+        stock=pl.when(kind="stock").then(0),
+        known_at=pl.when(item_id="n1").then(pl.lit(T0 + timedelta(minutes=1))),  # learnt too late to list at
+    )
+    write_dataset(tmp_path / "c", events=source.events(), items=items, info={}, catalog=catalog)
+    dataset = Dataset.open(tmp_path / "c")
+    batch = whole(dataset)
+    for live in (LiveCatalogue(dataset.item_table()), LiveCatalogue(dataset.item_table(0))):  # of the run; new to it
+        live.apply(batch)
+        assert live.available(keys(ids)).tolist() == [kind == "price" for kind in told]
+        assert live.listing(keys(ids)).tolist() == [int(kind != "delist") for kind in told]
+        told_later = keys([i for i, kind in zip(ids, told, strict=True) if kind == "price"][1:])
+        assert live.price(told_later).tolist() == [70] * 7
+    listed = {r["item_id"]: r for r in batch.table.to_pylist() if r["listed"]}
+    assert [listed[i]["title"] for i in ids] == ids
+    assert [T0_US - listed[i]["event_time"] for i in ids] == [int(kind == "delist") for kind in told]
+    assert [listed[i]["price"] for i in ids[:4]] == [100, 100, 100, 100]
 
 
 def test_changes_from_before_1970_can_be_streamed_and_keep_their_order(tmp_path: Path, dataset_dir: Path) -> None:
