@@ -2,10 +2,10 @@
 
 Missing columns, other types, unknown event types and rows out of time order are refused. Rows that break a rule are
 set aside: a repeated event_id, an empty or over-long id, a time not after 1970-01-01 or not before 2100, a position or
-quantity below 1, a propensity outside (0, 1], a negative price. Items that only events know are added, and missing
-availability (or at such a time) is the first event's time, unless dataset.json declares the catalogue static; both are
-counted in dataset.json, and so are items that are available only after their first event, which stay as they are.
-Columns that the contract does not know are left out and named there.
+quantity below 1, a propensity outside (0, 1], a negative price, a change of price or stock that does not say to what.
+Items that only events know are added, and missing availability (or at such a time) is the first event's time, unless
+dataset.json declares the catalogue static; both are counted in dataset.json, and so are items that are available only
+after their first event, which stay as they are. Columns that the contract does not know are left out and named there.
 
 Prices: an integer column is minor units (cents) as it stands; a float column is major units (2.55) and is multiplied
 by 100 and rounded.
@@ -179,6 +179,10 @@ def _check_order(events: pl.DataFrame, source: Path) -> None:
 
 def _rules(frame: pl.DataFrame, ids: tuple[str, ...]) -> dict[str, pl.Expr]:
     """What sets a row aside; rules on columns that are not there are left out."""
+
+    def unsaid(column: str) -> pl.Expr:
+        return pl.col(column).is_null() if column in frame.columns else pl.lit(True)
+
     rules = {
         "duplicate_event_id": ("event_id", ~pl.col("event_id").is_first_distinct()),
         "bad_id": ("event_id", base.bad_ids("event_id", *ids)),
@@ -188,6 +192,8 @@ def _rules(frame: pl.DataFrame, ids: tuple[str, ...]) -> dict[str, pl.Expr]:
         "negative_price": ("price", pl.col("price") < 0),
         "bad_quantity": ("quantity", pl.col("quantity") < 1),
         "negative_stock": ("stock", pl.col("stock") < 0),
+        "no_price": ("kind", (pl.col("kind") == "price") & unsaid("price")),
+        "no_stock": ("kind", (pl.col("kind") == "stock") & unsaid("stock")),
         "known_before_it_happened": ("known_at", pl.col("known_at") < pl.col("event_time")),
     }
     return {name: rule for name, (column, rule) in rules.items() if column in frame.columns}

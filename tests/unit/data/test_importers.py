@@ -261,6 +261,26 @@ def test_canonical_times_that_are_no_dates(tmp_path: Path) -> None:
     assert Dataset.open(tmp_path / "static").items()["available_from"].to_list() == [None, None, good]
 
 
+@pytest.mark.parametrize("kind", ["price", "stock"])
+def test_canonical_changes_that_do_not_say_to_what(tmp_path: Path, kind: str) -> None:
+    """An unknown stock is not sold out, and an unknown price is not zero."""
+    time = us(2024, 1, 1)
+    events = {"event_id": ["a"], "user_id": "u", "item_id": "x", "event_type": "view", "event_time": time}
+    pl.DataFrame(events).write_parquet(tmp_path / "events.parquet")
+    pl.DataFrame({"item_id": ["x"]}).write_parquet(tmp_path / "items.parquet")
+    catalog = pl.DataFrame(
+        {"event_id": ["c", "d", "e"], "item_id": "x", "event_time": time, "kind": [kind, kind, "list"]}
+    )
+    catalog.with_columns(pl.Series(kind, [None, 0, None])).write_parquet(tmp_path / "catalog.parquet")
+    report = import_dataset("canonical", tmp_path, tmp_path / "out")
+    assert report.rejected == {f"no_{kind}": 1}
+    changes = Dataset.open(tmp_path / "out").catalog()
+    assert changes is not None
+    assert changes["event_id"].to_list() == ["d", "e"]
+    catalog.write_parquet(tmp_path / "catalog.parquet")  # without the column
+    assert import_dataset("canonical", tmp_path, tmp_path / "none").rejected == {f"no_{kind}": 2}
+
+
 @pytest.mark.parametrize("rows_max", [1, 2, 100])
 def test_csv_batches_number_the_lines_of_the_file(tmp_path: Path, rows_max: int) -> None:
     (tmp_path / "a.csv").write_text("x,y\n" + "".join(f"{n},z\n" for n in range(7)))
