@@ -2,10 +2,11 @@
 
 Missing columns, other types, unknown event types and rows out of time order are refused. Rows that break a rule are
 set aside: a repeated event_id, an empty or over-long id, a time not after 1970-01-01 or not before 2100, a position or
-quantity below 1, a propensity outside (0, 1], a negative price, a change of price or stock that does not say to what.
-Items that only events know are added, and missing availability (or at such a time) is the first event's time, unless
-dataset.json declares the catalogue static; both are counted in dataset.json, and so are items that are available only
-after their first event, which stay as they are. Columns that the contract does not know are left out and named there.
+quantity below 1, a propensity outside (0, 1], a negative price, a change of price or stock that does not say to what,
+an item that nothing dates. Items that only events or listings of catalog.parquet know are added, and the first of those
+is the time of items without availability (or at such a time), unless dataset.json declares the catalogue static; both
+are counted in dataset.json, and so are items that are available only after their first event, which stay as they are.
+Columns that the contract does not know are left out and named there.
 
 Prices: an integer column is minor units (cents) as it stands; a float column is major units (2.55) and is multiplied
 by 100 and rounded.
@@ -39,12 +40,6 @@ def _read(source: base.Source) -> base.Imported:
     _check_labels(events, folder, "event_type", schema.EVENT_TYPES)
     _check_order(events, folder)
     events, rejected = base.split(events, _file(folder, "events"), _rules(events, ("user_id", "item_id")))
-    items, more = _items(folder)
-    ignored += more
-    is_static = bool(info.get("static_catalogue", False))
-    rules = _item_rules(items, events, is_static)
-    items, rejected_items = base.split(items, _file(folder, "items"), rules)
-    items, added = _complete(items.drop(base.LINE), events, is_static)
     catalog = None
     if _files(folder, "catalog"):
         catalog, more = _table(folder, "catalog", schema.CATALOG_COLUMNS, schema.CATALOG_REQUIRED)
@@ -53,6 +48,11 @@ def _read(source: base.Source) -> base.Imported:
         catalog, rejected_changes = base.split(catalog, _file(folder, "catalog"), _rules(catalog, ("item_id",)))
         rejected = pl.concat([rejected, rejected_changes])
         catalog = catalog.drop(base.LINE)
+    items, more = _items(folder)
+    ignored += more
+    is_static, seen = bool(info.get("static_catalogue", False)), _first_seen(events, catalog)
+    items, rejected_items = base.split(items, _file(folder, "items"), _item_rules(items, seen, is_static))
+    items, added = _complete(items.drop(base.LINE), seen, is_static)
     users = None
     if _files(folder, "users"):
         users, more = _table(folder, "users", schema.USER_COLUMNS, schema.USER_REQUIRED)
@@ -199,35 +199,54 @@ def _rules(frame: pl.DataFrame, ids: tuple[str, ...]) -> dict[str, pl.Expr]:
     return {name: rule for name, (column, rule) in rules.items() if column in frame.columns}
 
 
-def _item_rules(items: pl.DataFrame, events: pl.DataFrame, is_static: bool) -> dict[str, pl.Expr]:
-    """What sets an item aside. A bad time does only where neither an event nor a static catalogue makes up for it."""
+def _first_seen(events: pl.DataFrame, catalog: pl.DataFrame | None) -> dict[str, pl.DataFrame]:
+    """Where items are seen -> item_id and available_from, the time of the item's first event or listing there."""
+    seen = {"events": base.items_from_events(events)}
+    if catalog is not None:
+        seen["catalog"] = base.items_from_events(catalog.filter(pl.col("kind") == "list").sort("event_time"))
+    return seen
+
+
+def _item_rules(items: pl.DataFrame, seen: Mapping[str, pl.DataFrame], is_static: bool) -> dict[str, pl.Expr]:
+    """What sets an item aside. Want of a time does only where nothing seen and no static catalogue makes up for it."""
     rules = {"bad_id": base.bad_ids("item_id"), "repeated_item": ~pl.col("item_id").is_first_distinct()}
-    if "available_from" not in items.columns or is_static:
+    if is_static:
         return rules
-    of_events = pl.col("item_id").is_in(events["item_id"].unique().implode())
-    return {**rules, "bad_time": base.bad_time("available_from") & ~of_events}
+    is_seen = pl.col("item_id").is_in(pl.concat(first["item_id"] for first in seen.values()).unique().implode())
+    if "available_from" not in items.columns:
+        return {**rules, "no_time": ~is_seen}
+    bad, absent = base.bad_time("available_from"), pl.col("available_from").is_null()
+    return {**rules, "bad_time": bad & ~is_seen, "no_time": absent & ~is_seen}
 
 
-def _complete(items: pl.DataFrame, events: pl.DataFrame, is_static: bool) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Add the items that only events know and the availability that is missing; (items, what was done or odd)."""
-    first = base.items_from_events(events)
-    unknown = first.join(items, on="item_id", how="anti").select("item_id")
-    changed = {"items_added_from_events": unknown.height}
-    items = pl.concat([items, unknown], how="diagonal")
+def _complete(
+    items: pl.DataFrame, seen: Mapping[str, pl.DataFrame], is_static: bool
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Add the items that were only seen and the availability that is missing; (items, what was done or odd)."""
+    changed = {}
+    for where, first in seen.items():
+        unknown = first.join(items, on="item_id", how="anti").select("item_id")
+        changed[f"items_added_from_{where}"] = unknown.height
+        items = pl.concat([items, unknown], how="diagonal")
     if "available_from" in items.columns:
         items = items.with_columns(pl.when(~base.bad_time("available_from")).then("available_from"))
     if is_static:
         return items, {name: count for name, count in changed.items() if count}
     if "available_from" not in items.columns:
         items = items.with_columns(available_from=pl.lit(None, schema.TIME))
-    dated = items.join(first, on="item_id", how="left", suffix="_first", maintain_order="left")
-    changed["availability_from_events"] = dated["available_from"].null_count()
-    if late := int((dated["available_from"] > dated["available_from_first"]).sum()):
+    dated = items
+    for where, first in seen.items():
+        first = first.rename({"available_from": where})
+        dated = dated.join(first, on="item_id", how="left", maintain_order="left")
+    earliest = pl.min_horizontal(*seen)
+    origin = pl.coalesce(pl.when(pl.col(where) == earliest).then(pl.lit(where)) for where in seen)
+    origins = dated.filter(pl.col("available_from").is_null()).select(origin.alias("origin"))["origin"]
+    changed |= {f"availability_from_{where}": int((origins == where).sum()) for where in seen}
+    if late := int((dated["available_from"] > dated["events"]).sum()):
         changed["availability_after_first_event"] = late
         fix = "leave available_from empty where it is the day of an export: then it is the first event's time"
         _log.warning("available_after_first_event", items=late, of=len(dated), fix=fix)
-    items = dated.with_columns(pl.coalesce("available_from", "available_from_first").alias("available_from"))
-    items = items.drop("available_from_first")
+    items = dated.with_columns(pl.coalesce("available_from", earliest)).drop(*seen)
     return items, {name: count for name, count in changed.items() if count}
 
 

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from recsys.core.errors import BadInput
-from recsys.data import Dataset, import_dataset
+from recsys.data import Dataset, import_dataset, schema
 from recsys.data.importers import base
 
 
@@ -279,6 +279,33 @@ def test_canonical_changes_that_do_not_say_to_what(tmp_path: Path, kind: str) ->
     assert changes["event_id"].to_list() == ["d", "e"]
     catalog.write_parquet(tmp_path / "catalog.parquet")  # without the column
     assert import_dataset("canonical", tmp_path, tmp_path / "none").rejected == {f"no_{kind}": 2}
+
+
+@pytest.mark.parametrize("column", [True, False])
+def test_canonical_items_are_dated_by_listings_too(tmp_path: Path, column: bool) -> None:
+    """`lonely` is dated by nothing: it costs itself, not the import."""
+    listed, acted, again = us(2024, 1, 1), us(2024, 1, 2), us(2024, 1, 3)
+    events = {"event_id": ["a", "b"], "user_id": "u", "item_id": ["x", "y"], "event_type": "view", "event_time": acted}
+    pl.DataFrame(events).write_parquet(tmp_path / "events.parquet")
+    items = pl.DataFrame({"item_id": ["lonely", "x", "y", "z"], "title": "T"})
+    if column:
+        items = items.with_columns(available_from=pl.lit(None, schema.TIME))
+    items.write_parquet(tmp_path / "items.parquet")
+    catalog = {
+        "event_id": ["c", "d", "e", "f", "g"],
+        "item_id": ["y", "x", "z", "new", "lonely"],
+        "event_time": [again, listed, listed, acted, listed],  # in no order
+        "kind": ["list", "list", "list", "list", "delist"],
+    }
+    pl.DataFrame(catalog).write_parquet(tmp_path / "catalog.parquet")
+    report = import_dataset("canonical", tmp_path, tmp_path / "out")
+    assert report.rejected == {"no_time": 1}
+    dataset = Dataset.open(tmp_path / "out")
+    dates = dict(dataset.items().select("item_id", "available_from").iter_rows())
+    assert dates == {"x": listed, "y": acted, "z": listed, "new": acted}
+    counts = {"items_added_from_catalog": 1, "availability_from_catalog": 3, "availability_from_events": 1}
+    assert counts.items() <= dataset.info.items()
+    assert import_dataset("canonical", tmp_path / "out", tmp_path / "twice").hash == report.hash
 
 
 @pytest.mark.parametrize("rows_max", [1, 2, 100])
