@@ -19,8 +19,11 @@ _FIELDS_2018 = {"user": "reviewerID", "item": "asin", "time": "unixReviewTime"}
 _FIELDS_2023 = {"user": "user_id", "item": "parent_asin", "time": "timestamp"}
 _META_FIELDS = ("asin", "parent_asin", "title", "brand", "store", "category", "categories", "main_category", "price")
 _SIGN = r"(?:[A-Z]{0,3}\p{Sc}|[A-Z]{3})?"  # $, US$, USD
-_MONEY = rf"{_SIGN}\s*((?:\d{{1,3}}(?:,\d{{3}}){{1,3}}|\d{{1,12}})(?:\.\d+)?)\s*{_SIGN}"
-_PRICE = rf"^\s*(?:from\s+)?{_MONEY}(?:\s*[-–]\s*{_MONEY})?\s*$"  # all of it: some texts are a page's style sheet
+_AMOUNT = r"(?:\d{1,3}(?:,\d{3}){1,3}|\d{1,12})(?:\.\d+)?|\.\d+"
+_MONEY = rf"{_SIGN}\s*({_AMOUNT})\s*{_SIGN}"
+_RANGE = rf"(?:\s*(?:[-–]|to)\s*{_MONEY})?"
+_PER_UNIT = rf"(?:\s*\(\s*{_MONEY}\s*/[^()]{{1,40}}\))?"  # ($1.08 / Ounce)
+_PRICE = rf"^\s*(?:from\s+)?{_MONEY}{_RANGE}{_PER_UNIT}\s*$"  # all of it: some texts are a page's style sheet
 
 
 def _read(source: base.Source) -> base.Imported:
