@@ -24,7 +24,7 @@ from recsys.core import RunDirectory
 @seed_option
 @click.option("--window-days", type=float, help="Length of a stacked window (default: a tenth of the data's span).")
 @click.option("--threads", type=int, help="Threads of torch; the same number repeats a run bit by bit.")
-@click.option("--replace", is_flag=True, help="Replace the run that is there.")
+@click.option("--replace", is_flag=True, help="Replace the run that is there, or behind a link.")
 @config_option
 @json_option
 def train(

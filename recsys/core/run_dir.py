@@ -186,7 +186,7 @@ class RunWriter:
 
         Raises: Conflict when `out` exists and replace is false, or it is no run; BadInput when a field is missing.
         """
-        self.out, self._replace = Path(out), replace
+        self.out, self._replace = Path(out).resolve(), replace  # behind a link, such as `current`, its run is replaced
         if self.out.exists() and not replace:
             raise Conflict(f"run {out}", came="it exists", expected="a new path", fix="Choose another --out.")
         if self.out.exists() and not _is_run(self.out):

@@ -188,6 +188,19 @@ def test_existing_run_is_kept_unless_replaced(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_run_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path, times: int) -> None:
+    """The layout of the laptop overlay: a run, and a relative link `current` to it beside it."""
+    write_run(tmp_path / "run")
+    (tmp_path / "current").symlink_to("run")
+    for n in range(times):
+        with RunWriter(tmp_path / "current", {**FIELDS, "run_id": f"r{n}"}, replace=True) as run:
+            run.path("x").write_text("new")
+    assert RunDirectory.open(tmp_path / "run").run_id == f"r{times - 1}"
+    assert (tmp_path / "current").readlink() == Path("run")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["current", "run"]
+
+
 def test_what_is_no_run_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("keep me")
     for manifest in (None, '{"name": "an extension of a browser"}', "[]", "{"):
