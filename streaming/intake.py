@@ -159,6 +159,12 @@ class Intake:
         self._records_max = means.config.batch_records_max
         self.offsets: dict[str, dict[int, int]] = {topic: {} for topic in topics}
         self.furthest: dict[str, dict[int, int]] = {topic: {} for topic in topics}
+        self._start: dict[str, dict[int, int]] = {topic: {} for topic in topics}
+
+    @property
+    def next_offsets(self) -> Mapping[str, Mapping[int, int]]:
+        """Up to where everything that there is has been taken: where nothing has, that is where reading began."""
+        return {t: {p: max(o, self._start[t][p]) for p, o in at.items()} for t, at in self.offsets.items()}
 
     def assign(self, offsets: Mapping[str, Mapping[int, int]], *, from_begin: str = "") -> None:
         """Read these partitions of each topic from now on, from these offsets.
@@ -177,6 +183,7 @@ class Intake:
             else:
                 self._consumers[topic] = log.consumer(topic, start)
             self.offsets[topic] = dict(offsets[topic])  # as stored: what a step expects, wherever reading begins
+            self._start[topic] = start
             self.furthest[topic] |= {p: max(o, self.furthest[topic].get(p, 0)) for p, o in start.items()}
 
     def poll(self) -> list[RecordBatch]:

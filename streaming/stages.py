@@ -74,7 +74,7 @@ class _Reading:
     @property
     def offsets(self) -> Mapping[str, Mapping[int, int]]:
         """Next offset of every partition it has."""
-        return self._intake.offsets
+        return self._intake.next_offsets
 
     @property
     def furthest(self) -> Mapping[str, Mapping[int, int]]:

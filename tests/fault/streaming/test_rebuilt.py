@@ -15,9 +15,11 @@ from confluent_kafka.admin import AdminClient
 from streaming_traffic import judged, traffic
 from streaming_world import COMMAND, Supervised, Trickle, World, check
 
-from feature_store.online import open_reader
+from feature_store.online import open_reader, open_store
 from recsys.core import Deadline, Double11Error, VersionMismatch
+from streaming.job import Job
 from streaming.log import open_log, topics_at
+from streaming.log.base import EverythingAssigned
 
 EVENTS = 1_500
 # Deleting records needs Apache Kafka; tansu's end of a partition is short of what it has.
@@ -152,6 +154,27 @@ async def test_a_store_that_the_log_has_left_behind_is_rebuilt(world, tmp_path):
     world.send(sent[900:])
     world.catch_up("--archive", archive)
     await check(world, judged(sent))
+
+
+@pytest.mark.parametrize("world", ["embedded-redis"], indirect=True)
+def test_a_partition_that_retention_has_emptied_has_no_lag(world, monkeypatch):
+    """After a rebuild nothing of item-updates is stored, and quiet partitions bring nothing."""
+    topics, said = topics_at(world.log, world.config), {}
+    with open_log(world.log, world.config) as log:
+        store = open_store(world.store, world.config)
+        for which in ("begin_offsets", "end_offsets"):
+            there = {t: getattr(log, which)(t) for t in (topics.events, topics.impressions, topics.catalog)}
+            monkeypatch.setattr(log, which, (there | {topics.item_updates: dict.fromkeys(range(4), 100)}).get)
+        group = EverythingAssigned(4)
+        monkeypatch.setattr(group, "commit", said.update)
+        monkeypatch.setattr(log, "membership", lambda *_, **__: group)
+        job = Job(log, store)
+        assert job.run(until_caught_up=True).records == 0
+        assert set(job.lag().values()) == {0}
+        job.close()
+        store.close()
+    assert said[topics.item_updates] == dict.fromkeys(range(4), 100)
+    assert said[topics.events] == dict.fromkeys(range(4), 0)
 
 
 async def test_a_view_is_added_while_the_old_ones_are_served(world, tmp_path):
