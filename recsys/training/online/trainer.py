@@ -12,12 +12,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import compress
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from double11.v1 import delta_pb2
+from google.protobuf.message import DecodeError
 
 from feature_store import FeatureReader, UserFeatures
 from recsys.candidates.behaviour import WEIGHT
@@ -250,8 +252,9 @@ class OnlineTrainer:
                     offset = batch.next_offset
                     for key, value in zip(batch.keys, batch.values, strict=True):
                         if key == self._run.run_id.encode():
-                            part = delta_pb2.Delta.FromString(value)
-                            there[part.sequence, part.part] = True
+                            with suppress(DecodeError):  # no trainer wrote it, and whoever follows passes over it
+                                part = delta_pb2.Delta.FromString(value)
+                                there[part.sequence, part.part] = True
         finally:
             consumer.close()
         return there

@@ -103,6 +103,15 @@ def test_samples_become_deltas_that_move_the_items_acted_on(made, store, url, tm
         assert not fixed or (tensor == before.net.state_dict()[name]).all(), name
 
 
+def test_a_record_that_is_no_delta_ends_no_trainer(made, store, url, tmp_path):
+    run, dataset = made
+    with open_log(url) as log, closing(log.producer()) as producer:
+        producer.send(world.TOPICS.deltas, run.run_id.encode(), b"\xff\xff")
+    world.send(url, list(world.samples(dataset, run, 40)))
+    published, sequence = trained(run, url, store, tmp_path / "state")
+    assert published == sequence >= 1
+
+
 def test_restarts_change_nothing_in_what_is_published(made, store, url, tmp_path):
     run, dataset = made
     again = f"embedded:{tmp_path / 'again'}"
