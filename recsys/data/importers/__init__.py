@@ -9,9 +9,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 from recsys.core.errors import BadInput, Conflict, NotFound
-from recsys.data.importers.base import Imported, Importer, Source
+from recsys.core.logging import get_logger
+from recsys.data.importers.base import Imported, Importer, Source, loggable
 from recsys.data.write import ImportReport, write_dataset
 
+_log = get_logger(__name__)
 FORMATS = (
     "amazon-reviews",
     "canonical",
@@ -58,17 +60,21 @@ def import_dataset(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".unpacked", dir=out.parent) as scratch:
         found = chosen.read(Source(path=source, options=options, scratch=Path(scratch)))
+        items, left_out = loggable(found.items)
+        if left_out:
+            _log.warning("item_values_left_out", **left_out, of=len(items), fix="keep within what the log takes")
         info = {
             "format": format_,
             "source": source.name,
             "licence": chosen.licence,
             "static_catalogue": found.static_catalogue,
             **found.info,
+            **({"item_values_left_out": left_out} if left_out else {}),
         }
         return write_dataset(
             out,
             events=found.events,
-            items=found.items,
+            items=items,
             info=info,
             catalog=found.catalog,
             users=found.users,

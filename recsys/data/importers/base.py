@@ -1,7 +1,8 @@
 """What every importer shares: what it gives back, and how rows are read, parsed and set aside.
 
 A cell that cannot be read as its type is BadInput with file, line and column: the file is not what was named. A row
-that can be read but breaks a rule of the format (no customer, a quantity of zero) is set aside with its cause.
+that can be read but breaks a rule of the format (no customer, a quantity of zero) is set aside with its cause. What is
+said of an item and the log would refuse (a title of 200,000 bytes) is left out and counted: the item's events are good.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from polars.datatypes import DataTypeClass
 from recsys.core.errors import BadInput, NotFound
 from recsys.core.ids import ID_BYTES_MAX
 from recsys.data import schema
-from streaming.wire import TIME_US_MAX
+from streaming.codec import ATTRIBUTES_BYTES_MAX
+from streaming.wire import AMOUNT_MAX, TEXT_BYTES_MAX, TIME_US_MAX
 
 _CHUNK_BYTES = 1 << 20
 LINE = "line"  # of the source file, from 1, the header counted
 _PARSED = "_parsed"
 _ID_COLUMNS = ("user_id", "item_id")
+_ITEM_BYTES_MAX = {**dict.fromkeys(("title", "category", "brand"), TEXT_BYTES_MAX), "attributes": ATTRIBUTES_BYTES_MAX}
 _FIX = "Check --format and the file."
 
 
@@ -309,6 +312,16 @@ def bad_time(*columns: str) -> pl.Expr:
 def minor_units(amount: pl.Expr) -> pl.Expr:
     """Money in major units (2.55) as minor units (255), rounded to the nearest."""
     return (amount * 100).round().cast(pl.Int64)
+
+
+def loggable(items: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Items without the values that the log takes none such of; (items, how many were left out, by column)."""
+    fits = {c: pl.col(c).str.len_bytes() <= bytes_max for c, bytes_max in _ITEM_BYTES_MAX.items() if c in items.columns}
+    if "price" in items.columns:
+        fits["price"] = pl.col("price").is_between(0, AMOUNT_MAX)
+    kept = items.with_columns(pl.when(fit).then(pl.col(c)).alias(c) for c, fit in fits.items())
+    counts = {c: kept[c].null_count() - items[c].null_count() for c in fits}
+    return kept, {c: count for c, count in counts.items() if count}
 
 
 def items_from_events(events: pl.DataFrame, first: Sequence[str] = ()) -> pl.DataFrame:

@@ -2,11 +2,12 @@
 
 Missing columns, other types, unknown event types and rows out of time order are refused. Rows that break a rule are
 set aside: a repeated event_id, an empty or over-long id, a time not after 1970-01-01 or not before 2100, a position or
-quantity below 1, a propensity outside (0, 1], a negative price, a change of price or stock that does not say to what,
-an item that nothing dates. Items that only events or listings of catalog.parquet know are added, and the first of those
-is the time of items without availability (or at such a time), unless dataset.json declares the catalogue static; both
-are counted in dataset.json, and so are items that are available only after their first event, which stay as they are.
-Columns that the contract does not know are left out and named there.
+quantity below 1, a propensity outside (0, 1], a price or stock below 0 or above 2^40, a session_id or request_id of
+more than 4,096 bytes, a change of price or stock that does not say to what, an item that nothing dates. Items that
+only events or listings of catalog.parquet know are added, and the first of those is the time of items without
+availability (or at such a time), unless dataset.json declares the catalogue static; both are counted in dataset.json,
+and so are items that are available only after their first event, which stay as they are. Columns that the contract
+does not know are left out and named there.
 
 Prices: an integer column is minor units (cents) as it stands; a float column is major units (2.55) and is multiplied
 by 100 and rounded.
@@ -26,6 +27,7 @@ from recsys.core.logging import get_logger
 from recsys.data import schema
 from recsys.data.importers import base
 from streaming.archive import read_items
+from streaming.wire import AMOUNT_MAX, TEXT_BYTES_MAX
 
 _log = get_logger(__name__)
 _FIX = "Mend the column where the directory is made."
@@ -192,6 +194,10 @@ def _rules(frame: pl.DataFrame, ids: tuple[str, ...]) -> dict[str, pl.Expr]:
         "negative_price": ("price", pl.col("price") < 0),
         "bad_quantity": ("quantity", pl.col("quantity") < 1),
         "negative_stock": ("stock", pl.col("stock") < 0),
+        "price_too_high": ("price", pl.col("price") > AMOUNT_MAX),
+        "stock_too_high": ("stock", pl.col("stock") > AMOUNT_MAX),
+        "session_id_too_long": ("session_id", pl.col("session_id").str.len_bytes() > TEXT_BYTES_MAX),
+        "request_id_too_long": ("request_id", pl.col("request_id").str.len_bytes() > TEXT_BYTES_MAX),
         "no_price": ("kind", (pl.col("kind") == "price") & unsaid("price")),
         "no_stock": ("kind", (pl.col("kind") == "stock") & unsaid("stock")),
         "known_before_it_happened": ("known_at", pl.col("known_at") < pl.col("event_time")),

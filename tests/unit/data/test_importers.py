@@ -12,8 +12,10 @@ import polars as pl
 import pytest
 
 from recsys.core.errors import BadInput
+from recsys.core.events import EventBatch
 from recsys.data import Dataset, import_dataset, schema
 from recsys.data.importers import base
+from streaming.codec import decode_events, encode_events
 
 
 def us(*when: int) -> datetime:
@@ -310,6 +312,40 @@ def test_canonical_items_are_dated_by_listings_too(tmp_path: Path, column: bool)
     counts = {"items_added_from_catalog": 1, "availability_from_catalog": 3, "availability_from_events": 1}
     assert counts.items() <= dataset.info.items()
     assert import_dataset("canonical", tmp_path / "out", tmp_path / "twice").hash == report.hash
+
+
+def test_canonical_import_passes_nothing_that_the_log_refuses(tmp_path: Path) -> None:
+    time, long, high = us(2024, 1, 1), "é" * 2_049, (1 << 40) + 1
+    events = {"event_id": [*"abcd"], "user_id": "u", "item_id": "x", "event_type": "view", "event_time": time}
+    pl.DataFrame(events).with_columns(
+        price=pl.Series([high, high - 1, None, None]),
+        session_id=pl.Series([None, "é" * 2_048, long, None]),
+        request_id=pl.Series([None, None, None, long]),
+    ).write_parquet(tmp_path / "events.parquet")
+    pl.DataFrame(
+        {
+            "item_id": ["x", "y"],
+            "available_from": time,
+            "title": [long, "é" * 2_048],
+            "brand": [long, None],
+            "attributes": ["a" * (16 << 10), "a" * ((16 << 10) + 1)],
+            "price": [high, -1],
+        }
+    ).write_parquet(tmp_path / "items.parquet")
+    changes = {"event_id": [*"cdef"], "item_id": "x", "event_time": time, "kind": ["price", "stock"] * 2}
+    catalog = pl.DataFrame(changes).with_columns(
+        price=pl.Series([high, None, high - 1, None]), stock=pl.Series([None, high, None, high - 1])
+    )
+    catalog.write_parquet(tmp_path / "catalog.parquet")
+    report = import_dataset("canonical", tmp_path, tmp_path / "out")
+    one = ("session_id_too_long", "request_id_too_long", "stock_too_high")
+    assert report.rejected == {**dict.fromkeys(one, 1), "price_too_high": 2}
+    dataset = Dataset.open(tmp_path / "out")
+    assert dataset.info["item_values_left_out"] == {"title": 1, "brand": 1, "attributes": 1, "price": 2}
+    batch = EventBatch.concat(list(dataset.event_batches()))
+    assert sorted(batch.strings("event_id"))[:3] == ["b", "e", "f"]
+    assert batch.table["title"].drop_null().to_pylist() == ["é" * 2_048]
+    assert not decode_events([value for _, _, value in encode_events(batch)]).rejected
 
 
 @pytest.mark.parametrize("rows_max", [1, 2, 100])
