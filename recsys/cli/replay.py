@@ -23,7 +23,13 @@ _COLUMNS = ("ndcg@10", "recall@10", "recall@100", "hr@10", "mrr@10", "coverage@1
 @click.option("--run", "run_dir", type=click.Path(path_type=Path), help="Run directory to compare.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the report.")
 @click.option("--arms", default="popular,own_history,retrieval,rank,full", show_default=True, help="Comma list.")
-@click.option("--task", type=click.Choice(["all", "new-only"]), default="all", show_default=True)
+@click.option(
+    "--task",
+    type=click.Choice(["all", "new-only"]),
+    default="all",
+    show_default=True,
+    help="new-only: what the user has not acted on before; arms know the newest 1,024 pairs of item and day of each.",
+)
 @click.option("--from", "from_", metavar="ISO", help="The cut (default: the run's until).")
 @click.option("--to", metavar="ISO", help="End of the period (default: just after the last event).")
 @click.option("--positives", default="purchase", show_default=True, help="Comma list of behaviours, or any.")

@@ -117,7 +117,11 @@ async def _start(gateway: Gateway) -> None:
 @click.option("--user", required=True, help="User id.")
 @click.option("--limit", type=int, default=10, show_default=True, help="Items wanted, 1 to 500.")
 @click.option("--deadline-ms", type=click.FloatRange(min=0), default=1_000.0, show_default=True)
-@click.option("--new-only", is_flag=True, help="Leave out what the user has acted on before.")
+@click.option(
+    "--new-only",
+    is_flag=True,
+    help="Leave out what the user has acted on before, as far as the newest 1,024 pairs of item and day tell.",
+)
 @click.option("--category", "categories", multiple=True, help="Only items of this category; may be repeated.")
 @click.option("--brand", "brands", multiple=True, help="Only items of this brand; may be repeated.")
 @click.option("--price-min", type=click.IntRange(min=0), help="Only items from this price on, in minor units.")
