@@ -162,11 +162,15 @@ class EndpointTeacher:
         """What is said of each list, as soon as it is: what was paid for is not held back for the slowest."""
         judge = self._listwise if self._config.mode == "listwise" else self._pointwise
         gate = asyncio.Semaphore(self._config.concurrency)
-        client = self._openai.AsyncOpenAI(**self._settings)
+
+        async def turn(_: object) -> None:  # of every try, also of those that the client makes by itself
+            await self._pace.turn(asyncio.get_running_loop().time())
+
+        http = self._openai.DefaultAsyncHttpxClient(event_hooks={"request": [turn]})
+        client = self._openai.AsyncOpenAI(**self._settings, http_client=http)
 
         async def call(*, answer_tokens: int, **request: Any) -> Any:
             async with gate:
-                await self._pace.turn(asyncio.get_running_loop().time())
                 return await self._ask(client.chat.completions.create, request, answer_tokens)
 
         async def one(at: int, of_list: _Asked) -> tuple[int, Judgement | Double11Error]:

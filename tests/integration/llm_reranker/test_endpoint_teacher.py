@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -128,6 +129,21 @@ def test_refusals_that_pass_are_retried_and_others_are_said(
     monkeypatch.delenv("OUR_TEST_KEY")
     with pytest.raises(BadInput, match="no OUR_TEST_KEY in the environment"):
         EndpointTeacher(MODEL, config)
+
+
+def test_every_try_waits_for_its_turn(config: TeacherConfig, lists: Lists) -> None:
+    """Of 600 a minute one in a tenth of a second; the client's own pauses are nothing here."""
+    order, at_s = Said(200, CHOICE % b'"[2] > [1] > [3]"'), []
+
+    def flaky(n: int, _: object) -> Said:
+        at_s.append(time.monotonic())
+        return order if n % 3 == 2 else THROTTLED
+
+    with front("http://127.0.0.1:9/v1", flaky) as (url, answered):
+        paced = dataclasses.replace(config, base_url=url, permutations=1, requests_per_minute_max=600)
+        assert len(ask(EndpointTeacher(MODEL, paced), lists, range(3))) == 3
+    assert len(answered) == 9
+    assert at_s[-1] - at_s[0] >= 0.75
 
 
 def test_a_service_that_is_away_is_said_so(config: TeacherConfig, lists: Lists) -> None:
