@@ -34,6 +34,7 @@ _BLOCK_PER_SLOT = 4  # lists under way, per request at a time
 _ANSWER_TOKENS_PER_ITEM, _ANSWER_TOKENS_MIN = 8, 32
 _TOP_LOGPROBS = 20
 _BYTES_PER_TOKEN = 3  # where the endpoint does not count: rather too many tokens than too few
+_PASSING = (408, 409, 429)  # what the client asks again, and 5xx
 _REFUSALS = (400, 403, 413, 422)  # of one request, if the endpoint answers others
 _USELESS_LISTS_MAX = 20  # one after another, all that was asked of them: then it is not the lists
 _OTHER_QUESTIONS = (  # that make it another teacher
@@ -235,13 +236,15 @@ class EndpointTeacher:
         how = thinking if c.reasoning_tokens_max else {"max_tokens": answer_tokens, "temperature": 0}
         try:
             answer = await self._answered(create, request, how)
-        except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
-            raise Unavailable(
-                self.name, came=f"{type(error).__name__} after {c.retries_max} retries: {error}", expected="an answer",
-                fix="The labels so far are kept: run again later, or lower requests_per_minute_max.",
-            ) from error  # fmt: skip
         except openai.APIError as error:
-            if getattr(error, "status_code", 0) in _REFUSALS and await self._is_of_the_text(create, request, how):
+            status = getattr(error, "status_code", 0)
+            if isinstance(error, openai.APIConnectionError) or status in _PASSING or status >= 500:
+                raise Unavailable(
+                    self.name, came=f"{type(error).__name__} after {c.retries_max} retries: {error}",
+                    expected="an answer",
+                    fix="The labels so far are kept: run again later, or lower requests_per_minute_max.",
+                ) from error  # fmt: skip
+            if status in _REFUSALS and await self._is_of_the_text(create, request, how):
                 return _Answer(refused=True)
             raise self._not_taken(f"{type(error).__name__}: {error}") from error
         self._requests += 1

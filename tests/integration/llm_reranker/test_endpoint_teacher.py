@@ -131,6 +131,19 @@ def test_refusals_that_pass_are_retried_and_others_are_said(
         EndpointTeacher(MODEL, config)
 
 
+@pytest.mark.parametrize("status", [408, 409, 503])
+def test_what_may_pass_but_stayed_is_unavailable(status: int, config: TeacherConfig, lists: Lists) -> None:
+    with (
+        front("http://127.0.0.1:9/v1", lambda *_: Said(status, b'{"error": {"message": "not now"}}')) as (
+            url,
+            answered,
+        ),
+        pytest.raises(Unavailable, match=r"after 1 retries.*not now"),
+    ):
+        ask(EndpointTeacher(MODEL, dataclasses.replace(config, base_url=url, retries_max=1)), lists, range(1))
+    assert len(answered) >= 2
+
+
 def test_every_try_waits_for_its_turn(config: TeacherConfig, lists: Lists) -> None:
     """Of 600 a minute one in a tenth of a second; the client's own pauses are nothing here."""
     order, at_s = Said(200, CHOICE % b'"[2] > [1] > [3]"'), []
