@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from threading import Event as StopEvent
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.core import BadInput, Clock, EventBatch, EventKind, WallClock
@@ -20,6 +21,7 @@ from streaming.topics import Topics
 _SLICE_S = 0.05
 _HEADERS = {SCHEMA_HEADER: SCHEMA_VERSION}
 _FUTURE_US = 300 * 1_000_000
+_OF_USERS = (EventKind.ACTION, EventKind.FORGET)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,21 @@ def check_not_future(last_event_us: int, clock: Clock) -> None:
         )
 
 
+def check_since_1970(first_us: int, last_us: int, shift_us: int) -> None:
+    """Refuse a shift that moves events to where no record may be: first_us is the first one's time before it, last_us
+    that of the last event or catalogue change. Raises: BadInput.
+    """
+    if shift_us and first_us + shift_us <= 0:
+        before, after, last = (f"{np.datetime64(us, 'us')}Z" for us in (first_us, first_us + shift_us, last_us))
+        raise BadInput(
+            "--shift-to",
+            came=f"a time that moves events of {before} to {after}, as something of the dataset is of {last}",
+            expected="events after 1970-01-01",
+            fix="--until ISO leaves out what lies far behind the other events, of the catalogue too; --from ISO what "
+            "lies far before them. Or give a later time.",
+        )
+
+
 def produce(
     batches: Iterable[EventBatch],
     log: Log,
@@ -63,7 +80,7 @@ def produce(
 ) -> ProduceReport:
     """Send batches in event-time order; everything is durable on return.
 
-    speed: 1.0 = as fast as the events happened, None = as fast as it goes. shift_us is added to all times.
+    speed: 1.0 = as fast as the events happened, None = as fast as it goes. shift_us: see `shifted`.
     Actions and forgets go to `events` by user, catalogue changes to `catalog` by item.
     Raises: BadInput for an event in the future; what comes before its batch has been sent.
     """
@@ -87,7 +104,7 @@ def produce(
                 if upto > done:
                     part = batch.slice(done, upto - done)
                     for kind, key, value in encode_events(part):
-                        if kind in (EventKind.ACTION, EventKind.FORGET):
+                        if kind in _OF_USERS:
                             producer.send(topics.events, key, value, _HEADERS)
                         else:
                             partition = partition_of(owner_of(key), num_partitions)
@@ -105,9 +122,13 @@ def produce(
 
 
 def shifted(batch: EventBatch, shift_us: int) -> EventBatch:
-    """All times moved by the same amount."""
+    """All times moved by the same amount; what of the catalogue would be before 1970 stays in its first microsecond, as
+    a dataset dates what was.
+    """
     table = batch.table
+    is_of_user = pc.is_in(table.column("kind"), pa.array([int(k) for k in _OF_USERS], pa.int8()))
     for name in ("event_time", "known_at") if shift_us else ():
-        at = table.schema.get_field_index(name)
-        table = table.set_column(at, table.schema.field(at), pc.add(table.column(name), shift_us))
+        at, moved = table.schema.get_field_index(name), pc.add(table.column(name), shift_us)
+        moved = pc.if_else(is_of_user, moved, pc.max_element_wise(moved, 1, skip_nulls=False))
+        table = table.set_column(at, table.schema.field(at), moved)
     return EventBatch(table)

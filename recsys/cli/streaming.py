@@ -85,21 +85,22 @@ def produce(
     from recsys.core import progress
     from recsys.data import Dataset
     from streaming.log import open_log, topics_at
-    from streaming.produce import check_not_future
+    from streaming.produce import check_not_future, check_since_1970
     from streaming.produce import produce as send_all
 
     if speed is not None and not speed > 0:
         raise BadInput("--speed", came=speed, expected="above 0", fix="Leave it out to go as fast as possible.")
     config, dataset, clock = Config.load(config_path), Dataset.open(directory), WallClock()
-    before_us = parse_time_us(until, "--until")
+    before_us, from_us = parse_time_us(until, "--until"), parse_time_us(from_, "--from")
     last_us = dataset.last_change_us  # nothing is sent of a dataset that would be refused at its end
     last_us = last_us if before_us is None else min(last_us, before_us - 1)
     target_us = parse_time_us(shift_to, "--shift-to")
     shift_us = 0 if target_us is None else target_us - last_us
     check_not_future(last_us + shift_us, clock)
+    check_since_1970(max(dataset.first_event_us, from_us or 0), last_us, shift_us)
     with open_log(sink, config) as log, progress.bar(total=dataset.num_events, what="produce", unit="events") as bar:
         report = send_all(
-            dataset.event_batches(from_us=parse_time_us(from_, "--from"), before_us=before_us),
+            dataset.event_batches(from_us=from_us, before_us=before_us),
             log,
             topics=topics_at(sink, config),
             clock=clock,

@@ -145,6 +145,27 @@ def test_a_catalogue_that_goes_on_after_the_last_action_is_shifted_with_it(doubl
     assert times["b"] == times["a"] - 3 * 86_400_000_000
 
 
+def test_a_shift_moves_no_event_before_1970_and_no_listing(double11, url, tmp_path):
+    """One item of 2090 stretches the span: with its time moved to now, the events would be of 1960."""
+    time, year = pl.Datetime("us", "UTC"), lambda *years: pl.Series([datetime(y, 1, 1, tzinfo=UTC) for y in years])
+    events = pl.DataFrame(
+        {"event_id": ["e"], "user_id": ["u"], "item_id": ["book"], "event_type": ["view"], "event_time": year(2024)}
+    ).with_columns(pl.col("event_time").cast(time))
+    items = pl.DataFrame({"item_id": ["book", "wrong"], "available_from": year(1950, 2090).cast(time)})
+    write_dataset(tmp_path / "data", events=events, items=items, info={})
+    double11("streaming", "init")
+    produce = ("produce", tmp_path / "data", "--sink", url, "--shift-to", "2020-01-01")
+    code, answer = double11(*produce)
+    assert (code, answer["error"]["code"]) == (2, "BAD_INPUT")
+    assert all(said in answer["error"]["message"] for said in ("of 2024-01-01", "to 195", "of 2090-01-01"))
+    with open_log(url) as log:
+        assert not any(sum(log.end_offsets(topic).values()) for topic in ("events", "catalog"))
+    code, answer = double11(*produce, "--until", "2024-01-02")
+    assert (code, answer["events"]) == (0, 2)
+    _, report = double11("ingest", "--source", url, "--store", url, "--until-caught-up")
+    assert (report["events"], report["dead_letters"]) == ({"applied": 2}, {})
+
+
 def test_a_log_that_does_not_exist_names_init(double11, dataset, url):
     code, answer = double11("produce", dataset, "--sink", url)
     assert code == 2
