@@ -16,7 +16,7 @@ import pyarrow as pa
 from double11.v1.event_pb2 import Action, Event, ForgetUser, Impression, ItemChange, PriceChange, StockChange
 from google.protobuf.message import DecodeError
 
-from recsys.core import EVENT_SCHEMA, EventBatch, EventKind, EventType
+from recsys.core import EVENT_SCHEMA, BadInput, EventBatch, EventKind, EventType
 from recsys.core.ids import ID_BYTES_MAX
 from streaming.log.base import SCHEMA_HEADER, SCHEMA_VERSION, VALUE_BYTES_MAX
 from streaming.wire import AMOUNT_MAX, TEXT_BYTES_MAX, TIME_US_MAX, decode_actions, decode_changes
@@ -103,7 +103,7 @@ def validate(message: Event) -> str | None:
 
 
 def encode_events(batch: EventBatch) -> Iterator[tuple[EventKind, bytes, bytes]]:
-    """Each event's kind, its `record_key` and its protobuf value."""
+    """Each event's kind, its `record_key` and its protobuf value. Raises: BadInput for a price or stock of null."""
     columns = {name: batch.table.column(name).to_pylist() for name in EVENT_SCHEMA.names}
     for values in zip(*columns.values(), strict=True):
         row = dict(zip(columns, values, strict=True))
@@ -134,6 +134,19 @@ def owner_of(catalog_key: bytes) -> bytes:
     return catalog_key.rpartition(b"\0")[0] or catalog_key
 
 
+def _amount(row: dict[str, Any], column: str) -> int:
+    """The price or stock that a change is about. Raises: BadInput for none: on the wire that would be 0."""
+    value: int | None = row[column]
+    if value is None:
+        raise BadInput(
+            f"event {row['event_id']}",
+            came=f"a {column} change of item {row['item_id']} without a {column}",
+            expected="a number, 0 included",
+            fix="Set such rows of catalog.parquet aside: double11 data import --format canonical DIR --out NEW",
+        )
+    return value
+
+
 _BODY: Mapping[EventKind, Callable[[dict[str, Any]], dict[str, Any]]] = {
     EventKind.ACTION: lambda r: {
         "action": Action(
@@ -148,8 +161,8 @@ _BODY: Mapping[EventKind, Callable[[dict[str, Any]], dict[str, Any]]] = {
             quantity=r["quantity"],
         )
     },
-    EventKind.PRICE: lambda r: {"price": PriceChange(item_id=r["item_id"], price_minor=r["price"])},
-    EventKind.STOCK: lambda r: {"stock": StockChange(item_id=r["item_id"], stock_units=r["stock"])},
+    EventKind.PRICE: lambda r: {"price": PriceChange(item_id=r["item_id"], price_minor=_amount(r, "price"))},
+    EventKind.STOCK: lambda r: {"stock": StockChange(item_id=r["item_id"], stock_units=_amount(r, "stock"))},
     EventKind.ITEM: lambda r: {
         "item": ItemChange(
             item_id=r["item_id"],

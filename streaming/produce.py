@@ -82,7 +82,8 @@ def produce(
 
     speed: 1.0 = as fast as the events happened, None = as fast as it goes. shift_us: see `shifted`.
     Actions and forgets go to `events` by user, catalogue changes to `catalog` by item.
-    Raises: BadInput for an event in the future; what comes before its batch has been sent.
+    Raises: BadInput for an event in the future, what comes before its batch has been sent; or for a price or stock of
+    null, what comes before it has been sent.
     """
     topics, clock, stop = topics or Topics(), clock or WallClock(), stop or StopEvent()
     started, sent, first_us = time.perf_counter(), 0, None

@@ -10,6 +10,7 @@ from double11.v1.event_pb2 import Action, Event, Impression, ImpressionItem
 from feature_store import FeatureStatus
 from feature_store.online import MemoryStore
 from recsys.core import BadInput, Conflict, Deadline, EventBatch, EventKind, ManualClock, VersionMismatch
+from streaming.codec import decode_events
 from streaming.config import JobConfig
 from streaming.dead_letter import Requeued, letters, requeue, survey
 from streaming.job import Job
@@ -277,6 +278,16 @@ def test_an_offset_below_the_logs_start_is_refused(room, monkeypatch):
     monkeypatch.setattr(type(room.log), "begin_offsets", lambda self, topic: dict.fromkeys(range(4), 7))
     with pytest.raises(VersionMismatch, match="features materialize"):
         Job(room.log, room.store)
+
+
+@pytest.mark.parametrize(("kind", "column"), [(EventKind.PRICE, "price"), (EventKind.STOCK, "stock")])
+def test_a_change_without_its_number_is_refused_and_not_sent_as_0(room, kind, column):
+    columns = {"event_id": ["a", "b"], "kind": [int(kind)] * 2, "event_time": [T, T + 1], "item_id": ["i", "j"]}
+    changes = EventBatch.from_columns(columns | {column: [5, None]})
+    with pytest.raises(BadInput, match=f"event b: got a {column} change of item j without a {column}"):
+        room.send(changes)
+    found = [decode_events(b.values).batch for b in read_all(room.log, "catalog")]
+    assert [(b.strings("item_id"), b.numpy(column).tolist()) for b in found] == [(["i"], [5])]
 
 
 def test_a_dataset_dated_in_the_future_is_not_produced(room):
