@@ -85,9 +85,8 @@ class Tidy:
         self._drop_temporary()
         newest = max((p.parent.name for f in DAILY for p in found(self._root, f)), default="")
         for folder in (*DAILY, ITEMS):
-            spans = {
-                p: Span.of(p) for p in found(self._root, folder)
-            }  # behind the coverage a flush is at work, or died
+            # Behind the coverage a flush is at work, or has died.
+            spans = {p: Span.of(p) for p in found(self._root, folder)}
             whole, merged = split(p for p, s in spans.items() if s.source in mine and s.first < mine[s.source].end)
             for path in merged:
                 if time.time() - path.stat().st_mtime >= self._config.merged_keep_s:
