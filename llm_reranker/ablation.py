@@ -31,7 +31,7 @@ class Variant:
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
-        "dense": Variant(changes={"num_experts": 0}),
+        "dense": Variant(changes={"num_experts": 0, "upcycle_epochs": 0}),
         "upcycled": Variant(changes={"upcycle_epochs": 1, "student_epochs": 1}),
         "without text": Variant(text=False),
         "without collaborative tokens": Variant(embedding=False),
@@ -75,11 +75,13 @@ def rows(
     """One row per order of the validation lists: the ranker's, the teacher's, the student's and every variant's.
 
     A row has, by task, NDCG@10 of the order itself, the weight that validation gives it beside the ranker's, NDCG@10
-    of the blend, and its gain over the ranker's order with a 95 % interval.
+    of the blend, and its gain over the ranker's order with a 95 % interval. What cannot be upcycled has no such row.
     """
     rank = {task: of.rank for task, of in work.held.items()}
     found = [_row("rank", work, rank), _row("teacher", work, judged), _row("student", work, student.raw, student)]
     for name, variant in VARIANTS.items():
+        if variant.changes.get("upcycle_epochs") and not work.config.can_upcycle:
+            continue  # there are no such experts
         if all(getattr(work.config, k) == v for k, v in variant.changes.items()) and variant.changes:
             found.append({**found[2], "what": name})  # it is the student
             continue

@@ -129,6 +129,18 @@ class DistillConfig:
                     expected=f"a multiple of {HEAD_DIM}",
                     fix="Round it.",
                 )
+        if self.upcycle_epochs and not self.can_upcycle:
+            raise BadInput(
+                "configuration llm_reranker.distill.upcycle_epochs",
+                came=f"{self.upcycle_epochs} with {self.num_experts} experts, {self.experts_per_token} per token",
+                expected="experts, a multiple of experts_per_token",
+                fix="Choose such sizes, or upcycle_epochs = 0.",
+            )
+
+    @property
+    def can_upcycle(self) -> bool:
+        """Whether a dense student can become these experts: see llm_reranker.upcycle."""
+        return self.num_experts > 0 and self.num_experts % self.experts_per_token == 0
 
 
 @section("llm_reranker.teacher")

@@ -181,7 +181,7 @@ class _Work:
         sizes = (config.hidden_size, config.num_layers, config.expert_width)
         network = self.network(config, *sizes)
         if config.upcycle_epochs:
-            dense = self.network(replace(config, num_experts=0), *sizes)
+            dense = self.network(replace(config, num_experts=0, upcycle_epochs=0), *sizes)
             fit.train(dense, data, train, config, epochs=config.upcycle_epochs, seed=seed, what="dense student")
             upcycle(dense.lm, network.lm)
             network.extras.load_state_dict(dense.extras.state_dict())

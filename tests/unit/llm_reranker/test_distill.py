@@ -111,6 +111,9 @@ def test_bad_requests_are_refused_before_any_training(world: ModuleType, tmp_pat
         distill(tmp_path / "one.parquet", world.items(), tmp_path / "o")
     with pytest.raises(BadInput, match="hidden_size"):
         DistillConfig(hidden_size=100)
+    for sizes in ({"num_experts": 0}, {"num_experts": 7, "experts_per_token": 2}):
+        with pytest.raises(BadInput, match="upcycle_epochs"):
+            DistillConfig(upcycle_epochs=1, **sizes)
 
 
 def test_align_undoes_each_windows_rotation() -> None:
@@ -209,6 +212,19 @@ def test_the_ablation_has_every_row(world: ModuleType, tmp_path: Path) -> None:
     assert rows["rank"]["all"]["over_rank"] == [0, 0, 0]
     assert rows["1 token"] == {**rows["student"], "what": "1 token"}
     assert rows["4 tokens"]["parameters"] > rows["2 tokens"]["parameters"] > rows["student"]["parameters"]
+
+
+@pytest.mark.parametrize(("student", "absent"), [({"num_experts": 0}, {"upcycled"}), ({"upcycle_epochs": 1}, set())])
+def test_every_student_has_its_ablation(
+    student: dict[str, int], absent: set[str], world: ModuleType, tmp_path: Path
+) -> None:
+    few = {"train_queries_max": 8, "validation_queries_max": 4, "student_epochs": 1, "student_steps_min": 1}
+    config = dataclasses.replace(world.TINY, **few, **student)
+    lists = world.write_lists(tmp_path / "l.parquet", queries=40)
+    report = distill(lists, world.items(), tmp_path / "o", config=config, ablate=True)
+    rows = {row["what"]: row for row in report["ablation"]}
+    assert VARIANTS.keys() - rows.keys() == absent
+    assert rows["dense"]["parameters"] <= rows["student"]["parameters"]
 
 
 def test_a_dense_student_has_the_active_parameters_of_the_experts_and_serves(world: ModuleType, tmp_path: Path) -> None:
