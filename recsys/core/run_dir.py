@@ -11,6 +11,7 @@ whom the umask lets: it is often served by another user than trained it.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -153,24 +154,26 @@ class RunDirectory:
     def add_files(self, source: Path, folder: str, changes: Mapping[str, Any]) -> RunDirectory:
         """Copy the tree `source` to `folder` inside the run, then list it and merge `changes` into the manifest.
 
-        The folder must be new. Readers see either the old manifest or the new one.
+        The folder must be new. Readers see either the old manifest or the new one; of several writers one waits for
+        the other.
         Raises: Conflict when the folder is already listed.
         """
-        if self.files_under(folder):
-            raise Conflict(
-                f"run {self.run_id}, folder {folder}",
-                came="already there",
-                expected="a new version",
-                fix="Choose another version, or pass --replace to add one and make it the serving version.",
-            )
-        target = self.root / folder
-        shutil.rmtree(target, ignore_errors=True)  # left by a writer that died before it listed them
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source, target)
-        fresh = json.loads((self.root / MANIFEST).read_text("utf-8"))
-        added = {n: e for n, e in _describe(self.root).items() if n.startswith(folder.rstrip("/") + "/")}
-        manifest = {**fresh, **changes, "files": {**fresh["files"], **added}}
-        _write_manifest(self.root, manifest, [target, *target.rglob("*")])
+        with _locked(self.root):
+            fresh = RunDirectory(self.root, json.loads((self.root / MANIFEST).read_text("utf-8")))
+            if fresh.files_under(folder):
+                raise Conflict(
+                    f"run {self.run_id}, folder {folder}",
+                    came="already there",
+                    expected="a new version",
+                    fix="Choose another version, or pass --replace to add one and make it the serving version.",
+                )
+            target = self.root / folder
+            shutil.rmtree(target, ignore_errors=True)  # left by a writer that died before it listed them
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(source, target)
+            added = {n: e for n, e in _describe(self.root).items() if n.startswith(folder.rstrip("/") + "/")}
+            manifest = {**fresh.manifest, **changes, "files": {**fresh.manifest["files"], **added}}
+            _write_manifest(self.root, manifest, [target, *target.rglob("*")])
         return RunDirectory(self.root, manifest)
 
 
@@ -302,6 +305,17 @@ def _write_manifest(root: Path, manifest: Mapping[str, Any], new: Iterable[Path]
         os.fsync(f.fileno())
     temporary.rename(root / MANIFEST)
     _fsync(root)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Nobody else who asks is in here meanwhile. The folder itself is the lock: nothing is left behind."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _fsync(folder: Path) -> None:

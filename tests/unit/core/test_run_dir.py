@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -237,6 +239,29 @@ def test_add_files_lists_a_new_folder_and_changes_the_manifest(tmp_path: Path) -
     assert opened.files_under("reranker/v1") == ["reranker/v1/config.json", "reranker/v1/sub/model.safetensors"]
     with pytest.raises(Conflict, match="already there"):
         opened.add_files(source, "reranker/v1", {})
+
+
+def test_of_two_who_add_the_same_version_the_second_is_told(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    sources = [tmp_path / name for name in "ab"]
+    for source in sources:
+        source.mkdir()
+        (source / "config.json").write_text(json.dumps(source.name))
+    both = threading.Barrier(2)
+
+    def add(source: Path, mine: RunDirectory) -> str:
+        both.wait()
+        try:
+            mine.add_files(source, "reranker/1", {"rerankers": ["1"]})
+        except Conflict:
+            return "conflict"
+        return source.name
+
+    with ThreadPoolExecutor(2) as pool:
+        ends = list(pool.map(add, sources, [RunDirectory.open(run.root) for _ in sources]))
+    winner, loser = sorted(ends, key=lambda end: end == "conflict")
+    assert loser == "conflict"
+    assert json.loads(RunDirectory.open(run.root).path("reranker/1/config.json").read_text()) == winner
 
 
 def test_add_files_takes_over_what_a_dead_writer_left(tmp_path: Path) -> None:
