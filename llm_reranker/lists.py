@@ -36,6 +36,7 @@ SCHEMA = pa.schema(
         pa.field("label", pa.float32(), nullable=False),  # 1 = the user acted on it after query_time, else 0
     ]
 )
+_SCORE_MAX = 1e9  # beyond are marks for "none", whose squares are no numbers
 _FIX = "Make the lists again with `double11 distill` (recsys.training.rerank_lists)."
 
 
@@ -79,8 +80,8 @@ def read(path: Path | str) -> Lists:
     """Read and check a list file.
 
     Raises: CorruptData for a file that is not whole Parquet; BadInput for missing columns, wrong types, nulls where
-    none may be, infinite scores or embeddings, embeddings of several widths, or a query whose rows disagree or repeat
-    an item.
+    none may be, infinite or absurd scores, infinite embeddings, embeddings of several widths, or a query whose rows
+    disagree or repeat an item.
     """
     try:
         table = pq.read_table(path)
@@ -138,8 +139,9 @@ def _check(frame: pl.DataFrame, path: str) -> None:
 
     if frame.is_empty():
         raise BadInput(f"lists {path}", came="no rows", expected="at least one list", fix=_FIX)
-    refuse(frame.filter(~pl.col("rank_score").is_finite()), "rank_score", "finite numbers")
-    refuse(frame.filter(pl.col("retrieval_score").is_infinite()), "retrieval_score", "finite numbers or null")
+    refuse(frame.filter(~(pl.col("rank_score").abs() <= _SCORE_MAX)), "rank_score", f"numbers up to {_SCORE_MAX:.0e}")
+    mad = pl.col("retrieval_score").is_not_nan() & (pl.col("retrieval_score").abs() > _SCORE_MAX)
+    refuse(frame.filter(mad), "retrieval_score", f"numbers up to {_SCORE_MAX:.0e}, null where one is missing")
     refuse(frame.filter(~pl.col("label").is_between(0.0, 1.0)), "label", "numbers from 0 to 1")
     refuse(frame.filter(pl.struct("query_id", "item_id").is_duplicated()), "item_id", "an item once per query")
     shared = ("query_time", "new_only", "history_text")

@@ -52,6 +52,8 @@ def test_a_file_of_the_test_world_reads(world: ModuleType, tmp_path: Path) -> No
     [
         ({"rank_score": [1.0, float("nan"), 0.0, 0.0]}, "rank_score"),
         ({"retrieval_score": [float("inf"), 0.0, 0.0, 0.0]}, "retrieval_score"),
+        ({"retrieval_score": [-3.4e38, 0.0, 0.0, 0.0]}, "retrieval_score: got 1 bad.*null where one is missing"),
+        ({"rank_score": [0.0, 0.0, 0.0, -1e20]}, "rank_score"),
         ({"label": [2.0, 0.0, 0.0, 0.0]}, "label"),
         ({"item_id": ["x", "x", "x", "z"]}, "once per query"),
         ({"query_time": [200, 100, 101, 200]}, "one value per query"),
