@@ -47,17 +47,18 @@ def adopt(
     config: DistillConfig | None = None,
     serving: RerankConfig | None = None,
     version: str = "1",
+    until_us: int | None = None,
 ) -> dict[str, Any]:
     """Copy the folder, judge it on the lists' last block, and write its card; returns the report.
 
     config: how many lists judge, and how deep. serving: how many tokens of history and item it reads, and in which
-    precision it is judged and gives its known answer.
+    precision it is judged and gives its known answer. until_us: see lists.read.
     Raises: NotFound, CorruptData for the folder; BadInput for lists that cannot be split.
     """
     config, serving = config or DistillConfig(), serving or RerankConfig()
     started_s = time.perf_counter()
     teacher = LocalTeacher(source, serving, precision=serving.precision)
-    lists = read(lists_path)
+    lists = read(lists_path, until_us=until_us)
     parts = split(lists, config, seed)
     tasks: dict[str, Any] = {}
     for task in TASKS:

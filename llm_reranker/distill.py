@@ -59,13 +59,14 @@ def distill(
     item_vectors: ItemVectors | None = None,
     version: str = "1",
     ablate: bool = False,
+    until_us: int | None = None,
 ) -> dict[str, Any]:
     """Train a student on the lists and a teacher's labels, and write the student's folder.
 
     items: the catalogue, whose soft tokens are computed. teacher: see llm_reranker.teachers. labels: where each
     teacher's label file is kept (None: nowhere). item_vectors: the vectors (item_key [M], float32 [M, C]) that
     serving's tower gives the items; the lists' embeddings are rotated into their space. None: those of the last block.
-    ablate: train the students of llm_reranker.ablation too, for the report.
+    ablate: train the students of llm_reranker.ablation too, for the report. until_us: see lists.read.
     Returns the report, which is also in double11.json.
     Raises: BadInput for lists that cannot be split or a teacher that does not exist; Unavailable, Overloaded from a
     teacher, whose labels so far are kept; see lists.read for the rest.
@@ -73,7 +74,7 @@ def distill(
     kind, rest = parse(teacher)
     config = config or DistillConfig()
     started_s = time.perf_counter()
-    lists = read(lists_path)
+    lists = read(lists_path, until_us=until_us)
     parts = split(lists, config, seed)
     with torch.random.fork_rng():
         work = _Work(lists, items, parts, config, seed, item_vectors)

@@ -8,6 +8,7 @@ Shape legend: Q queries, R rows (candidates of all queries), D embedding width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -76,19 +77,19 @@ class Lists:
         return np.stack([self.retrieval_score[rows], self.rank_score[rows], position], axis=1)
 
 
-def read(path: Path | str) -> Lists:
-    """Read and check a list file.
+def read(path: Path | str, *, until_us: int | None = None) -> Lists:
+    """Read and check a list file. until_us: every query has to be from before it, microseconds UTC.
 
     Raises: CorruptData for a file that is not whole Parquet; BadInput for missing columns, wrong types, nulls where
     none may be, infinite or absurd scores, infinite embeddings, embeddings of several widths, or a query whose rows
-    disagree or repeat an item.
+    disagree, repeat an item or are from later than they may be.
     """
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise CorruptData(f"lists {path}", came=str(error), expected="a Parquet file", fix=_FIX) from error
     frame = pl.DataFrame(pl.from_arrow(_conform(table, str(path)))).sort("query_time", "query_id", maintain_order=True)
-    _check(frame, str(path))
+    _check(frame, str(path), until_us)
     first = frame.group_by("query_id", maintain_order=True).agg(
         pl.col("query_time", "new_only", "history_text").first(), pl.len()
     )
@@ -131,7 +132,7 @@ def _conform(table: pa.Table, path: str) -> pa.Table:
     return pa.table(columns, schema=SCHEMA)
 
 
-def _check(frame: pl.DataFrame, path: str) -> None:
+def _check(frame: pl.DataFrame, path: str, until_us: int | None) -> None:
     def refuse(bad: pl.DataFrame, what: str, expected: str) -> None:
         if len(bad):
             came = f"{len(bad)} bad, first in query {bad['query_id'][0]!r}"
@@ -144,6 +145,9 @@ def _check(frame: pl.DataFrame, path: str) -> None:
     refuse(frame.filter(mad), "retrieval_score", f"numbers up to {_SCORE_MAX:.0e}, null where one is missing")
     refuse(frame.filter(~pl.col("label").is_between(0.0, 1.0)), "label", "numbers from 0 to 1")
     refuse(frame.filter(pl.struct("query_id", "item_id").is_duplicated()), "item_id", "an item once per query")
+    if until_us is not None:
+        until = datetime.fromtimestamp(until_us / 1e6, UTC).isoformat()
+        refuse(frame.filter(pl.col("query_time") >= until_us), "query_time", f"times before the run's until, {until}")
     shared = ("query_time", "new_only", "history_text")
     per_query = frame.group_by("query_id").agg(pl.col(shared).n_unique())
     refuse(per_query.filter(pl.any_horizontal(pl.col(shared) > 1)), ", ".join(shared), "one value per query")

@@ -30,7 +30,7 @@ def add_reranker(
     lists: Parquet lists (llm_reranker.lists.SCHEMA); None = made from the run's windows. labels: where label files are
     kept; None = RUN.work/labels. checkpoint: a Qwen3 folder that is taken as it is, nothing is distilled; serving: how
     much of a history it reads.
-    Raises: what making lists and distilling raise.
+    Raises: what making lists and distilling raise; BadInput for lists from the run's `until` or later.
     """
     from llm_reranker import distill as distillation  # heavy
     from llm_reranker.adopt import adopt
@@ -44,7 +44,10 @@ def add_reranker(
         out = Path(work) / version
         report: dict[str, Any]
         if checkpoint is not None:
-            report = adopt(checkpoint, lists, items, out, seed=seed, config=config, serving=serving, version=version)
+            report = adopt(
+                checkpoint, lists, items, out, seed=seed, config=config, serving=serving, version=version,
+                until_us=run.until_us,
+            )  # fmt: skip
         else:
             report = distillation.distill(
                 lists,
@@ -58,6 +61,7 @@ def add_reranker(
                 item_vectors=Tower.load(run).item_vectors() if run.has("models/tower.json") else None,
                 version=version,
                 ablate=ablate,
+                until_us=run.until_us,
             )
         run.add_files(out, f"reranker/{version}", {"rerankers": [*versions, version]})
     return report

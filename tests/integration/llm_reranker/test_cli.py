@@ -100,7 +100,7 @@ def test_sigterm_keeps_the_labels_that_were_paid_for(
 
 
 def test_bad_input_has_an_exit_code_and_a_fix(
-    copy: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    copy: RunDirectory, world: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = ["--run", str(copy.root), "--replace", "--json"]
     assert double11(["distill", str(tmp_path / "none"), *run]) == 2
@@ -108,4 +108,11 @@ def test_bad_input_has_an_exit_code_and_a_fix(
     assert double11(["distill", ".", *run, "--lists", str(tmp_path / "none.parquet")]) == 1
     codes = [json.loads(line)["error"]["code"] for line in capsys.readouterr().out.splitlines()]
     assert codes == ["BAD_INPUT", "NOT_FOUND", "CORRUPT_DATA"]
+    later = pl.read_parquet(world.write_lists(tmp_path / "l.parquet", queries=12)).with_columns(
+        pl.col("query_time") + copy.until_us
+    )
+    later.write_parquet(tmp_path / "later.parquet")
+    for how in ([], ["--checkpoint", str(copy.root / "reranker/1")]):
+        assert double11(["distill", ".", *run, *how, "--lists", str(tmp_path / "later.parquet")]) == 2
+        assert "query_time" in capsys.readouterr().out
     assert RunDirectory.open(copy.root).reranker_versions() == ["1"]

@@ -68,6 +68,13 @@ def test_rows_that_make_no_sense_are_refused(changes: dict[str, list[object]], w
         read(write(tmp_path / "l.parquet", rows(**changes)))
 
 
+def test_lists_from_after_the_run_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "l.parquet", rows())
+    assert len(read(path, until_us=201)) == 2
+    with pytest.raises(BadInput, match=r"query_time: got 2 bad, first in query 'q2'.*until, 1970-01-01"):
+        read(path, until_us=200)
+
+
 def test_missing_columns_wrong_types_and_nulls_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "l.parquet"
     for name in ("label", "new_only"):
