@@ -77,8 +77,8 @@ def adopt(
         "seed": seed,
     }
     out.mkdir(parents=True)
-    for path in source.iterdir():
-        if path.name in FILES or path.match("model*.safetensors"):
+    for path in [*(source / name for name in FILES), *checkpoint.weight_files(source)]:
+        if path.is_file():
             shutil.copyfile(path, out / path.name)
     Card(
         version=version,

@@ -130,11 +130,8 @@ def read(folder: Path, *, has: Callable[[str], bool] | None = None, precision: P
     return Checkpoint(model=model, tokenizer=tokenizer, yes=yes, no=no, card=card, extras=extras, items=items)
 
 
-def read_model_tensors(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
-    """Every tensor of `config.shapes()` as float32, from one file, else from the shards that the index names.
-
-    Raises: CorruptData.
-    """
+def weight_files(folder: Path) -> list[Path]:
+    """The file of the model's tensors, else the shards that the index names. Raises: CorruptData for the index."""
     index = folder / "model.safetensors.index.json"
     files = [folder / "model.safetensors"]
     if index.is_file() and not files[0].is_file():  # as transformers looks for them
@@ -142,9 +139,17 @@ def read_model_tensors(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
         if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
             raise CorruptData(str(index), came="no weight_map", expected="tensor names and their files", fix=_FIX)
         files = [folder / Path(name).name for name in sorted(set(weight_map.values()))]
+    return files
+
+
+def read_model_tensors(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
+    """Every tensor of `config.shapes()` as float32, of all weight files.
+
+    Raises: CorruptData.
+    """
     # A tied checkpoint may carry a copy of the embedding as its head.
     optional = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    return _tensors(files, config.shapes(), optional)
+    return _tensors(weight_files(folder), config.shapes(), optional)
 
 
 def read_items(path: Path, soft_tokens: int, hidden: int) -> SoftItems:

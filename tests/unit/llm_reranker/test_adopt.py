@@ -58,6 +58,19 @@ async def test_one_command_swaps_in_a_folder(
     assert load_file(shards[0])
 
 
+def test_shards_are_those_that_the_index_names(world: ModuleType, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    write_folder("moe", folder, ["tea lamp shoe red"] * 20, max_shard_size="100KB")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace('"model-', '"weights-'))
+    for shard in folder.glob("model-*.safetensors"):
+        shard.rename(shard.with_name(shard.name.replace("model-", "weights-")))
+    (folder / "model_of_another.safetensors").write_bytes(b"")
+    lists, out = world.write_lists(tmp_path / "l.parquet", queries=24, candidates=6), tmp_path / "o"
+    adopt(folder, lists, world.items(), out, serving=RerankConfig(prefix_tokens_max=400))
+    assert [p.name for p in sorted(out.glob("*.safetensors"))] == [p.name for p in sorted(folder.glob("weights-*"))]
+
+
 @pytest.mark.parametrize("kind", ["dense", "moe"])
 def test_a_folder_is_judged_and_probed_in_the_precision_that_serves(
     kind: str, world: ModuleType, tmp_path: Path
