@@ -5,7 +5,7 @@
     extras.safetensors    item encoder, feature projections (llm_reranker.extras)
     items.safetensors     item_key [M], soft [M, S, D]: the catalogue's soft tokens
 
-Without extras the folder scores in text mode. Missing, extra and mis-shaped tensors are errors.
+Without extras the folder scores in text mode. Missing, extra, mis-shaped and infinite tensors are errors.
 Shape legend: M items, S soft tokens per item, D hidden.
 """
 
@@ -245,7 +245,11 @@ def _tensors(
         if tuple(tensors[name].shape) != shape or not tensors[name].is_floating_point():
             came = f"{tuple(tensors[name].shape)} of {tensors[name].dtype}"
             raise CorruptData(f"{where}, {name}", came=came, expected=f"{shape} of floats", fix=_FIX)
-    return {name: tensors.pop(name).float() for name in shapes}  # never both whole copies in memory
+    made = {name: tensors.pop(name).float() for name in shapes}  # never both whole copies in memory
+    for name, tensor in made.items():
+        if not tensor.isfinite().all():
+            raise CorruptData(f"{where}, {name}", came="NaN or infinite weights", expected="finite ones", fix=_FIX)
+    return made
 
 
 def _open(files: Sequence[Path]) -> dict[str, Tensor]:

@@ -256,7 +256,7 @@ def test_a_value_that_no_checkpoint_can_have_is_refused_by_name(key: str, value:
         ModelConfig.from_json({**read_json(tmp_path / "config.json"), key: value}, "config.json")
 
 
-@pytest.mark.parametrize("damage", ["missing", "extra", "shape", "integers", "truncated", "no file"])
+@pytest.mark.parametrize("damage", ["missing", "extra", "shape", "integers", "NaN", "truncated", "no file"])
 def test_damaged_tensors_are_a_clear_error(damage: str, tmp_path: Path) -> None:
     theirs("moe", tmp_path)
     path = tmp_path / "model.safetensors"
@@ -270,6 +270,8 @@ def test_damaged_tensors_are_a_clear_error(damage: str, tmp_path: Path) -> None:
         tensors[name] = tensors[name].T.contiguous()
     elif damage == "integers":  # quantised by another tool
         tensors[name] = tensors[name].to(torch.int8)
+    elif damage == "NaN":  # of a training that went astray
+        tensors[name][0, 0] = torch.nan
     save_file(tensors, path)
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-10])
