@@ -109,10 +109,11 @@ class Transformers:
         return self._odds(hidden.last_hidden_state[0, s - 1 :: s])
 
     def _cache(self, n: int) -> DynamicCache:
-        kept = [(k.expand(n, -1, -1, -1), v.expand(n, -1, -1, -1)) for k, v in self._kept]
         cache = DynamicCache(config=self._model.config)
-        for layer, (keys, values) in enumerate(kept):
-            cache.update(keys, values, layer)
+        for layer, (keys, values) in zip(cache.layers, self._kept, strict=True):
+            layer.lazy_initialization(keys, values)
+            # Not by `update`, which copies what is expanded: the first look at the cache is copy enough.
+            layer.keys, layer.values = keys.expand(n, -1, -1, -1), values.expand(n, -1, -1, -1)
         return cache
 
     def _odds(self, hidden_ND: Tensor) -> Tensor:

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 
 from recsys.bench import SUBJECTS, Contest, Deployment, run
 from recsys.bench.harness import figure, measure
+from recsys.bench.rerank_peers import Transformers, random_model
 from recsys.cli.main import run as command
 from recsys.core import BadInput
 
@@ -99,3 +101,18 @@ def test_a_gateway_that_does_not_start_is_reported(tmp_path: object) -> None:
     deployment = Deployment(run=Path(str(tmp_path)) / "none", store=f"embedded:{tmp_path}", users=["u"])
     with pytest.raises(Unavailable, match="double11 serve"):
         run("serve", quick=True, deployment=deployment)
+
+
+def test_the_shared_cache_of_transformers_is_not_copied() -> None:
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+            "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}  # fmt: skip
+    shared, packed = (Transformers(random_model(size), way, "eager") for way in ("shared", "packed"))
+    prefix_P, suffix_NS = torch.arange(5), torch.arange(12).reshape(3, 4)
+    with torch.inference_mode():
+        said = [peer.cold(prefix_P, suffix_NS) for peer in (shared, packed)]
+        assert torch.allclose(*said, atol=1e-5)
+        assert torch.allclose(shared.warm(suffix_NS), said[0], atol=1e-6)  # and what is kept has not grown
+        made = [(layer.keys, layer.values) for layer in shared._cache(3).layers]
+    for layer, kept in zip(made, shared._kept, strict=True):
+        assert [t.data_ptr() for t in layer] == [t.data_ptr() for t in kept]
+        assert {t.shape[0] for t in layer} == {3}
