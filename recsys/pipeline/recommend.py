@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from recsys.pipeline.cache import LastSlates
 from recsys.pipeline.ports import NO_SAY, PipelineConfig, RerankWeights
 from recsys.pipeline.rerank import rerank_request
 from recsys.pipeline.slate import slate_items
-from recsys.pipeline.trace import Trace
+from recsys.pipeline.trace import Health, Trace
 from recsys.ranking import FeatureMatrix, Filter, Hydrator, Scorer, Selector
 from recsys.ranking.catalogue import Catalogue
 
@@ -68,6 +68,7 @@ class Cascade:
     budget: Budget
     config: PipelineConfig
     owned: Sequence[Callable[[], None]] = ()
+    health: Health = field(default_factory=Health)
 
     def under(self, arm: Arm) -> Cascade:
         """The same parts for an arm that asks for less of them: fewer feeds or stages, another depth."""
@@ -95,7 +96,7 @@ class Cascade:
         """
         self._check(query)
         deadline.require("recommend")
-        trace = Trace()
+        trace = Trace(self.health)
         user = await trace.attempt(
             "user",
             (stage := self.budget.stage("user", deadline)),
@@ -130,7 +131,7 @@ class Cascade:
         Raises: Unavailable when any stage fell through: a training list with a source missing would teach a lie.
         """
         self._check(query)
-        trace = Trace()
+        trace = Trace(self.health)
         user = await self.features.user(query.user_id, query.as_of_us, deadline)
         found = await self._retrieve(query, user, deadline, trace)
         found, features = await self._hydrate(query, user, found, deadline, trace)

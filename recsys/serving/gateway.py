@@ -42,7 +42,7 @@ from recsys.candidates.rows import FreshRows
 from recsys.core import RunDirectory, Unavailable, WallClock, logging, metrics
 from recsys.core.config import Config
 from recsys.core.items import ItemTable
-from recsys.pipeline import Budget, PipelineConfig, Ports, build
+from recsys.pipeline import Budget, Cascade, PipelineConfig, Ports, build
 from recsys.ranking.live import LiveCatalogue
 from recsys.serving.admin_service import AdminService
 from recsys.serving.admission import Admission
@@ -203,9 +203,10 @@ class Gateway:
 
     def status(self) -> admin_pb2.GetStatusResponse:
         """What AdminService says."""
+        cascade = self._current().cascade
         return admin_pb2.GetStatusResponse(
             state=self._state,
-            versions=self._in_force.cascade.versions_now() if self._in_force else {},
+            versions=cascade.versions_now(),
             uptime_s=time.monotonic() - self._started_s,
             in_flight_requests=self._admission.in_flight,
             in_flight_limit=self._admission.limit,
@@ -214,6 +215,7 @@ class Gateway:
                 admin_pb2.PartStatus(name=c.spec.name, state="ok" if c.ready.is_set() else "down", detail=c.detail)
                 for c in self._supervisor.children
             ]
+            + _stages(cascade)
             + (self._ann.status() if self._ann is not None else [])
             + [self._catalog.status(), self._rows.status()],
             peak_plan=self._peak.active.name,
@@ -351,6 +353,15 @@ class Gateway:
     async def _drain(self) -> None:
         """All listeners at once: what one of them waits for must not keep another open."""
         await asyncio.gather(*(server.drain() for server in self._servers))
+
+
+def _stages(cascade: Cascade) -> list[admin_pb2.PartStatus]:
+    """What it asks, as it answered last, wherever it runs: a process that hangs is there, too."""
+    asked = {"store": ["user", "hydrate"]}
+    asked |= {"ranker": ["rank"]} if cascade.scorer is not None else {}
+    asked |= {"reranker": ["rerank"]} if cascade.reranker is not None else {}
+    told = [(name, *cascade.health.of(*stages)) for name, stages in asked.items()]
+    return [admin_pb2.PartStatus(name=n, state="ok" if ok else "down", detail=detail) for n, ok, detail in told]
 
 
 def _writer(options: ServeOptions) -> ChildSpec:

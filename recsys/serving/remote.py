@@ -145,20 +145,18 @@ class RemoteAnnSource:
         return Candidates.from_source(self.name, found[0], score[0])
 
     async def check(self) -> None:
-        """Ask every shard once, where there are several, for a few seconds at most; what does not answer is logged.
+        """Ask every shard once, for a few seconds at most; what does not answer is logged.
 
         Raises: BadInput for a shard that has other items than it should.
         """
-        if len(self._shards) == 1:
-            return
         probe = pb.RetrieveRequest(history_keys=[0], history_types=[1], history_times_us=[0], as_of_us=1, limit=1)
         for answer in await asyncio.gather(*(s.ask(probe, _PROBE_S, wait_for_ready=True) for s in self._shards)):
             if isinstance(answer, BadInput):
                 raise answer
 
     def status(self) -> list[admin_pb2.PartStatus]:
-        """Of every shard, where there are several."""
-        return [s.status() for s in self._shards] if len(self._shards) > 1 else []
+        """Of every shard."""
+        return [s.status() for s in self._shards]
 
     async def _answers(
         self, request: pb.RetrieveRequest, timeout_s: float | None

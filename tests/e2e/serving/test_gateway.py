@@ -301,6 +301,10 @@ def test_commands_for_people(gateway, shoppers):
     assert {p["name"]: p["state"] for p in status["parts"]} == {
         "scoring-0": "ok",
         "rerank": "ok",
+        "store": "ok",
+        "ranker": "ok",
+        "reranker": "ok",
+        "index-shard-0/1": "ok",
         "catalog": "ok",
         "indexes": "ok",
     }

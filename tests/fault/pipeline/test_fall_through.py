@@ -142,6 +142,24 @@ async def test_an_answer_names_the_versions_that_it_is_from(shop, make):
     assert (await make(scorer=scorer, reranker=Slow()).recommend(shop.query(), within())).versions["ranker"] == "1+2"
 
 
+@pytest.mark.parametrize(("fault", "why"), [(DOWN, str(DOWN)), ("hang", "no answer in time")])
+async def test_what_failed_last_is_said_until_it_answers(shop, make, store, fault, why):
+    broken, scorer, reranker = Store(store), Scorer(), Reranker()
+    cascade = make(features=broken, scorer=scorer, reranker=reranker)
+    health, asks = cascade.health, lambda: cascade.recommend(shop.query(), within())
+    stages = {"user": (broken.faults, "user"), "hydrate": (broken.faults, "items"), "rank": scorer, "rerank": reranker}
+    assert health.of(*stages) == (True, "not asked yet")
+    await asks()
+    for stage, told in stages.items():
+        faults, name = told if isinstance(told, tuple) else (vars(told), "fault")
+        for faults[name] in (fault, None):
+            await asks()
+            ok, detail = health.of(*stages)
+            assert (ok, detail.endswith(f" s: {stage}: {why}")) == (not faults[name], bool(faults[name]))
+            assert health.of(*[s for s in stages if s != stage]) == (True, "")
+    assert cascade.under(ARMS["retrieval"]).health is health
+
+
 @pytest.mark.parametrize(("fault", "reason"), FAULTS)
 async def test_reranker(shop, make, fault, reason):
     slate = await make(reranker=Reranker(fault)).recommend(shop.query(), within())

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from contextlib import closing
 
 import grpc
 import psutil
@@ -15,7 +16,7 @@ from certificates import Authority
 from double11.v1 import recommend_pb2 as pb
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from redis_world import Server
-from serving_world import double11
+from serving_world import TOML, double11
 
 from recsys.bench.servers import free_ports
 from recsys.serving import ClientConfig, RecommendClient
@@ -93,9 +94,42 @@ async def test_stalled_scoring_worker_costs_its_share_of_the_deadline_only(gatew
         assert time.monotonic() - began_s < 1.0
         assert slate.tier == pb.TIER_RETRIEVAL
         assert {"ann:timeout", "rank:timeout"} <= set(slate.fallbacks)
+        async with AdminClient(gateway.target) as admin:  # its process is there
+            parts = {p.name: p for p in (await admin.status()).parts}
+        assert {n for n, p in parts.items() if p.state != "ok"} == {"ranker", "index-shard-0/1"}
+        assert "DEADLINE_EXCEEDED" in parts["index-shard-0/1"].detail
+        assert " s: rank: " in parts["ranker"].detail
     finally:
         os.kill(pid, signal.SIGCONT)
     await until_whole(client, shoppers[0])
+    async with AdminClient(gateway.target) as admin:
+        assert {p.state for p in (await admin.status()).parts} == {"ok"}
+
+
+async def test_a_store_and_workers_elsewhere_that_do_not_answer_are_named(serve, tmp_path):
+    (nobody,), redis = free_ports(1), Server(tmp_path / "redis")
+    toml = TOML.replace('clock = "data"', "").replace("[serving]", f'[serving]\nscoring_target = "127.0.0.1:{nobody}"')
+    flags = ("--arm", "rank", "--no-reranker", "--no-writer", "--store", redis.url, "--log", f"embedded:{tmp_path}")
+    with closing(redis):
+        gateway, pid = serve(*flags, toml=toml), redis.client.info("server")["process_id"]
+        async with RecommendClient(gateway.target) as client, AdminClient(gateway.target) as admin:
+
+            async def wrong():
+                slate = await client.recommend("nobody has seen me", deadline_ms=1_000)
+                return slate, {p.name: p.detail for p in (await admin.status()).parts if p.state == "down"}
+
+            slate, parts = await wrong()
+            assert slate.fallbacks == ["rank:unavailable"]
+            assert parts.keys() == {"ranker", "index-shard-0/1"}
+            assert "rank: scoring worker, Rank: got UNAVAILABLE" in parts["ranker"]
+            os.kill(pid, signal.SIGSTOP)
+            slate, parts = await wrong()
+            os.kill(pid, signal.SIGCONT)
+            assert slate.fallbacks == ["user:timeout"]
+            assert " s: user: " in parts["store"]
+            async with asyncio.timeout(60):
+                while "store" in (await wrong())[1]:
+                    await asyncio.sleep(0.05)
 
 
 async def test_a_worker_that_hangs_is_left_alone_until_it_answers_again(serve, shoppers):

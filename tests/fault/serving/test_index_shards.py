@@ -126,10 +126,11 @@ async def test_one_worker_without_shards_has_all_of_the_time(world):
     alone = Worker(0, 1)
     source = await world.source(alone, version="")
     assert await world.ask(source) == [10, 11, 12]
-    assert source.status() == []
+    assert [(p.name, p.state) for p in source.status()] == [("index-shard-0/1", "ok")]
     alone.hangs = True
     with pytest.raises(DeadlineExceeded):
         await world.ask(source, within_ms=50)
+    assert "DEADLINE_EXCEEDED" in source.status()[0].detail
 
 
 @pytest.mark.parametrize("workers", [[Worker(1), Worker(0)], [Worker(0), Worker(1, 3)], [Worker(0, 1), Worker(1)]])

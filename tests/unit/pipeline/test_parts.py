@@ -9,7 +9,7 @@ from recsys.core import BadInput, Candidates, Deadline, DeadlineExceeded, Tier, 
 from recsys.pipeline import ARMS, Arm, Budget, Feed, PipelineConfig
 from recsys.pipeline.cache import LastSlates
 from recsys.pipeline.rerank import rerank_request
-from recsys.pipeline.trace import Trace
+from recsys.pipeline.trace import Health, Trace
 from recsys.ranking import FeatureMatrix
 from recsys.ranking.catalogue import Catalogue
 
@@ -95,6 +95,16 @@ async def test_a_trace_notes_what_happened():
         ("a", "ok", 0, 2), ("b", "timeout", 0, 0), ("c", "timeout", 0, 0), ("d", "error", 3, 0)
     ]  # fmt: skip
     assert all(t.duration_ms >= 0 and t.start_ms >= 0 for t in trace.timings)
+
+
+def test_health_counts_from_the_first_failure(monkeypatch):
+    health = Health()
+    for now_s, failed in ((10, ""), (20, "one"), (30, "two")):
+        monkeypatch.setattr("time.monotonic", lambda now_s=now_s: now_s)
+        health.note("a", failed)
+    assert health.of("a", "b") == (False, "for 10 s: a: two")
+    health.note("a")
+    assert (health.of("a", "b"), health.of("b")) == ((True, ""), (True, "not asked yet"))
 
 
 async def test_a_bug_is_not_a_fallback():
