@@ -367,7 +367,7 @@ def _stages(cascade: Cascade) -> list[admin_pb2.PartStatus]:
 def _writer(options: ServeOptions) -> ChildSpec:
     command = "from recsys.cli.main import main; main()"
     argv = ["-c", command, "--log-level", options.log_level]
-    argv += ["ingest", "--source", options.log, "--store", options.store]
+    argv += ["ingest", "--source", options.log, "--store", options.store, "--json"]  # so it says why it ends
     if options.config_path is not None:
         argv += ["--config", str(options.config_path)]
     return ChildSpec(name="writer", argv=argv, says_ready=False)

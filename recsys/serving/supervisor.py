@@ -46,7 +46,7 @@ class ChildSpec:
     """A child: arguments of this interpreter ("-m", module, ...).
 
     says_ready: it prints a JSON line with "ready" on stdout once it serves; others count as ready when started.
-    One that cannot serve prints an error of ours, `{"error": {"message", "fix"}}`, and exits.
+    One that cannot serve, or go on, prints an error of ours, `{"error": {"message", "fix"}}`, and exits.
     """
 
     name: str
@@ -138,18 +138,14 @@ class Child:
             self._now_ready()
         assert process.stdout is not None
         while line := await _next_line(process.stdout):  # to the end: a full pipe would block the child
-            if not self.spec.says_ready:
-                continue
             told = _document(line)
             if isinstance(detail := told.get("detail"), str):
                 self._doing = detail
                 self.detail = detail if self.ready.is_set() else self.detail
-            elif self.ready.is_set():
-                continue
-            elif told.get("ready"):
-                self._now_ready()
             elif isinstance(error := told.get("error"), dict):
                 self._error = f"{error.get('message', '')} {error.get('fix', '')}".strip()
+            elif told.get("ready") and not self.ready.is_set():
+                self._now_ready()
         return await process.wait()
 
     def _now_ready(self) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import time
 from contextlib import closing
 
@@ -70,6 +71,14 @@ async def test_scoring_worker_killed_falls_to_retrieval_and_comes_back(gateway, 
         await until_whole(client, shoppers[0])
         for part in (await admin.status()).parts:
             await until_part(admin, part.name, "ok")
+
+
+async def test_a_writer_that_dies_says_why(serve):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        gateway = serve("--arm", "own_history", toml=f"[streaming.job]\nmetrics_port = {taken.getsockname()[1]}\n")
+        async with AdminClient(gateway.target) as admin:
+            died = await until_part(admin, "writer", "down")
+    assert "Address already in use" in died.detail
 
 
 async def test_rerank_worker_killed_falls_to_rank_and_comes_back(gateway, client, shoppers):

@@ -66,6 +66,16 @@ async def test_child_that_says_why_it_cannot_serve_ends_the_start_at_once(superv
     assert child.restarts == 1
 
 
+@pytest.mark.parametrize("says_ready", [True, False])
+async def test_child_that_served_says_why_it_ended(supervisor, says_ready):
+    told = json.dumps({"error": {"code": "X", "message": "store: got away.", "fix": "Start it."}})
+    argv = ["-c", f"{READY}; print({told!r}); raise SystemExit(4)"]
+    child = supervisor.start(ChildSpec(name="w", argv=argv, says_ready=says_ready))
+    await until(lambda: child.restarts == 1)
+    assert child.detail == "exited with code 4, restart 1: store: got away. Start it."
+    assert not child.hopeless
+
+
 async def test_child_that_has_served_may_die_as_often_as_it_likes(supervisor):
     child = supervisor.start(ChildSpec(name="w", argv=["-c", READY]))
     await until(lambda: child.restarts >= 5)
