@@ -37,19 +37,26 @@ _POLL_S, _RETRY_S = 0.1, 2.0
 
 @dataclass(slots=True)
 class Following:
-    """Where a follower is. stopped: why it follows no more, empty while it does."""
+    """Where a follower is. unread: why the log cannot be read now. stopped: why it follows no more. Else empty."""
 
     run_id: str
     sequence: int = 0
     samples_until_us: int = 0
     offset: int = 0
     lag_records: int = 0
+    unread: str = ""
     stopped: str = ""
+
+    @property
+    def degraded(self) -> bool:
+        """Whether what is served gets old."""
+        return bool(self.unread or self.stopped)
 
     def line(self) -> str:
         """For people."""
         line = f"run {self.run_id}, delta {self.sequence}"
         line += f", {self.lag_records} records behind" if self.lag_records else ""
+        line += f", not read: {self.unread}" if self.unread else ""
         return line + (f", stopped: {self.stopped}" if self.stopped else "")
 
 
@@ -57,9 +64,9 @@ class Follower(ABC):
     """Reads deltas of one run. `run` until cancelled."""
 
     def __init__(
-        self, log: Log, topic: str, run_id: str, clock: Clock, tell: Callable[[str], None] = lambda _: None
+        self, log: Log, topic: str, run_id: str, clock: Clock, tell: Callable[[Following], None] = lambda _: None
     ) -> None:
-        """tell: called with a line on where this follower is, when that has changed."""
+        """tell: called with where this follower is, when its line has changed."""
         self._log, self._topic, self._clock, self._tell = log, topic, clock, tell
         self.state = Following(run_id)
         self._told = ""
@@ -73,6 +80,8 @@ class Follower(ABC):
             except Double11Error as error:
                 _log.warning("deltas_not_read", error=str(error), again_in_s=_RETRY_S)
                 DELTAS.labels(outcome="log-unavailable").inc()
+                self.state.unread = str(error)
+                self._say()
                 await asyncio.sleep(_RETRY_S)
 
     async def _follow(self) -> None:
@@ -138,21 +147,24 @@ class Follower(ABC):
 
     async def _say_lag(self) -> None:
         end = (await asyncio.to_thread(self._log.end_offsets, self._topic))[0]
-        self.state.lag_records = max(end - self.state.offset, 0)
+        self.state.lag_records, self.state.unread = max(end - self.state.offset, 0), ""
         LAG_RECORDS.labels(topic=self._topic, partition="0").set(self.state.lag_records)
         if self.state.samples_until_us:
             DELTA_AGE_S.set((self._clock.now_us() - self.state.samples_until_us) / 1e6)
+        self._say()
+
+    def _say(self) -> None:
         line = self.state.line()
         if line != self._told:
             self._told = line
-            self._tell(line)
+            self._tell(self.state)
 
 
 class DeltaFollower(Follower):
     """Into a worker's models and index."""
 
     def __init__(
-        self, log: Log, topic: str, service: ScoringService, clock: Clock, tell: Callable[[str], None]
+        self, log: Log, topic: str, service: ScoringService, clock: Clock, tell: Callable[[Following], None]
     ) -> None:
         """tell: as Follower."""
         super().__init__(log, topic, service.models.run_id, clock, tell)
@@ -190,7 +202,7 @@ class RowFollower(Follower):
     def status(self) -> admin_pb2.PartStatus:
         """For AdminService."""
         detail = f"{self.state.line()}, {len(self._rows)} rows"
-        return admin_pb2.PartStatus(name="indexes", state="ok", detail=detail)
+        return admin_pb2.PartStatus(name="indexes", state="degraded" if self.state.degraded else "ok", detail=detail)
 
     async def _offered(self, value: bytes, part: delta_pb2.Delta) -> None:
         for rows in part.index_rows:

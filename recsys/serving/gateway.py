@@ -212,7 +212,7 @@ class Gateway:
             in_flight_limit=self._admission.limit,
             responses_by_tier=dict(self._recommend.responses_by_tier),
             parts=[
-                admin_pb2.PartStatus(name=c.spec.name, state="ok" if c.ready.is_set() else "down", detail=c.detail)
+                admin_pb2.PartStatus(name=c.spec.name, state=c.state, detail=c.detail)
                 for c in self._supervisor.children
             ]
             + _stages(cascade)

@@ -45,7 +45,8 @@ class ReservedPort:
 class ChildSpec:
     """A child: arguments of this interpreter ("-m", module, ...).
 
-    says_ready: it prints a JSON line with "ready" on stdout once it serves; others count as ready when started.
+    says_ready: it prints a JSON line with "ready" on stdout once it serves; others count as ready when started. A line
+    with "detail" says what it does, and "degraded" whether that is less than it should.
     One that cannot serve, or go on, prints an error of ours, `{"error": {"message", "fix"}}`, and exits.
     """
 
@@ -72,11 +73,16 @@ class Child:
         self.pid: int | None = None
         self.restarts = 0
         self.detail = "starting"
-        self.hopeless = False
+        self.hopeless = self.degraded = False
         self._backoff, self._deaths_max, self._on_hopeless = backoff, deaths_max, on_hopeless
         self._served, self._error, self._doing = not spec.says_ready, "", ""
         self._process: asyncio.subprocess.Process | None = None
         self._task = asyncio.create_task(self._keep_running())
+
+    @property
+    def state(self) -> str:
+        """For AdminService."""
+        return "down" if not self.ready.is_set() else "degraded" if self.degraded else "ok"
 
     async def stop(self, timeout_s: float) -> None:
         """SIGTERM, then SIGKILL after `timeout_s`."""
@@ -122,7 +128,7 @@ class Child:
             pause_s = min(2 * pause_s, self._backoff.max_s)
 
     async def _run_once(self) -> int:
-        self._error = ""
+        self._error, self.degraded = "", False
         self._process = process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-SEc",
@@ -140,7 +146,7 @@ class Child:
         while line := await _next_line(process.stdout):  # to the end: a full pipe would block the child
             told = _document(line)
             if isinstance(detail := told.get("detail"), str):
-                self._doing = detail
+                self._doing, self.degraded = detail, told.get("degraded") is True
                 self.detail = detail if self.ready.is_set() else self.detail
             elif isinstance(error := told.get("error"), dict):
                 self._error = f"{error.get('message', '')} {error.get('fix', '')}".strip()

@@ -29,7 +29,7 @@ from recsys.core.urls import embedded_path, scheme
 from recsys.models.config import IndexConfig, LiveIndexConfig
 from recsys.serving.catalog import CatalogFollower
 from recsys.serving.config import CatalogConfig, ServingConfig, WorkerConfig
-from recsys.serving.deltas import DeltaFollower
+from recsys.serving.deltas import DeltaFollower, Following
 from recsys.serving.server import Server, stop_signal
 from streaming.config import JobConfig
 from streaming.log import open_log, topics_at
@@ -100,9 +100,9 @@ def _snapshots_at(log_url: str, name: str, worker: WorkerConfig) -> Path | None:
     return embedded_path(log_url, "the worker's log") / "index" / name if embedded else None
 
 
-def _tell(detail: str) -> None:
+def _tell(at: Following) -> None:
     """For the supervisor: what `double11 status` says of this worker."""
-    print(json.dumps({"detail": detail}), flush=True)
+    print(json.dumps({"detail": at.line(), "degraded": at.degraded}), flush=True)
 
 
 async def _until_stopped(service: ScoringService, stop: asyncio.Event, listen: str, worker: WorkerConfig) -> None:

@@ -1,10 +1,12 @@
 """An item of today goes with what its shoppers took, and is wanted: slates hold it for these reasons, seconds later."""
 
+import asyncio
 import time
 
 import grpc
 import pytest
 from double11.v1 import event_pb2, event_pb2_grpc, recommend_pb2
+from double11.v1.delta_pb2 import Delta
 from double11.v1.sample_pb2 import Sample
 from serving_world import done
 
@@ -92,3 +94,12 @@ async def test_a_new_item_is_linked_to_what_its_shoppers_took_and_trends(gateway
     assert told.state == "ok"
     assert told.detail.startswith(f"run {run.run_id}, delta 1, ")
     assert int(told.detail.split()[-2]) > 2
+    with open_log(url) as log:  # a gap
+        producer = log.producer()
+        producer.send(Topics().deltas, b"r", Delta(run_id=run.run_id, sequence=9, num_parts=1).SerializeToString())
+        producer.close()
+    async with asyncio.timeout(GIVEN_UP_S), AdminClient(gateway.target) as admin:
+        while (scoring := next(p for p in (await admin.status()).parts if p.name == "scoring-0")).state == "ok":
+            await asyncio.sleep(0.05)
+    assert scoring.state == "degraded"
+    assert "stopped: delta, sequence: got 9; expected 2" in scoring.detail

@@ -18,7 +18,7 @@ import torch
 from double11.v1 import delta_pb2, scoring_pb2, scoring_pb2_grpc
 
 from recsys.candidates.rows import FreshRows
-from recsys.core import EventType, WallClock
+from recsys.core import EventType, Unavailable, WallClock
 from recsys.models.delta import DeltaTarget, ModelDelta, encode, target_of
 from recsys.models.ranker import Ranker
 from recsys.models.tower import Tower
@@ -173,6 +173,7 @@ def test_deltas_of_another_run_are_left_out_and_a_gap_stops_at_the_last_whole_on
     port = serving.line("ready")["port"]
     said = wait_for(lambda: "stopped" in serving.detail() and serving.detail())
     assert said.startswith(f"run {run.run_id}, delta 1")
+    assert [told["degraded"] for told in serving.lines if told.get("detail") == said] == [True]
     assert "2, the next one" in said
     assert "snapshot" in said
     assert retrieve(port, [1, 2]).version.endswith("+1")
@@ -251,3 +252,29 @@ async def test_rows_of_indexes_are_taken_in_around_records_that_cannot_be(tmp_pa
         following.cancel()
     assert {item: near.tolist() for item, (near, _) in rows.of("swing").items()} == {7: [2]}
     assert follower.status().detail == "run r, delta 2, 1 rows"
+
+
+async def test_a_follower_whose_log_is_away_says_so_until_it_is_back(tmp_path, monkeypatch):
+    url = f"embedded:{tmp_path / 'home'}"
+    world.make_log(url)
+    monkeypatch.setattr("recsys.serving.deltas._RETRY_S", 0.01)
+    with open_log(url) as log:
+
+        def away(topic):
+            raise Unavailable("log", came="nothing", expected="an answer", fix="Start it.")
+
+        follower = RowFollower(log, world.TOPICS.deltas, "r", FreshRows(), WallClock())
+
+        async def until(state):
+            async with asyncio.timeout(60):
+                while follower.status().state != state:
+                    await asyncio.sleep(0.01)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(log, "end_offsets", away)
+            following = asyncio.create_task(follower.run())
+            await until("degraded")
+            assert "delta 0, not read: log: got nothing" in follower.status().detail
+        await until("ok")
+        following.cancel()
+    assert follower.status().detail == "run r, delta 0, 0 rows"

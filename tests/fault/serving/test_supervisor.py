@@ -76,6 +76,14 @@ async def test_child_that_served_says_why_it_ended(supervisor, says_ready):
     assert not child.hopeless
 
 
+async def test_child_says_what_it_does_and_whether_that_is_less_than_it_should(supervisor):
+    told = json.dumps({"detail": "stopped", "degraded": True})
+    child = supervisor.start(ChildSpec(name="w", argv=["-c", f"print({told!r}, flush=True); {SERVE_FOREVER}"]))
+    assert child.state == "down"
+    await supervisor.wait_ready(20.0)
+    assert (child.state, child.detail) == ("degraded", "stopped")
+
+
 async def test_child_that_has_served_may_die_as_often_as_it_likes(supervisor):
     child = supervisor.start(ChildSpec(name="w", argv=["-c", READY]))
     await until(lambda: child.restarts >= 5)
