@@ -18,6 +18,7 @@ import json
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -185,7 +186,7 @@ class EndpointTeacher:
         try:
             while pending:
                 done, pending = runner.run(asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED))
-                yield from (task.result() for task in done)
+                yield from sorted((task.result() for task in done), key=itemgetter(0))
         finally:
             runner.run(client.close())
 
