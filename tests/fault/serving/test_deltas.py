@@ -205,17 +205,17 @@ async def test_records_that_no_run_wrote_stop_no_worker_and_a_lost_delta_does(tm
         (part,) = encode(ModelDelta(run_id="r", sequence=sequence, tables={}, dense={"number": number}))
         return part
 
-    worker, details = Models(), []
+    worker, told = Models(), []
     with open_log(url) as log:
         producer = log.producer()
         for value in [b"\xff\xff", delta(1), b"\xff\xff", b"", delta(2), delta(3)[:-1], delta(4)]:
             producer.send(world.TOPICS.deltas, b"r", value)
         producer.close()
-        follower = DeltaFollower(log, world.TOPICS.deltas, worker, WallClock(), details.append)
+        follower = DeltaFollower(log, world.TOPICS.deltas, worker, WallClock(), told.append)
         async with asyncio.timeout(60):
             await follower.run()
     assert worker.models.dense["number"].item() == 2
-    assert "3, the next one" in details[-1]
+    assert "3, the next one" in told[-1].stopped
 
 
 async def test_rows_of_indexes_are_taken_in_around_records_that_cannot_be(tmp_path):
