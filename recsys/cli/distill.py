@@ -92,7 +92,7 @@ def _unwinding_on_sigterm() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError):  # the latter from an event loop that was just about to stop
         if not ended:
             raise
         raise SystemExit(128 + signal.SIGTERM) from None

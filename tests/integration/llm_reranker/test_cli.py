@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -81,6 +82,7 @@ def test_sigterm_keeps_the_labels_that_were_paid_for(
 
     def ended(n: int, _: object) -> Said:
         if n == 2:
+            time.sleep(0.5)  # the lists before this one have been handed out
             os.kill(os.getpid(), signal.SIGTERM)
         return answer
 

@@ -46,7 +46,8 @@ def worker(run, log, categories, tmp_path_factory):
     follow = ["--log", f"embedded:{log.path.parent}"]
     command = [sys.executable, "-m", "recsys.serving.worker", "--run", str(run.root), *follow]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        yield f"127.0.0.1:{json.loads(process.stdout.readline())['port']}"
+        told = map(json.loads, process.stdout)  # of its followers, too
+        yield f"127.0.0.1:{next(line['port'] for line in told if 'port' in line)}"
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
 
