@@ -57,7 +57,7 @@ def adopt(
     """
     config, serving = config or DistillConfig(), serving or RerankConfig()
     started_s = time.perf_counter()
-    teacher = LocalTeacher(source, serving, precision=serving.precision)
+    teacher = LocalTeacher(source, serving)
     lists = read(lists_path, until_us=until_us)
     parts = split(lists, config, seed)
     tasks: dict[str, Any] = {}
@@ -111,7 +111,8 @@ def _known_answer(folder: Path, items: ItemTable, serving: RerankConfig) -> Mapp
         texts=[*[""] * len(ids), "an item of no shop"],
         features=np.empty((len(ids) + 1, 0), np.float32),
     )
-    engine = Engine(checkpoint.read(folder, precision=serving.precision), items, serving, version="known-answer")
+    loaded = checkpoint.read(folder, precision=serving.precision, device=serving.device)
+    engine = Engine(loaded, items, serving, version="known-answer")
     answer = engine.score([request], [0.0])[0]
     if isinstance(answer, Double11Error):
         raise answer

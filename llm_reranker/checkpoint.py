@@ -31,7 +31,7 @@ from llm_reranker.linear import Precision
 from llm_reranker.model import Model, ModelConfig
 from llm_reranker.prompt import CONTROL_TOKENS
 from recsys.core import disk
-from recsys.core.errors import CorruptData, VersionMismatch
+from recsys.core.errors import CorruptData, Unavailable, VersionMismatch
 from recsys.core.ids import find_rows
 from recsys.core.run_dir import permitted
 
@@ -102,17 +102,31 @@ class Checkpoint:
     items: SoftItems | None
 
 
-def read(folder: Path, *, has: Callable[[str], bool] | None = None, precision: Precision = "fp32") -> Checkpoint:
+def read(
+    folder: Path,
+    *,
+    has: Callable[[str], bool] | None = None,
+    precision: Precision = "fp32",
+    device: str | torch.device = "cpu",
+) -> Checkpoint:
     """Read a folder. has: which file names count (a run counts only what its manifest lists; default: what is there).
 
-    precision: of the model's products; files are float32 or narrower floats.
+    precision: of the model's products; files are float32 or narrower floats. device: where model and extras are; the
+    items' soft tokens stay in the host's memory.
 
     Raises: CorruptData for missing files or keys, and missing, extra or mis-shaped tensors; VersionMismatch; BadInput
-    for a file that this user may not read.
+    for a file that this user may not read; Unavailable where this machine has no such device.
     """
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise Unavailable(
+            "[llm_reranker] device", came=f"{device}, torch {torch.__version__}", expected="a CUDA device",
+            fix="Set it to cpu, or install the CUDA build where a GPU is: make setup VARIANT=cuda.",
+        )  # fmt: skip
     has = has or (lambda name: (folder / name).is_file())
     config = ModelConfig.from_json(read_json(folder / "config.json"), str(folder / "config.json"))
-    model = Model(config, read_model_tensors(folder, config), precision)
+    tensors = read_model_tensors(folder, config, torch.bfloat16 if precision == "bf16" else torch.float32)
+    model = Model(config, {name: tensors.pop(name).to(device) for name in list(tensors)}, precision)
     tokenizer = read_tokenizer(folder / "tokenizer.json", config.vocab_size)
     card, extras, items = None, None, None
     if has("double11.json"):
@@ -121,7 +135,7 @@ def read(folder: Path, *, has: Callable[[str], bool] | None = None, precision: P
         extras = Extras(config.hidden_size, card.feature_names, card.embedding_dim, card.soft_tokens)
         shapes = {n: tuple(t.shape) for n, t in extras.state_dict().items()}
         extras.load_state_dict(_tensors([folder / "extras.safetensors"], shapes))
-        extras.eval().requires_grad_(False)
+        extras.eval().requires_grad_(False).to(device)
         if has("items.safetensors"):
             items = read_items(folder / "items.safetensors", card.soft_tokens, config.hidden_size)
     elif card is not None and card.soft_tokens:
@@ -142,14 +156,14 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_model_tensors(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
-    """Every tensor of `config.shapes()` as float32, of all weight files.
+def read_model_tensors(folder: Path, config: ModelConfig, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Every tensor of `config.shapes()`, of all weight files.
 
     Raises: CorruptData.
     """
     # A tied checkpoint may carry a copy of the embedding as its head.
     optional = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    return _tensors(weight_files(folder), config.shapes(), optional)
+    return _tensors(weight_files(folder), config.shapes(), optional, dtype)
 
 
 def read_items(path: Path, soft_tokens: int, hidden: int) -> SoftItems:
@@ -232,7 +246,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _tensors(
-    files: Sequence[Path], shapes: Mapping[str, tuple[int, ...]], optional: set[str] | None = None
+    files: Sequence[Path],
+    shapes: Mapping[str, tuple[int, ...]],
+    optional: set[str] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
     tensors = _open(files)
     names, expected = set(tensors) - (optional or set()), set(shapes)
@@ -245,7 +262,7 @@ def _tensors(
         if tuple(tensors[name].shape) != shape or not tensors[name].is_floating_point():
             came = f"{tuple(tensors[name].shape)} of {tensors[name].dtype}"
             raise CorruptData(f"{where}, {name}", came=came, expected=f"{shape} of floats", fix=_FIX)
-    made = {name: tensors.pop(name).float() for name in shapes}  # never both whole copies in memory
+    made = {name: tensors.pop(name).to(dtype) for name in shapes}  # never both whole copies in memory
     for name, tensor in made.items():
         if not tensor.isfinite().all():
             raise CorruptData(f"{where}, {name}", came="NaN or infinite weights", expected="finite ones", fix=_FIX)

@@ -22,7 +22,8 @@ class RerankConfig:
     longer the first candidates are scored.
     score_cache_items_max: scores kept for the same context, item and features; 0 = off. adaptive_depth: score fewer
     candidates where the time is short; off, a batch is computed whole and may come too late.
-    precision: of the model's products; int8 is faster and keeps the order but for near ties.
+    device: "cuda" has precision "bf16" and no other. precision: of the model's products; int8 is faster and keeps the
+    order but for near ties. cuda_graphs_max: forwards of so many sizes are recorded and played back; 0 = none.
     backend: "ours", or a scoring server at backend_url, asked backend_requests_max requests at once: "sglang"
     (`/v1/score`, with token ids) or "vllm" (`/score`), as which model backend_model says.
     threads: of torch, in the server; more than there are free cores is far slower than one.
@@ -42,7 +43,9 @@ class RerankConfig:
     backend_url: str = ""
     backend_model: str = ""
     backend_requests_max: int = 16
-    precision: Literal["fp32", "int8"] = "fp32"
+    device: Literal["cpu", "cuda"] = "cpu"
+    precision: Literal["fp32", "int8", "bf16"] = "fp32"
+    cuda_graphs_max: int = 32
     threads: int = 1
     deadline_ms_default: float = 200.0
     deadline_ms_max: float = 10_000.0
@@ -59,11 +62,19 @@ class RerankConfig:
         in_range("llm_reranker.prefix_cache_bytes_max", self.prefix_cache_bytes_max, 0, 1 << 40)
         in_range("llm_reranker.score_cache_items_max", self.score_cache_items_max, 0, 100_000_000)
         in_range("llm_reranker.backend_requests_max", self.backend_requests_max, 1, 4096)
+        in_range("llm_reranker.cuda_graphs_max", self.cuda_graphs_max, 0, 1024)
         in_range("llm_reranker.threads", self.threads, 1, 256)
         in_range("llm_reranker.deadline_ms_max", self.deadline_ms_max, 1, 600_000)
         in_range("llm_reranker.deadline_ms_default", self.deadline_ms_default, 1, self.deadline_ms_max)
         in_range("llm_reranker.drain_s_max", self.drain_s_max, 0.1, 600)
         in_range("llm_reranker.metrics_port", self.metrics_port, 0, 65_535)
+        if (self.device == "cuda") != (self.precision == "bf16"):
+            raise BadInput(
+                "llm_reranker.precision",
+                came=f"{self.precision} on {self.device}",
+                expected="fp32 or int8 on cpu, bf16 on cuda",
+                fix="Set device and precision together.",
+            )
 
 
 @section("llm_reranker.distill")
@@ -146,8 +157,9 @@ class DistillConfig:
 @section("llm_reranker.teacher")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherConfig:
-    """An OpenAI-compatible endpoint that labels lists (`distill --teacher openai:MODEL`).
+    """Who labels lists: a local checkpoint (`distill --teacher hf:FOLDER`) on `device`, in bf16 where that is "cuda".
 
+    All else is of an OpenAI-compatible endpoint (`openai:MODEL`).
     base_url: empty = OPENAI_BASE_URL, else OpenAI's. api_key_variable: the environment variable that holds the key;
     the key itself is never configuration. mode: listwise asks for an order, pointwise for yes or no and how likely.
     answer_format: json_schema makes the server keep to the form, where it can. permutations: orders in which a list is
@@ -156,6 +168,7 @@ class TeacherConfig:
     usd_per_million_*: the provider's prices; 0 = unknown, then tokens_max alone bounds what is spent.
     """
 
+    device: Literal["cpu", "cuda"] = "cpu"
     base_url: str = ""
     api_key_variable: str = "OPENAI_API_KEY"
     mode: Literal["listwise", "pointwise"] = "listwise"

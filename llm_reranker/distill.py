@@ -125,7 +125,8 @@ class _Work:
         if kind == "hf":
             from llm_reranker.teachers.local import LocalTeacher
 
-            return LocalTeacher(Path(rest), RerankConfig())
+            on_cuda = RerankConfig(device="cuda", precision="bf16")
+            return LocalTeacher(Path(rest), on_cuda if config.device == "cuda" else RerankConfig())
         if kind == "openai":
             from llm_reranker.teachers.endpoint import EndpointTeacher
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,10 +18,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from llm_reranker.attention import PackedCausal, SharedPrefix, WithPrefixes
+from llm_reranker.attention import KeyValues, PackedCausal, SharedPrefix, WithPrefixes
 from llm_reranker.base import RerankRequest, RerankResult
 from llm_reranker.checkpoint import Checkpoint
 from llm_reranker.config import RerankConfig
+from llm_reranker.graphs import Graphs
 from llm_reranker.prefix_cache import PrefixCache
 from llm_reranker.prompt import Prompt, history_text, item_texts
 from llm_reranker.score_cache import ScoreCache
@@ -30,8 +31,11 @@ from recsys.core import metrics
 from recsys.core.errors import BadInput, DeadlineExceeded, Double11Error, Internal
 from recsys.core.ids import keys
 from recsys.core.items import ItemTable
+from recsys.core.logging import get_logger
 
 Scores = npt.NDArray[np.float32]
+_Ids = tuple[int, ...]
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,10 @@ class Engine:
             )
         self.prompt = Prompt(loaded.tokenizer, prefix_tokens_max=prefix_max, item_tokens_max=self._item_tokens_max)
         self._direction_D = loaded.model.label_direction(loaded.yes, loaded.no)
-        self._tail_TD = loaded.model.embed(torch.tensor(self.prompt.tail))
+        self._device = loaded.model.device
+        self._tail_TD = loaded.model.embed(self._ids(self.prompt.tail)).float()
+        recorded = self._device.type == "cuda" and config.cuda_graphs_max
+        self._graphs = Graphs(loaded.model, graphs_max=config.cuda_graphs_max) if recorded else None
         self._cache = PrefixCache(config.prefix_cache_bytes_max)
         self._scores = ScoreCache(config.score_cache_items_max)
         self.speed = SpeedModel()
@@ -161,33 +168,52 @@ class Engine:
 
     def _forward(self, batch: list[_Prepared]) -> tuple[list[Scores], int]:
         """Scores per request, and the tokens that were computed."""
-        model, live = self._loaded.model, [p for p in batch if p.lengths]
+        live = [p for p in batch if p.lengths]
         if not live:
             return [p.known for p in batch], 0
         found = {p.prefix: self._cache.get(p.prefix) for p in live}
         missing = [ids for ids, kv in found.items() if kv is None]
-        packed = PackedCausal([len(ids) for ids in missing], states=False)
-        computed = dict(zip(missing, packed.kept, strict=True))  # filled while the candidates are computed
-        prefixes = [kv if (kv := found[p.prefix]) is not None else computed[p.prefix] for p in live]
-        shared = SharedPrefix(prefixes, [p.lengths for p in live], last_only=True)
-        tokens = sum(map(len, missing))
-        new_TD = model.embed(torch.tensor([i for ids in missing for i in ids], dtype=torch.long))
-        steps = [torch.arange(len(ids)) for ids in missing]
-        steps += [len(p.prefix) + torch.arange(n) for p in live for n in p.lengths]
-        x_TD = torch.cat([new_TD, *(p.suffix_TD for p in live)])
-        hidden_ND = model.hidden(x_TD, torch.cat(steps), WithPrefixes(packed, tokens, shared) if missing else shared)
+        computed, hidden_ND = self._states(live, found, missing)
         for ids, kv in computed.items():
             self._cache.put(ids, kv)
-        raw_N = hidden_ND @ self._direction_D
+        raw_N = hidden_ND.float() @ self._direction_D
         if (extras := self._loaded.extras) and (card := self._loaded.card):
             signals_NX = torch.cat([p.signals_NX for p in live if p.signals_NX is not None])
             raw_N = card.calibration_scale * (raw_N + extras.score(signals_NX)[:, 0]) + card.calibration_bias
-        for p, raw in zip(live, torch.split(raw_N, [len(p.lengths) for p in live]), strict=True):
+        for p, raw in zip(live, torch.split(raw_N.cpu(), [len(p.lengths) for p in live]), strict=True):
             scores = raw.numpy()
             p.known[np.isnan(p.known)] = scores
             if p.keys:
                 self._scores.put(p.keys, scores)
-        return [p.known for p in batch], len(x_TD)
+        return [p.known for p in batch], sum(map(len, missing)) + sum(len(p.suffix_TD) for p in live)
+
+    def _states(
+        self, live: list[_Prepared], found: Mapping[_Ids, KeyValues | None], missing: list[_Ids]
+    ) -> tuple[dict[_Ids, KeyValues], Tensor]:
+        """Keys and values of the missing prefixes, and the final states [N, D] of all candidates' last tokens."""
+        model, known = self._loaded.model, {ids: kv for ids, kv in found.items() if kv is not None}
+        if self._graphs is not None:
+            try:
+                computed = {ids: self._graphs.prefix(ids) for ids in missing}
+                kept = known | computed
+                parts = [self._graphs.states(kept[p.prefix], p.suffix_TD, p.lengths) for p in live]
+            except RuntimeError as error:  # of a device, or a kernel for it, that cannot be recorded
+                _log.warning("cuda_graphs_off", reason=str(error))
+                metrics.RERANK_GRAPHS_OFF.inc()
+                self._graphs = None
+            else:
+                return computed, torch.cat(parts)
+        packed = PackedCausal([len(ids) for ids in missing], states=False, device=self._device)
+        computed = dict(zip(missing, packed.kept, strict=True))  # filled while the candidates are computed
+        kept = known | computed
+        prefixes, tokens = [kept[p.prefix] for p in live], sum(map(len, missing))
+        shared = SharedPrefix(prefixes, [p.lengths for p in live], last_only=True, device=self._device)
+        new_TD = model.embed(self._ids([i for ids in missing for i in ids]))
+        steps = [torch.arange(len(ids)) for ids in missing]
+        steps += [len(p.prefix) + torch.arange(n) for p in live for n in p.lengths]
+        position_T = torch.cat(steps).to(self._device)
+        attention = WithPrefixes(packed, tokens, shared) if missing else shared
+        return computed, model.hidden(torch.cat([new_TD, *(p.suffix_TD for p in live)]), position_T, attention)
 
     def _prepare(self, request: RerankRequest, depth: int) -> _Prepared:
         if not depth:
@@ -203,13 +229,14 @@ class Engine:
         lengths = [len(b) + len(self._tail_TD) for b in bodies]
         tails, signals_NX = self._tail_TD.expand(len(new), *self._tail_TD.shape), None
         if extras := self._loaded.extras:
-            features_NF = torch.from_numpy(np.ascontiguousarray(features[new], np.float32))
-            context_1PD = self._loaded.model.embed(torch.tensor([prefix]))
-            real_1P = torch.ones(1, len(prefix), dtype=torch.bool)
+            features_NF = torch.from_numpy(np.ascontiguousarray(features[new], np.float32)).to(self._device)
+            context_1PD = self._loaded.model.embed(self._ids(prefix)).float()[None]
+            real_1P = torch.ones(1, len(prefix), dtype=torch.bool, device=self._device)
             signals_NX = extras.signals(features_NF[None], torch.stack(bodies)[None], context_1PD, real_1P)[0]
             tails = tails.clone()
             tails[:, -1] += extras.signals_to_hidden(signals_NX)
         suffix_TD = torch.cat([x for body, tail in zip(bodies, tails, strict=True) for x in (body, tail)])
+        suffix_TD = suffix_TD.to(self._loaded.model.embed_VD.dtype)
         return _Prepared(prefix, known, [keys[i] for i in new] if keys else [], suffix_TD, lengths, signals_NX)
 
     def _bodies(self, item_ids: Sequence[str], texts: Sequence[str]) -> list[Tensor]:
@@ -220,7 +247,7 @@ class Engine:
             ids = self.prompt.items(self._texts(key_N, texts))
             return list(
                 torch.split(
-                    self._loaded.model.embed(torch.tensor([i for t in ids for i in t], dtype=torch.long)),
+                    self._loaded.model.embed(self._ids([i for t in ids for i in t])),
                     [len(t) for t in ids],
                 )
             )
@@ -232,7 +259,10 @@ class Engine:
             texts = self._texts(key_N[new], [texts[i] for i in new])
             nothing = torch.full((len(new), extras.embedding_dim), math.nan)
             soft[new] = encode_items(self._loaded, self.prompt, texts, nothing)
-        return list(soft)
+        return list(soft.to(self._device))
+
+    def _ids(self, ids: Sequence[int]) -> Tensor:
+        return torch.tensor(ids, dtype=torch.long, device=self._device)
 
     def _texts(self, key_N: npt.NDArray[np.int64], texts: Sequence[str]) -> list[str]:
         """The given texts, empty ones looked up in the item table."""
@@ -255,10 +285,12 @@ class Engine:
 
 
 def encode_items(loaded: Checkpoint, prompt: Prompt, texts: Sequence[str], embedding_NC: Tensor) -> Tensor:
-    """Soft tokens [N, S, D] of items from their texts and collaborative embeddings (NaN rows = none)."""
+    """Soft tokens [N, S, D] of items from their texts and collaborative embeddings (NaN rows = none), on the CPU."""
     assert loaded.extras is not None
+    device = loaded.model.device
     ids = prompt.items(texts)
     width = max(1, max(map(len, ids), default=1))
     ids_NL = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids])
     real_NL = torch.arange(width) < torch.tensor([len(row) for row in ids])[:, None]
-    return loaded.extras.encode(loaded.model.embed(ids_NL), real_NL, embedding_NC)
+    text_NLD = loaded.model.embed(ids_NL.to(device)).float()
+    return loaded.extras.encode(text_NLD, real_NL.to(device), embedding_NC.to(device)).cpu()

@@ -67,6 +67,7 @@ class GroupedMixture:
         """gate_up_EXD: [E, 2W, D]. down_EDW: [E, D, W]."""
         self._router_ED, self._per_token, self._normed = router_ED, per_token, normed
         self._gate_up, self._down = gate_up_EXD.transpose(1, 2), down_EDW.transpose(1, 2)
+        self._expert_E = torch.arange(len(router_ED), device=router_ED.device)
 
     def __call__(self, x_TD: Tensor) -> Tensor:
         """[T, D] to [T, D]."""
@@ -75,7 +76,8 @@ class GroupedMixture:
         weight_TK = best_TK.softmax(-1) if self._normed else (best_TK - logit_TE.logsumexp(-1, keepdim=True)).exp_()
         expert_A = expert_TK.flatten()
         order_A = expert_A.argsort(stable=True)
-        ends_E = torch.bincount(expert_A, minlength=len(self._gate_up)).cumsum(0).to(torch.int32)
+        # Sought, not counted: a count waits for the device, and a recorded forward must not.
+        ends_E = torch.searchsorted(expert_A[order_A], self._expert_E, right=True, out_int32=True)
         x_AD = x_TD[order_A // self._per_token]
         hidden_AW = gated(torch._grouped_mm(x_AD, self._gate_up, ends_E))
         y_AD = torch.empty_like(x_AD)

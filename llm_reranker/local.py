@@ -23,8 +23,8 @@ from recsys.core.errors import CorruptData, Double11Error, NotFound
 from recsys.core.items import ItemTable
 from recsys.core.run_dir import RunDirectory
 
-# Of the known answer, absolute and relative: what other instructions, and 8-bit products, may change.
-KNOWN_ANSWER_TOLERANCE = {"fp32": 1e-3, "int8": 0.1}
+# Of the known answer, absolute and relative: what other instructions, and narrower numbers, may change.
+KNOWN_ANSWER_TOLERANCE = {"fp32": 1e-3, "int8": 0.1, "bf16": 0.1}
 _PROBE_CANDIDATES = 128
 
 
@@ -55,7 +55,8 @@ class LocalReranker:
     def from_folder(cls, folder: Path, items: ItemTable, *, config: RerankConfig | None = None) -> LocalReranker:
         """A reranker from any Qwen3 folder (a Qwen3-Reranker checkpoint scores in text mode)."""
         config = config or RerankConfig()
-        return cls.of(checkpoint.read(folder, precision=config.precision), items, folder.name, config)
+        loaded = checkpoint.read(folder, precision=config.precision, device=config.device)
+        return cls.of(loaded, items, folder.name, config)
 
     @classmethod
     def of(
@@ -114,7 +115,7 @@ def read_version(run: RunDirectory, version: str | None, config: RerankConfig) -
     version = version or versions[-1]
     folder = f"reranker/{version}"
     has = lambda name: run.has(f"{folder}/{name}")  # noqa: E731 one line says it
-    return version, checkpoint.read(run.root / folder, has=has, precision=config.precision)
+    return version, checkpoint.read(run.root / folder, has=has, precision=config.precision, device=config.device)
 
 
 def _probe(engine: Engine, known: Mapping[str, Any], tolerance: float) -> None:

@@ -200,7 +200,8 @@ class Model:
         self.head_VD = self.embed_VD if config.tie_word_embeddings else tensors["lm_head.weight"]
         self._norm_D = tensors["model.norm.weight"]
         self._layers = [_layer(config, tensors, i, precision) for i in range(config.num_hidden_layers)]
-        self._turn_P2c = _turns(config, self.embed_VD.device)
+        self.device = self.embed_VD.device
+        self._turn_P2c = _turns(config, self.device)
         self.positions = len(self._turn_P2c)  # a token's position is below it
 
     def embed(self, ids_T: Tensor) -> Tensor:
@@ -208,8 +209,8 @@ class Model:
         return F.embedding(ids_T, self.embed_VD)  # a fifth of the time of indexing
 
     def label_direction(self, yes: int, no: int) -> Tensor:
-        """w_yes - w_no, [D]: hidden . direction is the log-odds of "yes" against "no", no vocabulary needed."""
-        return self.head_VD[yes] - self.head_VD[no]
+        """w_yes - w_no, float32 [D]: hidden . direction is the log-odds of "yes" against "no", no vocabulary needed."""
+        return self.head_VD[yes].float() - self.head_VD[no].float()
 
     def hidden(self, x_TD: Tensor, position_T: Tensor, attention: Attention) -> Tensor:
         """Final states (after the last norm) of T input vectors at their positions in their sequences.

@@ -21,7 +21,6 @@ import torch
 from llm_reranker import checkpoint
 from llm_reranker.attention import PackedCausal, SharedPrefix
 from llm_reranker.config import RerankConfig
-from llm_reranker.linear import Precision
 from llm_reranker.lists import Lists
 from llm_reranker.prompt import Prompt
 from llm_reranker.teachers.base import Judgement
@@ -36,13 +35,16 @@ class LocalTeacher:
 
     fitted = False
 
-    def __init__(self, folder: Path, config: RerankConfig, *, precision: Precision = "fp32") -> None:
-        """config: how many tokens of history and item it reads. Raises: NotFound, CorruptData, BadInput for too few."""
+    def __init__(self, folder: Path, config: RerankConfig) -> None:
+        """config: how many tokens of history and item it reads, in which precision and where.
+
+        Raises: NotFound, CorruptData, BadInput for too few.
+        """
         if not folder.is_dir():
             raise NotFound(
                 "--teacher hf", came=str(folder), expected="a Hugging Face folder", fix="Download a Qwen3 checkpoint."
             )
-        self._loaded = checkpoint.read(folder, precision=precision)
+        self._loaded = checkpoint.read(folder, precision=config.precision, device=config.device)
         self._prompt = Prompt(
             self._loaded.tokenizer,
             prefix_tokens_max=config.prefix_tokens_max,
@@ -79,12 +81,14 @@ class LocalTeacher:
         suffixes = [(*ids, *self._prompt.tail) for ids in self._prompt.items(texts)]
         lengths = [len(s) for s in suffixes]
         with torch.inference_mode():
-            context = PackedCausal([len(prefix)], states=False)
-            model.hidden(model.embed(torch.tensor(prefix)), torch.arange(len(prefix)), context)
-            own = SharedPrefix(context.kept, [lengths], last_only=True)
+            context = PackedCausal([len(prefix)], states=False, device=model.device)
+            at = torch.arange(len(prefix), device=model.device)
+            model.hidden(model.embed(torch.tensor(prefix, device=model.device)), at, context)
+            own = SharedPrefix(context.kept, [lengths], last_only=True, device=model.device)
             position = len(prefix) + torch.cat([torch.arange(n) for n in lengths])
-            hidden_nD = model.hidden(model.embed(torch.tensor([i for s in suffixes for i in s])), position, own)
-            log_odds: npt.NDArray[np.float32] = (hidden_nD @ self._direction_D).numpy()
+            ids = torch.tensor([i for s in suffixes for i in s])
+            hidden_nD = model.hidden(model.embed(ids.to(model.device)), position.to(model.device), own)
+            log_odds: npt.NDArray[np.float32] = (hidden_nD.float() @ self._direction_D).cpu().numpy()
         return Judgement(
             log_odds=log_odds,
             prompt=f"{self._prompt.template.head}{history}{self._prompt.template.middle}ITEM{self._prompt.template.tail}",

@@ -26,7 +26,7 @@ from llm_reranker.linear import kernels, linear
 from llm_reranker.model import ModelConfig
 from recsys.bench import rerank_llama_cpp as llama_cpp
 from recsys.bench.harness import Row, sampled
-from recsys.bench.rerank_cuda import LAYER, on_cuda
+from recsys.bench.rerank_cuda import LAYER, on_device
 from recsys.bench.rerank_peers import Contestant, Ours, Transformers, random_model, tensors
 from recsys.bench.rerank_served import served
 from recsys.core import Internal
@@ -69,7 +69,7 @@ def bench(quick: bool, run_path: Path | None = None) -> tuple[dict[str, Any], li
         rows += served(folder, run_path, requests=8 if quick else 400)
     if torch.cuda.is_available() and not quick:
         with torch.inference_mode():
-            rows += on_cuda(LAYER, candidates=100, prefix=p, suffix=s, repeats=repeats)
+            rows += on_device(LAYER, candidates=100, prefix=p, suffix=s, repeats=repeats)
     peer = "ran" if llama_cpp.installed() else f"peer not installed: {llama_cpp.INSTALL}"
     config = {
         "shapes": shapes, "prefix_tokens": p, "candidate_tokens": s, "repeats": repeats, "kernels": kernels(),

@@ -57,7 +57,7 @@ class Ours:
             torch.cat([at[: self._prefix], at[self._prefix :].repeat(n)]),
             WithPrefixes(packed, self._prefix, shared),
         )
-        return hidden_ND @ self._model.label_direction(YES, NO)
+        return hidden_ND.float() @ self._model.label_direction(YES, NO)
 
     def warm(self, suffix_NS: Tensor) -> Tensor:
         """See Contestant."""
@@ -65,7 +65,7 @@ class Ours:
         position_T = torch.arange(self._prefix, self._prefix + s, device=suffix_NS.device).repeat(n)
         last = SharedPrefix(self._kept, [[s] * n], last_only=True, device=suffix_NS.device)
         hidden_ND = self._model.hidden(self._model.embed(suffix_NS.flatten()), position_T, last)
-        return hidden_ND @ self._model.label_direction(YES, NO)
+        return hidden_ND.float() @ self._model.label_direction(YES, NO)
 
 
 class Transformers:

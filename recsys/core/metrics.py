@@ -80,6 +80,10 @@ RERANK_CUT = Counter("double11_rerank_cut_total", "Requests of which the time al
 RERANK_REFUSED = Counter(
     "double11_rerank_refused_total", "Requests that no batch took: queue-full, given-up for others, late", ["reason"]
 )
+RERANK_GRAPHS_OFF = Counter(
+    "double11_rerank_graphs_off_total",
+    "Times a CUDA forward could not be recorded, and is launched kernel by kernel since",
+)
 RERANK_SCORE_CACHE = Counter("double11_rerank_score_cache_total", "Score cache look-ups", ["outcome"])
 RERANK_PREFIX_CACHE = Counter("double11_rerank_prefix_cache_total", "Prefix cache look-ups", ["outcome"])
 WORKER_RESTARTS = Counter(

@@ -1,12 +1,14 @@
-"""What every Reranker promises, checked on the one in this process and on the one behind gRPC."""
+"""What every Reranker promises, checked on the one in this process, one on a device and the one behind gRPC."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import ModuleType
 
 import numpy as np
 import pytest
+from device_world import engine_elsewhere
 
 from llm_reranker.base import HistoryItem, Reranker, RerankRequest
 from llm_reranker.client import RemoteReranker
@@ -20,11 +22,14 @@ from recsys.core.run_dir import RunDirectory
 NOW_US = 1_500_000_000_000_000
 
 
-@pytest.fixture(params=["local", "remote"])
-async def reranker(request: pytest.FixtureRequest, run: RunDirectory) -> AsyncIterator[Reranker]:
+@pytest.fixture(params=["local", "remote", "device"])
+async def reranker(request: pytest.FixtureRequest, run: RunDirectory, world: ModuleType) -> AsyncIterator[Reranker]:
     config = RerankConfig()
-    local = LocalReranker.load(run, config=config)
-    if request.param == "local":
+    if request.param == "device":
+        local = LocalReranker(engine_elsewhere(run.root / "reranker/1", world.items()), config)
+    else:
+        local = LocalReranker.load(run, config=config)
+    if request.param != "remote":
         yield local
         local.close()
         return
